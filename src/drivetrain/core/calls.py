@@ -1,0 +1,164 @@
+"""A Call and its Attempts: as frames in the ledger (versioned, readable for ever) and as one joined record.
+
+Stored types carry their version in their tag and are never changed: a new field is a new version, and
+the old one stays readable. Times are UTC nanoseconds, offsets microseconds since the Call opened.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from drivetrain.core.money import NO_USAGE, Usage
+
+RETAINED_NONE, RETAINED_HASH, RETAINED_FULL = 0, 1, 2
+
+
+class Attribution(msgspec.Struct, frozen=True, array_like=True):
+    """Who a Call is for; every cent is attributed to each of these."""
+
+    tenant: str = ""
+    team: str = ""
+    use_case: str = ""
+    key: str = ""
+    """Name of the key, never the key."""
+    user: str = ""
+    tags: tuple[str, ...] = ()
+    """`name` or `name=value`, sorted."""
+
+
+class AttemptV1(msgspec.Struct, frozen=True, array_like=True):
+    """One try of one variant."""
+
+    variant: str
+    model: str
+    """`provider/model`; empty for a rule."""
+    purpose: str
+    """`answer`, `escalation`, `fallback` or `retry`."""
+    verdict: str
+    """`accepted`, `escalated`, `failed`, `aborted`, or `sent` where the process ended before the attempt did."""
+    reason: str = ""
+    """Why it was not accepted, or what was mended."""
+    sent_us: int = 0
+    first_byte_us: int = 0
+    ended_us: int = 0
+    status: int = 0
+    """HTTP status; 0 where none came."""
+    usage: Usage = NO_USAGE
+    cost_nano_usd: int = 0
+    price_source: str = ""
+    provider_request_id: str = ""
+    repaired: bool = False
+
+
+class OpenedV1(msgspec.Struct, frozen=True, array_like=True, tag="opened.1"):
+    """Written before the first upstream byte."""
+
+    call_id: str
+    opened_ns: int
+    snapshot: str
+    """First 16 hex digits of the Snapshot's hash."""
+    workflow: str
+    door: str
+    """`chat`, `workflow`, `python` or `direct`."""
+    stream: bool
+    attribution: Attribution
+    prices_date: str = ""
+    """The date whose prices hold for this Call, `YYYY-MM-DD`."""
+    retained: int = RETAINED_NONE
+    payload: bytes = b""
+    """The request: nothing, a hash, or encrypted under the subject's key."""
+
+
+class ClosedV1(msgspec.Struct, frozen=True, array_like=True, tag="closed.1"):
+    """Written before the last byte to the client."""
+
+    call_id: str
+    closed_ns: int
+    status: str
+    """`answered`, `failed`, `refused` or `aborted` (the client left)."""
+    http_status: int
+    variant: str
+    """The variant that answered; empty where none did."""
+    cost_nano_usd: int
+    attempts: tuple[AttemptV1, ...] = ()
+    error: str = ""
+    """Error code where it did not end well."""
+    finish_reason: str = ""
+    retained: int = RETAINED_NONE
+    payload: bytes = b""
+    """The providers' answers and ours: nothing, a hash, or encrypted under the subject's key."""
+
+
+class OutcomeV1(msgspec.Struct, frozen=True, array_like=True, tag="outcome.1"):
+    """The truth about a Call, arriving later. The latest arrival per (call, metric, source) holds."""
+
+    call_id: str
+    metric: str
+    source: str
+    value: str | float | bool
+    event_ns: int
+    arrived_ns: int
+    key: str = ""
+
+
+class SegmentV1(msgspec.Struct, frozen=True, array_like=True, tag="segment.1"):
+    """First frame of each segment."""
+
+    writer: str
+    opened_ns: int
+    version: str
+    """The package's version."""
+
+
+Stored = SegmentV1 | OpenedV1 | ClosedV1 | OutcomeV1
+
+
+class Answers(msgspec.Struct, frozen=True, array_like=True, tag="answers.1"):
+    """What the encrypted payload of a closed frame holds."""
+
+    attempts: tuple[bytes, ...]
+    """The provider's body of each attempt, in order; empty for rules and failures without one."""
+    answer: bytes | None
+    """The body the client got, where it is not the last attempt's."""
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """One truth about one Call, as it holds now."""
+
+    metric: str
+    source: str
+    value: str | float | bool
+    event_ns: int
+    arrived_ns: int
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True):
+    """One request through a workflow, with every Attempt, as the ledger knows it."""
+
+    call_id: str
+    opened_ns: int
+    closed_ns: int = 0
+    """0 while it runs or where it was interrupted."""
+    snapshot: str
+    workflow: str
+    door: str
+    stream: bool
+    attribution: Attribution
+    prices_date: str = ""
+    status: str
+    """`answered`, `failed`, `refused`, `aborted`, `running` or `interrupted` (its process ended before it did)."""
+    http_status: int = 0
+    variant: str = ""
+    cost_nano_usd: int = 0
+    attempts: tuple[AttemptV1, ...] = ()
+    error: str = ""
+    finish_reason: str = ""
+    retained: int = RETAINED_NONE
+    request: bytes = b""
+    """As stored: hash or encrypted."""
+    answers: bytes = b""
+    """As stored: hash or encrypted."""
+    outcomes: tuple[Outcome, ...] = ()
+
+
+STORED_DECODER = msgspec.msgpack.Decoder(Stored)

@@ -1,0 +1,277 @@
+"""What a user declares: Workflow, Variant, Rule, Record, Budget, SLO and their parts. Data only.
+
+A declaration never raises for a wrong value: it keeps what was written and where, so that
+`drivetrain check` can report every mistake at once. Rooms below `cli` hold the behaviour.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, Never, TypeVar
+
+import msgspec
+
+DEFAULT_MAX_OUTPUT_TOKENS = 4096
+DEFAULT_ATTEMPTS_MAX = 4
+DEFAULT_TIMEOUT_MS = 60_000
+DEFAULT_FIRST_BYTE_TIMEOUT_MS = 30_000
+
+Retention = str
+RETENTIONS = ("none", "hash", "sampled", "full")
+DURABILITIES = ("write", "audit")
+CHAT_INPUTS = ("last_user_message", "json", "conversation")
+
+
+class Record(msgspec.Struct, frozen=True):
+    """Base of a workflow's input and output types; fields are typed as in any msgspec Struct."""
+
+
+class Conversation(Record, frozen=True):
+    """The input of a plain chat workflow, as its rules and checks see it."""
+
+    messages: tuple[dict[str, Any], ...]
+    """The messages in OpenAI's shape, as admitted."""
+    text: str
+    """The text of the last user message; empty where there is none."""
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where a declaration was written."""
+
+    file: str = ""
+    line: int = 0
+
+
+def _caller_place(depth: int = 2) -> Place:
+    frame = sys._getframe(depth)
+    return Place(frame.f_code.co_filename, frame.f_lineno)
+
+
+class Check(msgspec.Struct, frozen=True):
+    """A named test of an answer: `test(output, input)` gives None to accept, else the reason to escalate."""
+
+    name: str
+    test: Callable[[Any, Any], str | None]
+
+
+def confidence(at_least: float, *, field: str = "confidence") -> Check:
+    """Accept an output whose `field` is a number of at least `at_least`; without one it escalates."""
+
+    def test(output: Any, _input: Any) -> str | None:
+        value = getattr(output, field, None)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return f"{field} is missing"
+        if value >= at_least:
+            return None
+        return f"{field} {value:.4g} < {at_least:.4g}"
+
+    return Check(f"{field}>={at_least:g}", test)
+
+
+class Reject(Exception):
+    """Raised by a validator or an `accept` function to escalate an answer, with the reason."""
+
+
+class Rule:
+    """A variant that answers by itself, at cost zero, when `when(input)` is true."""
+
+    __slots__ = ("matches", "name", "place", "then", "unknown", "when")
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        when: Callable[[Any], bool],
+        then: Any,
+        place: Place | None = None,
+        **unknown: Never,
+    ) -> None:
+        self.name = name
+        self.when = when
+        self.then = then
+        """The output, or a function of the input that gives it."""
+        self.place = place or _caller_place()
+        self.unknown: Mapping[str, Any] = unknown
+
+
+class Variant:
+    """One pinned way to fulfil a workflow with a model: `provider/model-snapshot`, prompt and parameters."""
+
+    __slots__ = (
+        "accept",
+        "first_byte_timeout_ms",
+        "max_output_tokens",
+        "model",
+        "name",
+        "parameters",
+        "place",
+        "prompt",
+        "system",
+        "timeout_ms",
+        "unknown",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        model: str,
+        prompt: str | None = None,
+        system: str | None = None,
+        accept: Check | Callable[..., Any] | Sequence[Check | Callable[..., Any]] | None = None,
+        max_output_tokens: int = DEFAULT_MAX_OUTPUT_TOKENS,
+        parameters: Mapping[str, Any] | None = None,
+        timeout_ms: int = DEFAULT_TIMEOUT_MS,
+        first_byte_timeout_ms: int = DEFAULT_FIRST_BYTE_TIMEOUT_MS,
+        place: Place | None = None,
+        **unknown: Never,
+    ) -> None:
+        self.name = name
+        self.model = model
+        self.prompt = prompt
+        """File of the template that renders the user message; input fields are its variables."""
+        self.system = system
+        """File of the template that renders the system message."""
+        self.accept = accept
+        self.max_output_tokens = max_output_tokens
+        """The most output tokens we ask for; a client's lower limit wins, a higher one does not."""
+        self.parameters: Mapping[str, Any] = parameters or {}
+        """Parameters sent as they are, for example `{"temperature": 0}`; they win over the client's."""
+        self.timeout_ms = timeout_ms
+        """From sending the attempt to its last byte."""
+        self.first_byte_timeout_ms = first_byte_timeout_ms
+        """From sending the attempt to its first byte; then the route falls back."""
+        self.place = place or _caller_place()
+        self.unknown: Mapping[str, Any] = unknown
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True):
+    """What a workflow may spend. Amounts are USD as exact decimals: write them as strings or whole numbers."""
+
+    usd_per_call: str | int | None = None
+    """A call whose worst case is dearer is refused before anything is sent."""
+    usd_per_day: str | int | None = None
+    usd_per_month: str | int | None = None
+
+
+class SLO(msgspec.Struct, frozen=True, kw_only=True):
+    """What a workflow promises its callers."""
+
+    p99_ms: int | None = None
+    availability: float | None = None
+
+
+class Parameters(msgspec.Struct, frozen=True, kw_only=True):
+    """Which of a client's chat parameters a workflow honours, fixes or refuses; unnamed ones follow `others`."""
+
+    honour: tuple[str, ...] = ()
+    """Passed on to the model as the client sent them."""
+    fix: dict[str, Any] = {}
+    """Always sent with this value, whatever the client sent."""
+    ignore: tuple[str, ...] = ()
+    """Accepted and dropped."""
+    refuse: tuple[str, ...] = ()
+    """Answered with a 400 that names the parameter."""
+    others: str | None = None
+    """`refuse` or `honour` for parameters named nowhere; by default chat workflows honour and typed ones refuse."""
+
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+class Workflow(Generic[In, Out]):
+    """A named contract that somebody owns: types, owner, route, budget, SLO and retention.
+
+    Called as a function it answers without any server: `triage(Ticket(text="..."))`.
+    """
+
+    __slots__ = (
+        "attempts_max",
+        "budget",
+        "chat_field",
+        "chat_input",
+        "durability",
+        "input",
+        "name",
+        "output",
+        "owner",
+        "parameters",
+        "place",
+        "project",
+        "retention",
+        "route",
+        "slo",
+        "team",
+        "unknown",
+        "use_case",
+        "validators",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        input: type[In] | None = None,
+        output: type[Out] | None = None,
+        owner: str = "",
+        team: str = "",
+        use_case: str = "",
+        route: Sequence[Rule | Variant] = (),
+        budget: Budget | None = None,
+        slo: SLO | None = None,
+        retention: Retention | None = None,
+        durability: str = "write",
+        parameters: Parameters | None = None,
+        chat_input: str = "last_user_message",
+        chat_field: str | None = None,
+        validators: Sequence[Callable[..., Any]] = (),
+        attempts_max: int = DEFAULT_ATTEMPTS_MAX,
+        place: Place | None = None,
+        **unknown: Never,
+    ) -> None:
+        self.name = name
+        self.input = input
+        """The input type, a Record; None makes a plain chat workflow, whose input is the conversation."""
+        self.output = output
+        """The output type, a Record; None means the answer is the model's text."""
+        self.owner = owner
+        """Who answers for it: an e-mail address."""
+        self.team = team
+        self.use_case = use_case
+        self.route = tuple(route)
+        """Rules and variants, cheapest first."""
+        self.budget = budget
+        self.slo = slo
+        self.retention = retention
+        """What is kept of prompts and answers: `none`, `hash`, `sampled` (1 call in 100) or `full`."""
+        self.durability = durability
+        """`write`: survives `kill -9`; `audit`: also synced to the disk before the answer."""
+        self.parameters = parameters or Parameters()
+        self.chat_input = chat_input
+        """How a chat request becomes the input: `last_user_message`, `json` (that message is the input as JSON),
+        or `conversation` (all messages as one text)."""
+        self.chat_field = chat_field
+        """The input's field that takes the text; by default its first `str` field."""
+        self.validators = tuple(validators)
+        """Functions of (output) or (output, input) that every variant's answer must pass."""
+        self.attempts_max = attempts_max
+        """The most attempts one call may make, over all variants and retries."""
+        self.place = place or _caller_place()
+        self.unknown: Mapping[str, Any] = unknown
+        self.project: str | None = None
+        """Folder of the project it was loaded from; None: found upwards from the file that declares it."""
+
+    def __call__(self, input: In) -> Out:
+        """The answer to one input, through the whole route, recorded like any Call.
+
+        Raises: RequestError where the call is refused or no variant answers.
+        """
+        # By name: the room that wires a call stands above this one, and importing a project loads no machinery.
+        embedded = importlib.import_module("drivetrain.embedded")
+        return embedded.answer(self, input)  # type: ignore[no-any-return]
+
+    def __repr__(self) -> str:
+        return f"Workflow({self.name!r})"

@@ -1,0 +1,119 @@
+"""Money as integers of nano-USD, and the price of tokens.
+
+Rates are integers of nano-USD per million tokens, so that $0.0375 per million is exact. A float never
+holds money.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal, InvalidOperation
+
+import msgspec
+
+NANO_PER_USD = 1_000_000_000
+TOKENS_PER_RATE = 1_000_000
+
+
+def nano_usd(amount: str | int | Decimal) -> int:
+    """USD, exactly, as nano-USD.
+
+    Raises: ValueError where the amount is no finite decimal number, is negative, or is finer than one nano-USD.
+    """
+    try:
+        value = Decimal(amount)
+    except (InvalidOperation, TypeError) as error:
+        raise ValueError(f"{amount!r} is not an amount of USD; write a decimal number such as \"0.25\"") from error
+    if not value.is_finite() or value < 0:
+        raise ValueError(f"{amount!r} is not an amount of USD; it must be finite and not negative")
+    if value > Decimal(10) ** 9:
+        raise ValueError(f"{amount!r} USD is beyond what an amount here may be (a thousand million)")
+    scaled = value * NANO_PER_USD
+    if scaled != scaled.to_integral_value():
+        raise ValueError(f"{amount!r} USD is finer than one nano-USD (0.000000001)")
+    return int(scaled)
+
+
+def usd(nano: int) -> str:
+    """nano-USD as a plain decimal string of USD without trailing zeros, at least two decimals."""
+    sign = "-" if nano < 0 else ""
+    whole, fraction = divmod(abs(nano), NANO_PER_USD)
+    decimals = f"{fraction:09d}".rstrip("0").ljust(2, "0")
+    return f"{sign}{whole}.{decimals}"
+
+
+class Usage(msgspec.Struct, frozen=True, array_like=True):
+    """Tokens of one attempt, as the provider reported them or as we estimated them."""
+
+    input_tokens: int = 0
+    """All input tokens, cached ones included."""
+    input_cached_tokens: int = 0
+    """Part of `input_tokens` that was read from the provider's prompt cache."""
+    cache_write_tokens: int = 0
+    """Part of `input_tokens` that was written to the provider's prompt cache (5 minutes)."""
+    cache_write_1h_tokens: int = 0
+    """Part of `input_tokens` that was written to the provider's prompt cache (1 hour)."""
+    output_tokens: int = 0
+    """All output tokens, reasoning included."""
+    reasoning_tokens: int = 0
+    """Part of `output_tokens` that was spent on reasoning."""
+    source: str = "none"
+    """`reported` by the provider, `estimated` by us, `mended` (reported, but impossible in part), or `none`."""
+
+
+NO_USAGE = Usage()
+
+
+class Rates(msgspec.Struct, frozen=True, kw_only=True):
+    """What tokens cost, in nano-USD per million tokens."""
+
+    input: int
+    output: int
+    input_cached: int | None = None
+    """None: cached input costs what input costs."""
+    cache_write: int | None = None
+    """None: a cache write costs what input costs."""
+    cache_write_1h: int | None = None
+    """None: as `cache_write`."""
+    request: int = 0
+    """nano-USD per request, on top."""
+
+    def cost_nano_usd(self, usage: Usage) -> int:
+        """The cost of an attempt, rounded up to the next nano-USD once, at the end."""
+        cached = usage.input_cached_tokens
+        written = usage.cache_write_tokens
+        written_1h = usage.cache_write_1h_tokens
+        total = (usage.input_tokens - cached - written - written_1h) * self.input + usage.output_tokens * self.output
+        if cached:
+            total += cached * (self.input if self.input_cached is None else self.input_cached)
+        if written or written_1h:
+            write_rate = self.input if self.cache_write is None else self.cache_write
+            total += written * write_rate
+            total += written_1h * (write_rate if self.cache_write_1h is None else self.cache_write_1h)
+        return -(-total // TOKENS_PER_RATE) + self.request
+
+
+class Price(msgspec.Struct, frozen=True, kw_only=True):
+    """The price of a model at one date: rates, and dearer rates above a size of input."""
+
+    base: Rates
+    tiers: tuple[tuple[int, Rates], ...] = ()
+    """(input tokens above which these rates hold for the whole request, rates), ascending."""
+    source: str = "project"
+    """Where the price comes from: `project`, or `genai-prices VERSION`."""
+
+    def cost_nano_usd(self, usage: Usage) -> int:
+        """The cost of an attempt in nano-USD."""
+        rates = self.base
+        for above_tokens, dearer in self.tiers:
+            if usage.input_tokens > above_tokens:
+                rates = dearer
+        return rates.cost_nano_usd(usage)
+
+    def worst_case_nano_usd(self, input_tokens: int, output_tokens: int) -> int:
+        """An upper bound on the cost of an attempt with at most these tokens: every rate at its dearest."""
+        bounds = []
+        for rates in (self.base, *(dearer for _, dearer in self.tiers)):
+            dearest_input = max(rates.input, rates.input_cached or 0, rates.cache_write or 0, rates.cache_write_1h or 0)
+            total = input_tokens * dearest_input + output_tokens * rates.output
+            bounds.append(-(-total // TOKENS_PER_RATE) + rates.request)
+        return max(bounds)

@@ -1,0 +1,1 @@
+"""Protocols for everything replaceable; each has a conformance suite that its adapters pass."""

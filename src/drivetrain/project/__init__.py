@@ -1,0 +1,1 @@
+"""A user's folder -> an immutable, hashed Snapshot. Every mistake is reported at once."""

@@ -1,0 +1,143 @@
+"""The Snapshot: everything a worker needs to serve a project, immutable, under one hash, without any secret."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from drivetrain.core.declarations import Workflow
+from drivetrain.core.endpoints import Endpoint
+
+
+class SecretRef(msgspec.Struct, frozen=True):
+    """Where a secret is kept: `env:NAME` or `file:PATH` (relative to the project). Never the secret."""
+
+    reference: str
+
+    def __repr__(self) -> str:
+        return f"SecretRef({self.reference!r})"
+
+
+class Provider(msgspec.Struct, frozen=True, kw_only=True):
+    """One upstream account: a dialect spoken at an endpoint."""
+
+    name: str
+    dialect: str
+    """`openai` or `anthropic`."""
+    endpoint: Endpoint
+    key: SecretRef | None = None
+    key_header: str = ""
+    """Header that carries the key; empty: the dialect's own (`authorization: Bearer`, `x-api-key`)."""
+    headers: dict[str, str] = {}
+    """Sent with every attempt; values may be `env:` or `file:` references, resolved when serving starts."""
+    line: int = 0
+
+
+class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a project says about a model; None: take it from the built-in facts and prices."""
+
+    name: str
+    """`provider/model`, as routes name it."""
+    upstream_name: str | None = None
+    """What the provider calls it, where that differs."""
+    capabilities: tuple[str, ...] | None = None
+    """Among `tools`, `json_schema`, `images`, `streaming`, `reasoning`."""
+    max_tokens_field: str | None = None
+    """`max_tokens` or `max_completion_tokens`."""
+    price_as: str | None = None
+    """`provider/model` whose published price holds for it."""
+    input_nano_per_million: int | None = None
+    output_nano_per_million: int | None = None
+    input_cached_nano_per_million: int | None = None
+    cache_write_nano_per_million: int | None = None
+    nano_per_request: int = 0
+    line: int = 0
+
+
+class Key(msgspec.Struct, frozen=True, kw_only=True):
+    """A key that clients call with, and what it stands for."""
+
+    name: str
+    secret: SecretRef
+    tenant: str = ""
+    team: str = ""
+    """Empty: the workflow's team."""
+    use_case: str = ""
+    workflows: tuple[str, ...] | None = None
+    """Workflows it may call; None: all."""
+    may_override: tuple[str, ...] = ()
+    """Among `team`, `use_case`, `user`, `tags`: what the `x-drivetrain-*` headers may set."""
+    line: int = 0
+
+
+class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits of the gateway; each has a reason in docs/reference/project.md."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    direct_models: tuple[str, ...] = ()
+    """Pinned `provider/model`s that clients may name instead of a workflow."""
+    body_bytes_max: int = 20 * 1024 * 1024
+    header_bytes_max: int = 32 * 1024
+    header_timeout_ms: int = 10_000
+    body_timeout_ms: int = 30_000
+    idle_timeout_ms: int = 75_000
+    write_timeout_ms: int = 60_000
+    """A client that takes no byte for this long is dropped."""
+    connections_max: int = 10_000
+    messages_max: int = 2_000
+    """Messages in one chat request."""
+
+
+class LedgerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where records go and how long payloads are kept."""
+
+    folder: str = ".drivetrain/data"
+    keys_folder: str = ".drivetrain/keys"
+    """Payload keys; outside the data folder, so that data can be copied without them."""
+    retention: str = "none"
+    """For workflows that declare none."""
+    payload_days: int = 30
+    segment_bytes_max: int = 64 * 1024 * 1024
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """One state of a project, loaded and checked."""
+
+    hash: str
+    """64 hex digits over every file's content and the resolved settings; no secret is part of it."""
+    name: str
+    environment: str
+    root: Path
+    files: Mapping[str, bytes]
+    """Path relative to the project -> content: code, prompts, settings."""
+    templates: Mapping[str, str]
+    """Prompt file -> text, for every template that a route names."""
+    workflows: Mapping[str, Workflow[Any, Any]]
+    """Declared ones, and one per `direct_models` entry under the model's name."""
+    direct: frozenset[str]
+    """Names in `workflows` that are direct models."""
+    providers: Mapping[str, Provider]
+    models: Mapping[str, ModelFacts]
+    keys: Mapping[str, Key]
+    teams: tuple[str, ...]
+    gateway: GatewaySettings
+    ledger: LedgerSettings
+
+    @property
+    def short_hash(self) -> str:
+        """The first 16 hex digits, as records carry them."""
+        return self.hash[:16]
+
+    @property
+    def data_folder(self) -> Path:
+        """Where records go."""
+        return self.root / self.ledger.folder
+
+    @property
+    def keys_folder(self) -> Path:
+        """Where payload keys are kept."""
+        return self.root / self.ledger.keys_folder
