@@ -48,6 +48,12 @@ class AttemptV1(msgspec.Struct, frozen=True, array_like=True):
     price_source: str = ""
     provider_request_id: str = ""
     repaired: bool = False
+    failure: str = ""
+    """The transport's word for what went wrong (`connect`, `first_byte_timeout`, `cut`, ...); empty where an answer came."""
+    retry_after_ms: int = -1
+    """The pause the provider asked for; -1 where it named none."""
+    streamed: bool = False
+    """Whether the provider answered with an event stream."""
 
 
 class OpenedV1(msgspec.Struct, frozen=True, array_like=True, tag="opened.1"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
+import base64
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 
@@ -62,3 +63,12 @@ def split_base_url(url: str) -> tuple[str, str, int, str]:
     if parts.query:
         path = f"{path}?{parts.query}"
     return parts.scheme, parts.hostname, port, path
+
+
+def proxy_authorization(proxy: str) -> str | None:
+    """The `proxy-authorization` for the user and password in a proxy's URL."""
+    parts = urlsplit(proxy)
+    if parts.username is None:
+        return None
+    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return "Basic " + base64.b64encode(pair.encode()).decode()

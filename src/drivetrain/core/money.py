@@ -22,7 +22,7 @@ def nano_usd(amount: str | int | Decimal) -> int:
     try:
         value = Decimal(amount)
     except (InvalidOperation, TypeError) as error:
-        raise ValueError(f"{amount!r} is not an amount of USD; write a decimal number such as \"0.25\"") from error
+        raise ValueError(f'{amount!r} is not an amount of USD; write a decimal number such as "0.25"') from error
     if not value.is_finite() or value < 0:
         raise ValueError(f"{amount!r} is not an amount of USD; it must be finite and not negative")
     if value > Decimal(10) ** 9:

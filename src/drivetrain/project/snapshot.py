@@ -10,6 +10,7 @@ import msgspec
 
 from drivetrain.core.declarations import Workflow
 from drivetrain.core.endpoints import Endpoint
+from drivetrain.version import VERSION
 
 
 class SecretRef(msgspec.Struct, frozen=True):
@@ -104,6 +105,13 @@ class LedgerSettings(msgspec.Struct, frozen=True, kw_only=True):
     segment_bytes_max: int = 64 * 1024 * 1024
 
 
+class Versions(msgspec.Struct, frozen=True, kw_only=True):
+    """Versions that are part of a Snapshot's hash, because behaviour depends on them."""
+
+    drivetrain: str = VERSION
+    msgspec: str = msgspec.__version__
+
+
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """One state of a project, loaded and checked."""
 
@@ -112,10 +120,15 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     environment: str
     root: Path
+    package: str = ""
+    """Name under which the project's code is imported in this process."""
+    versions: Versions = Versions()
+    """Versions it was made with."""
     files: Mapping[str, bytes]
     """Path relative to the project -> content: code, prompts, settings."""
     templates: Mapping[str, str]
-    """Prompt file -> text, for every template that a route names."""
+    """Path relative to the project -> text, of every template that a route names or includes; loaded variants name
+    their `prompt` and `system` by this path."""
     workflows: Mapping[str, Workflow[Any, Any]]
     """Declared ones, and one per `direct_models` entry under the model's name."""
     direct: frozenset[str]
@@ -126,6 +139,9 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     teams: tuple[str, ...]
     gateway: GatewaySettings
     ledger: LedgerSettings
+
+    def __repr__(self) -> str:
+        return f"Snapshot({self.name!r}, {self.environment!r}, {self.short_hash}, {len(self.workflows)} workflows)"
 
     @property
     def short_hash(self) -> str:

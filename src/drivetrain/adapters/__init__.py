@@ -1,0 +1,1 @@
+"""What the ports are made of: one file per store, transport or vendor; imports only ports and core."""

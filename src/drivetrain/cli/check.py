@@ -1,0 +1,83 @@
+"""`drivetrain check`: every mistake in a project, from every room that knows one, and what is missing here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from drivetrain.core.errors import DrivetrainError, Problem, ProjectError
+from drivetrain.project.snapshot import Snapshot
+
+
+class CheckAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What `check --json` prints."""
+
+    ok: bool
+    snapshot: str = ""
+    """The Snapshot's whole hash; empty where there are mistakes."""
+    environment: str = ""
+    workflows: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    notices: tuple[str, ...] = ()
+    """What is missing on this machine; no mistake of the project."""
+
+
+def check_command(
+    project: Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")] = None,
+    env: Annotated[str | None, typer.Option(help="Environment; by default $DRIVETRAIN_ENV, else default_env.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Check a project: every mistake at once, with its line. Exit code 1 where there is one."""
+    from drivetrain.project import find_root
+
+    try:
+        answer = check_project(project or find_root(Path.cwd()), env)
+    except DrivetrainError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+    typer.echo(msgspec.json.encode(answer).decode() if as_json else _readable(answer))
+    if not answer.ok:
+        raise typer.Exit(1)
+
+
+def check_project(root: Path, environment: str | None) -> CheckAnswer:
+    """What every room says about the project in `root`."""
+    from drivetrain.project import load, unload
+
+    try:
+        snapshot = load(root, environment)
+    except ProjectError as error:
+        return CheckAnswer(ok=False, problems=error.problems)
+    try:
+        return _check_snapshot(snapshot)
+    finally:
+        unload(snapshot)
+
+
+def _check_snapshot(snapshot: Snapshot) -> CheckAnswer:
+    from drivetrain import providers
+    from drivetrain.project.secrets import missing
+
+    problems = tuple(providers.check(snapshot))
+    return CheckAnswer(
+        ok=not problems,
+        snapshot="" if problems else snapshot.hash,
+        environment=snapshot.environment,
+        workflows=tuple(name for name in snapshot.workflows if name not in snapshot.direct),
+        problems=problems,
+        notices=tuple(str(one) for one in missing(snapshot, os.environ)),
+    )
+
+
+def _readable(answer: CheckAnswer) -> str:
+    lines = [f"notice: {notice}" for notice in answer.notices]
+    if answer.ok:
+        count = len(answer.workflows)
+        lines.append(f"ok: {count} workflow{'s' if count != 1 else ''}, snapshot {answer.snapshot[:16]}")
+    else:
+        lines.append(str(ProjectError(answer.problems)))
+    return "\n".join(lines)

@@ -1,0 +1,70 @@
+"""`drivetrain`: the commands, each in a file of its own, imported when it is used."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+COMMANDS = {
+    "demo": ("drivetrain.cli.demo", "demo_command"),
+    "init": ("drivetrain.cli.init", "init_command"),
+    "check": ("drivetrain.cli.check", "check_command"),
+    "serve": ("drivetrain.cli.serve", "serve_command"),
+    "run": ("drivetrain.cli.run", "run_command"),
+    "simulator": ("drivetrain.cli.simulator", "simulator_command"),
+    "calls": ("drivetrain.cli.calls", "app"),
+    "cost": ("drivetrain.cli.cost", "cost_command"),
+    "replay": ("drivetrain.cli.replay", "replay_command"),
+    "audit": ("drivetrain.cli.audit", "app"),
+}
+"""Name -> where the command, or the group of commands, is."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs one command; errors for the person who must act end with exit code 1 and no traceback."""
+    from drivetrain.core.errors import DrivetrainError
+
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        application(given)(given, prog_name="drivetrain")
+    except DrivetrainError as error:
+        print(f"drivetrain: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.exit(141)
+
+
+def application(given: list[str]) -> Any:
+    """The command line with the command that is asked for, or with all where help is."""
+    import typer
+
+    app = typer.Typer(
+        name="drivetrain",
+        help="Everything that turns a model's power into motion.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+
+    @app.callback(invoke_without_command=True)
+    def about(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+        if version:
+            from drivetrain.version import VERSION
+
+            typer.echo(f"drivetrain {VERSION}")
+            raise typer.Exit
+
+    wanted = given[0] if given and given[0] in COMMANDS else None
+    for name, (module, attribute) in COMMANDS.items():
+        if wanted is None or name == wanted:
+            found = getattr(importlib.import_module(module), attribute)
+            if isinstance(found, typer.Typer):
+                app.add_typer(found, name=name)
+            else:
+                app.command(name)(found)
+    return app
+
+
+if __name__ == "__main__":
+    main()

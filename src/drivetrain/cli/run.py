@@ -1,0 +1,46 @@
+"""`drivetrain run`: one input through a workflow, without any server."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def run_command(
+    workflow: Annotated[str, typer.Argument(help="The workflow's name.")],
+    input: Annotated[str, typer.Option("--input", help="The input as JSON; `-` reads it from standard input.")],
+    project: Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")] = None,
+    env: Annotated[str | None, typer.Option(help="Environment; by default $DRIVETRAIN_ENV, else default_env.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole result as one JSON object.")] = False,
+) -> None:
+    """Answer one input: the output on standard output, what it took on standard error."""
+    import msgspec
+
+    from drivetrain.core.money import usd
+    from drivetrain.embedded import calls
+    from drivetrain.project.files import find_root
+
+    raw = sys.stdin.buffer.read() if input == "-" else input.encode()
+    root = project or find_root(Path.cwd())
+    result = calls.call(root, workflow, raw, env)
+    if result.error is not None:
+        typer.echo(f"drivetrain: {result.error}\nCall {result.call_id}: see `drivetrain calls show`.", err=True)
+        raise typer.Exit(1)
+    output = calls.output_of(result, calls.project(root, env).snapshot.workflows[workflow])
+    text = output if isinstance(output, str) else msgspec.json.encode(output).decode()
+    if as_json:
+        whole = {
+            "output": output,
+            "variant": result.variant,
+            "call_id": result.call_id,
+            "cost_usd": usd(result.cost_nano_usd),
+            "cost_nano_usd": result.cost_nano_usd,
+            "attempts": len(result.attempts),
+        }
+        typer.echo(msgspec.json.encode(whole).decode())
+        return
+    typer.echo(text)
+    typer.echo(f"{result.variant}, {usd(result.cost_nano_usd)} USD, {result.call_id}", err=True)

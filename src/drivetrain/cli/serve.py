@@ -1,0 +1,42 @@
+"""`drivetrain serve`: the gateway of a project."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def serve_command(
+    project: Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")] = None,
+    env: Annotated[str | None, typer.Option(help="Environment; by default $DRIVETRAIN_ENV, else default_env.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; by default [gateway] host.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. By default [gateway] port.")] = None,
+    workers: Annotated[int, typer.Option(min=1, max=256, help="Worker processes; one per core is best.")] = 1,
+) -> None:
+    """Serve a project: POST /v1/chat/completions with a workflow's name as the model."""
+    from drivetrain.gateway.supervisor import serve
+    from drivetrain.project.files import find_root
+    from drivetrain.project.load import load
+    from drivetrain.project.stored import store
+
+    snapshot = load(project or find_root(Path.cwd()), env)
+    store(snapshot, snapshot.data_folder.parent / "snapshots")
+
+    def announce(bound_host: str, bound_port: int) -> None:
+        shown = f"[{bound_host}]" if ":" in bound_host else bound_host
+        names = ", ".join(name for name in snapshot.workflows if name not in snapshot.direct)
+        typer.echo(f"drivetrain serving {names} on http://{shown}:{bound_port}/v1 (snapshot {snapshot.short_hash})")
+        if not snapshot.keys:
+            typer.echo("no key is declared: anybody on this machine may call, and nobody else can")
+
+    raise typer.Exit(
+        serve(
+            snapshot,
+            host=host or snapshot.gateway.host,
+            port=snapshot.gateway.port if port is None else port,
+            workers=workers,
+            announce=announce,
+        )
+    )

@@ -1,0 +1,171 @@
+"""Plain Python calls: one runtime per project in a background thread of this process."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import getpass
+import os
+import threading
+import time
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from drivetrain.core.calls import Attribution
+from drivetrain.core.declarations import Workflow
+from drivetrain.core.errors import DrivetrainError, RequestError, did_you_mean
+from drivetrain.embedded.runtime import Runtime
+from drivetrain.execution.admission import Admitted, admit_input
+from drivetrain.execution.call import CallResult, Execution
+from drivetrain.execution.plan import WorkflowPlan
+from drivetrain.project.files import find_root
+from drivetrain.project.load import load
+from drivetrain.providers.answers import message_of
+
+_lock = threading.Lock()
+_projects: dict[tuple[int, Path, str | None], Project] = {}
+
+
+class Project:
+    """A loaded project, serving calls from any thread of this process."""
+
+    def __init__(self, root: Path, environment: str | None) -> None:
+        self.snapshot = load(root, environment)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="drivetrain", daemon=True)
+        self._thread.start()
+        self._runtime: Runtime = self._run(self._make())
+
+    def call(self, name: str, raw: bytes) -> CallResult:
+        """The Call of workflow `name` with an input as JSON. Raises: DrivetrainError, RequestError."""
+        plan = self._runtime.plans.workflows.get(name)
+        if plan is None:
+            raise DrivetrainError(
+                f"Project `{self.snapshot.name}` has no workflow `{name}`.",
+                looked=[str(self.snapshot.root)],
+                do=did_you_mean(name, self._runtime.plans.workflows),
+            )
+        admitted = _admit(plan, raw)
+        waiting: Future[CallResult] = Future()
+        self._loop.call_soon_threadsafe(self._start, plan, admitted, waiting)
+        return waiting.result()
+
+    def close(self) -> None:
+        """Ends running calls and writes what is buffered."""
+        self._run(self._runtime.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _make(self) -> Runtime:
+        return Runtime(self.snapshot, asyncio.get_running_loop())
+
+    def _run(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _start(self, plan: WorkflowPlan, admitted: Admitted, waiting: Future[CallResult]) -> None:
+        runtime, workflow = self._runtime, plan.workflow
+        now_ns = time.time_ns()
+        execution = Execution(
+            plan,
+            admitted,
+            Attribution("", workflow.team, workflow.use_case, "", _user()),
+            call_id=runtime.next_call_id(),
+            opened_ns=now_ns,
+            day=runtime.day(now_ns),
+            door="python",
+            env=runtime.environment,
+            client=_Waiting(waiting),
+        )
+        execution.start()
+
+
+class _Waiting:
+    """Gives a Call's end to the thread that asked."""
+
+    def __init__(self, waiting: Future[CallResult]) -> None:
+        self._waiting = waiting
+
+    def on_stream(self, data: bytes) -> None:
+        """Never called: plain calls do not stream."""
+
+    def on_finished(self, result: CallResult) -> None:
+        self._waiting.set_result(result)
+
+
+def project(root: Path, environment: str | None = None) -> Project:
+    """The project in `root`, loaded once per process and environment."""
+    key = (os.getpid(), root.resolve(), environment)
+    with _lock:
+        known = _projects.get(key)
+        if known is None:
+            known = _projects[key] = Project(root, environment)
+            if len(_projects) == 1:
+                atexit.register(close)
+        return known
+
+
+def close() -> None:
+    """Ends every project of this process; a later call loads it anew."""
+    with _lock:
+        here = [key for key in _projects if key[0] == os.getpid()]
+        for key in here:
+            _projects.pop(key).close()
+
+
+def call(root: Path, name: str, raw: bytes, environment: str | None = None) -> CallResult:
+    """The Call of a project's workflow with an input as JSON; failures are in its `error`."""
+    return project(root, environment).call(name, raw)
+
+
+def answer(workflow: Workflow[Any, Any], value: Any) -> Any:
+    """The output of `workflow` for `value`; a text where it declares no output type.
+
+    Raises: RequestError where the call is refused or fails; DrivetrainError where no project is found.
+    """
+    root = Path(workflow.project) if workflow.project else find_root(Path(workflow.place.file).parent)
+    result = project(root).call(workflow.name, _as_json(workflow, value))
+    if result.error is not None:
+        raise result.error
+    return output_of(result, workflow)
+
+
+def output_of(result: CallResult, workflow: Workflow[Any, Any]) -> Any:
+    """A Call's output, as the caller's own output type or as text."""
+    output = result.output
+    if output is None and workflow.output is None:
+        return message_of(result.body).content or ""
+    if workflow.output is not None and not isinstance(output, workflow.output):
+        # The project's code is loaded under a name of its own, so its types are not the caller's.
+        return msgspec.convert(msgspec.to_builtins(output), workflow.output)
+    return output
+
+
+def _as_json(workflow: Workflow[Any, Any], value: Any) -> bytes:
+    if workflow.input is None and isinstance(value, str):
+        value = {"messages": [{"role": "user", "content": value}]}
+    return msgspec.json.encode(value)
+
+
+def _admit(plan: WorkflowPlan, raw: bytes) -> Admitted:
+    from drivetrain.execution.admission import bad_request, parse_body
+
+    if plan.input_decoder is not None:
+        return admit_input(plan.workflow, plan.input_decoder, raw)
+    admitted = plan.chat.admit(parse_body(raw), raw)
+    if admitted.stream:
+        raise bad_request("a plain Python call does not stream", param="stream")
+    return admitted
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""
+
+
+__all__ = ["Project", "RequestError", "answer", "call", "close", "output_of", "project"]

@@ -1,0 +1,89 @@
+"""A Snapshot wired to this process: its plans, transport, journal and vault, on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from datetime import UTC, datetime
+
+from drivetrain.adapters.files import FileVault
+from drivetrain.adapters.http_pool import HttpPool
+from drivetrain.core.ids import call_ids
+from drivetrain.execution.call import Environment
+from drivetrain.execution.plan import Plans, compile_plans
+from drivetrain.ledger.journal import FrameJournal
+from drivetrain.project.secrets import resolve
+from drivetrain.project.snapshot import SecretRef, Snapshot
+
+DAY_NS = 86_400 * 1_000_000_000
+
+
+class Runtime:
+    """Everything that running calls need, made once per process."""
+
+    def __init__(self, snapshot: Snapshot, loop: asyncio.AbstractEventLoop) -> None:
+        """Raises: DrivetrainError where a secret is missing or the ledger's folder cannot be written."""
+        self.loop = loop
+        self.plans = compiled(snapshot)
+        ledger = snapshot.ledger
+        self.transport = HttpPool(loop)
+        self.journal = FrameJournal(snapshot.data_folder, segment_bytes_max=ledger.segment_bytes_max, loop=loop)
+        self.vault = FileVault(snapshot.keys_folder, payload_days=ledger.payload_days) if _retains(snapshot) else None
+        self.next_call_id = call_ids(time.time_ns)
+        self.environment = self._environment()
+        self._day_number = -1
+        self._day = ""
+
+    def day(self, now_ns: int) -> str:
+        """The UTC date of `now_ns`, whose prices hold."""
+        number = now_ns // DAY_NS
+        if number != self._day_number:
+            self._day_number = number
+            self._day = datetime.fromtimestamp(number * 86_400, tz=UTC).date().isoformat()
+        return self._day
+
+    def reload(self, snapshot: Snapshot) -> Plans:
+        """Serve `snapshot` from now on; running calls keep what they began with. Returns the plans that it replaces.
+
+        Raises: DrivetrainError, and keeps the old one, where the new one cannot be served.
+        """
+        plans = compiled(snapshot)
+        if self.vault is None and _retains(snapshot):
+            self.vault = FileVault(snapshot.keys_folder, payload_days=snapshot.ledger.payload_days)
+            self.environment = self._environment()
+        before, self.plans = self.plans, plans
+        return before
+
+    async def close(self) -> None:
+        """Ends running exchanges and writes what is buffered."""
+        await self.transport.close()
+        self.journal.close()
+        if self.vault is not None:
+            self.vault.close()
+
+    def _environment(self) -> Environment:
+        return Environment(
+            transport=self.transport,
+            journal=self.journal,
+            vault=self.vault,
+            now_ns=time.time_ns,
+            monotonic_ns=time.monotonic_ns,
+            call_later=self.loop.call_later,
+            random=random.SystemRandom().random,
+        )
+
+
+def compiled(snapshot: Snapshot) -> Plans:
+    """The plans of a Snapshot, with its secrets looked up here."""
+
+    def secret(reference: SecretRef) -> str:
+        return resolve(reference, snapshot.root, os.environ, used_by="providers")
+
+    return compile_plans(snapshot, secret)
+
+
+def _retains(snapshot: Snapshot) -> bool:
+    retentions = {workflow.retention or snapshot.ledger.retention for workflow in snapshot.workflows.values()}
+    return bool(retentions & {"full", "sampled"})

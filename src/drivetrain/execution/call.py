@@ -1,0 +1,819 @@
+"""One Call through its route: a state machine with injected clock, randomness, transport and journal.
+
+Events come in (an answer's head, chunks, end or failure; the client leaving; a frame written), frames and
+answers go out. The same machine serves live calls, plain Python calls and replays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import Any, Protocol
+
+import msgspec
+
+from drivetrain.core.calls import (
+    RETAINED_FULL,
+    RETAINED_HASH,
+    RETAINED_NONE,
+    Answers,
+    AttemptV1,
+    Attribution,
+    ClosedV1,
+    OpenedV1,
+)
+from drivetrain.core.codec import MSGPACK, MalformedJson, parse_json
+from drivetrain.core.errors import RequestError, error_body
+from drivetrain.core.money import NO_USAGE, Price, Usage, usd
+from drivetrain.execution.admission import Admitted
+from drivetrain.execution.completions import as_stream, completion, output_text, with_content
+from drivetrain.execution.plan import VariantStep, WorkflowPlan
+from drivetrain.ports.journal import Journal, Vault
+from drivetrain.ports.transport import Attempt, Transport, UpstreamFailure, UpstreamHead, UpstreamRequest
+from drivetrain.providers.answers import Relay, Unusable, estimated_tokens, message_of
+from drivetrain.providers.openai_chat import read_usage
+from drivetrain.routing.checks import RuleStep, failing
+from drivetrain.routing.outputs import Misfit
+
+RETRY_BASE_S = 0.1
+RETRY_MAX_S = 2.0
+RETRY_AFTER_MAX_MS = 5_000
+"""A provider that asks for a longer pause is not asked again by this call."""
+KEPT_BYTES_MAX = 1024 * 1024
+"""Of a stream, for its record and for estimating what was delivered."""
+IMAGE_TOKENS_MAX = 16_384
+"""Upper bound on the input tokens of one inline image."""
+REQUEST_OVERHEAD_TOKENS = 64
+"""Upper bound on the tokens that providers add around a request."""
+FINAL_STATUSES = frozenset({400, 404, 405, 413, 415, 422})
+"""Refusals that another try, or another provider, would repeat."""
+SAMPLED_ONE_IN = 100
+
+
+class Environment(msgspec.Struct, frozen=True):
+    """What a call needs of the world."""
+
+    transport: Transport
+    journal: Journal
+    vault: Vault | None
+    """None: no payload is kept, whatever workflows say."""
+    now_ns: Callable[[], int]
+    monotonic_ns: Callable[[], int]
+    call_later: Callable[[float, Callable[[], None]], Any]
+    random: Callable[[], float]
+
+
+class CallResult(msgspec.Struct, frozen=True):
+    """How a Call ended."""
+
+    call_id: str
+    status: str
+    http_status: int
+    body: bytes
+    """A `chat.completion`, or an error in OpenAI's shape."""
+    output: Any
+    """The output type's instance, or the answer's text; None where it failed or passed through unread."""
+    variant: str
+    cost_nano_usd: int
+    attempts: tuple[AttemptV1, ...]
+    error: RequestError | None = None
+    tail: bytes = b""
+    """Last events of a stream."""
+
+
+class Client(Protocol):
+    """Whoever asked."""
+
+    def on_stream(self, data: bytes) -> None:
+        """Whole events of a live stream."""
+
+    def on_finished(self, result: CallResult) -> None:
+        """The call has ended and its record is written."""
+
+
+class Execution:
+    """One Call."""
+
+    __slots__ = (
+        "_attempt_started_us",
+        "_bodies",
+        "_body",
+        "_charged",
+        "_client",
+        "_env",
+        "_exchange",
+        "_first_byte_us",
+        "_head",
+        "_kept_bytes",
+        "_last_error",
+        "_live",
+        "_opened",
+        "_price",
+        "_purpose",
+        "_relay",
+        "_request",
+        "_result",
+        "_retained",
+        "_sent",
+        "_started",
+        "_step",
+        "_streamed",
+        "_subject",
+        "admitted",
+        "attempts",
+        "attribution",
+        "call_id",
+        "day",
+        "door",
+        "ended",
+        "left",
+        "opened_ns",
+        "plan",
+    )
+
+    def __init__(
+        self,
+        plan: WorkflowPlan,
+        admitted: Admitted,
+        attribution: Attribution,
+        *,
+        call_id: str,
+        opened_ns: int,
+        day: str,
+        door: str,
+        env: Environment,
+        client: Client,
+    ) -> None:
+        self.plan = plan
+        self.admitted = admitted
+        self.attribution = attribution
+        self.call_id = call_id
+        self.opened_ns = opened_ns
+        self.day = day
+        self.door = door
+        self.attempts: list[AttemptV1] = []
+        self.ended = False
+        self.left = False
+        self._env = env
+        self._client = client
+        self._started = env.monotonic_ns()
+        self._step = 0
+        self._purpose = "answer"
+        self._opened = False
+        self._streamed = False
+        self._exchange: Attempt | None = None
+        self._request: UpstreamRequest | None = None
+        self._price: Price | None = None
+        self._head: UpstreamHead | None = None
+        self._relay: Relay | None = None
+        self._live = False
+        self._body: list[bytes] = []
+        self._kept_bytes = 0
+        self._bodies: list[bytes] = []
+        self._charged = 0
+        self._sent = 0
+        self._attempt_started_us = 0
+        self._first_byte_us = 0
+        self._last_error: RequestError | None = None
+        self._result: CallResult | None = None
+        self._retained = self._retention()
+        self._subject = attribution.user or attribution.key or attribution.team or "-"
+
+    # What the client's side calls.
+
+    def start(self) -> None:
+        """Begin. The client hears nothing before this returns, unless transport and journal are synchronous."""
+        self._advance()
+
+    def abort(self) -> None:
+        """The client left. A stream is cut and charged what was delivered; a whole answer is still awaited,
+        because the provider bills it, and its true cost is recorded."""
+        if self.ended or self.left:
+            return
+        self.left = True
+        if self._exchange is not None and self._live:
+            self._exchange.cancel()
+            self._exchange = None
+            self._settle("aborted", "the client left", self._delivered_usage())
+            self._close_aborted()
+        elif self._exchange is None and self._opened and self._request is None:
+            self._close_aborted()
+
+    def pause(self) -> None:
+        """The client takes no more for now."""
+        if self._exchange is not None:
+            self._exchange.pause()
+
+    def resume(self) -> None:
+        """The client takes more again."""
+        if self._exchange is not None:
+            self._exchange.resume()
+
+    # The route.
+
+    def _advance(self) -> None:
+        steps = self.plan.steps
+        while self._step < len(steps):
+            step = steps[self._step]
+            if type(step) is VariantStep:
+                if self._sent >= self.plan.workflow.attempts_max:
+                    break
+                if self._prepare(step):
+                    return
+            elif self._rule_answers(step):  # type: ignore[arg-type]
+                return
+            self._step += 1
+        error = self._last_error or RequestError(
+            502, f"no variant of workflow `{self.plan.name}` answered", code="no_answer", kind="server_error"
+        )
+        self._fail(error)
+
+    def _rule_answers(self, step: RuleStep) -> bool:
+        matched = step.try_on(self.admitted.value)
+        now_us = self._elapsed_us()
+        if matched.error:
+            self._note_unsent(step.name, "", matched.error, now_us)
+            return False
+        if not matched.matched:
+            return False
+        self.attempts.append(AttemptV1(step.name, "", self._purpose, "accepted", "", now_us, now_us, now_us))
+        self._bodies.append(b"")
+        text = output_text(matched.output)
+        body = completion(self.call_id, self.plan.name, text, self.opened_ns)
+        self._close_answered(step.name, body, matched.output, "stop", answer=body)
+        return True
+
+    def _prepare(self, step: VariantStep) -> bool:
+        """Whether an attempt at `step` is on its way; otherwise why not is noted, and the route goes on."""
+        admitted = self.admitted
+        missing = admitted.needs - step.target.capabilities if admitted.needs else None
+        if missing:
+            named = ", ".join(sorted(missing))
+            return self._cannot(step, RequestError(400, f"{step.target.reference} has no {named}", code="unsupported"))
+        if step.prices is None:
+            return self._cannot(step, RequestError(500, step.unpriced, code="unknown_price", kind="server_error"))
+        price = step.prices.on(self.day)
+        limit = step.max_output_tokens
+        if admitted.max_output_tokens is not None and admitted.max_output_tokens < limit:
+            limit = admitted.max_output_tokens
+        live = admitted.stream and not step.buffered
+        try:
+            body = step.dialect.encode(self._chat(step), step.target, stream=live, max_output_tokens=limit)
+        except RequestError as error:
+            return self._cannot(step, error)
+        if self.plan.cost_max_nano_usd is not None:
+            over = self._over_budget(step, price, len(body), limit)
+            if over is not None:
+                return self._cannot(step, over)
+        self._price = price
+        self._live = live
+        self._head = None
+        self._relay = None
+        self._body = []
+        self._kept_bytes = 0
+        self._request = UpstreamRequest(
+            step.target.endpoint, step.head, body, step.first_byte_timeout_ms, step.timeout_ms
+        )
+        if self._opened:
+            self._send()
+        else:
+            self._write_opened(self._opened_written)
+        return True
+
+    def _chat(self, step: VariantStep) -> dict[str, Any]:
+        chat = self.admitted.chat
+        if step.messages is None and not step.parameters and not step.extra:
+            return chat
+        built = {**chat, **step.extra, **step.parameters}
+        if step.messages is not None:
+            built["messages"] = step.messages(self.admitted.value, chat.get("messages"))
+        return built
+
+    def _over_budget(self, step: VariantStep, price: Price, body_bytes: int, limit: int) -> RequestError | None:
+        choices = self.admitted.chat.get("n") or 1
+        input_bound = body_bytes + REQUEST_OVERHEAD_TOKENS
+        if "images" in self.admitted.needs:
+            inline, linked = _images(self.admitted.chat.get("messages") or [])
+            if linked:
+                message = "an image by URL has no bound on its tokens, and this workflow has a budget per call"
+                return RequestError(400, f"{message}; send it as a data URL", code="unbounded_cost", param="messages")
+            input_bound += inline * IMAGE_TOKENS_MAX
+        worst = price.worst_case_nano_usd(input_bound, limit * choices) + self._charged
+        allowed = self.plan.cost_max_nano_usd or 0
+        if worst <= allowed:
+            return None
+        message = (
+            f"this call may cost up to {usd(worst)} USD with `{step.name}`, more than the {usd(allowed)} USD "
+            f"that workflow `{self.plan.name}` allows per call; shorten the input or lower max_tokens"
+        )
+        return RequestError(400, message, code="budget_per_call_exceeded")
+
+    def _cannot(self, step: VariantStep, error: RequestError) -> bool:
+        if self._last_error is None or self._last_error.status == 400:
+            self._last_error = error
+        self._note_unsent(step.name, step.target.reference, error.what, self._elapsed_us())
+        self._purpose = "fallback"
+        return False
+
+    # Records.
+
+    def _retention(self) -> int:
+        retention = self.plan.retention
+        if retention == "none" or self._env.vault is None:
+            return RETAINED_NONE
+        if retention == "hash":
+            return RETAINED_HASH
+        if retention == "sampled":
+            drawn = int.from_bytes(blake2b(self.call_id.encode(), digest_size=4).digest(), "big")
+            return RETAINED_FULL if drawn % SAMPLED_ONE_IN == 0 else RETAINED_NONE
+        return RETAINED_FULL
+
+    def _sealed(self, kind: str, payload: bytes) -> bytes:
+        if self._retained == RETAINED_FULL and self._env.vault is not None:
+            return self._env.vault.seal(self._subject, self.call_id, kind, payload)
+        if self._retained == RETAINED_HASH:
+            return blake2b(payload, digest_size=32).digest()
+        return b""
+
+    def _write_opened(self, then: Callable[[bool], None] | None) -> None:
+        self._opened = True
+        retained = self._retained
+        opened = OpenedV1(
+            self.call_id,
+            self.opened_ns,
+            self.plan.snapshot,
+            self.plan.name,
+            self.door,
+            self.admitted.stream,
+            self.attribution,
+            self.day,
+            retained,
+            self._sealed("request", self.admitted.raw) if retained else b"",
+        )
+        self._env.journal.append(opened, then, sync=self.plan.sync)
+
+    def _opened_written(self, written: bool) -> None:
+        if not written:
+            self._request = None
+            self._finish_unrecorded()
+        elif self.left:
+            self._request = None
+            self._close_aborted()
+        else:
+            self._send()
+
+    # One attempt.
+
+    def _send(self) -> None:
+        request = self._request
+        assert request is not None
+        self._request = None
+        self._sent += 1
+        self._attempt_started_us = self._elapsed_us()
+        self._first_byte_us = 0
+        self._exchange = self._env.transport.send(request, self)
+
+    def on_head(self, head: UpstreamHead) -> None:
+        self._head = head
+        self._first_byte_us = self._elapsed_us()
+        if self._live and head.status == 200:
+            content_type = head.headers.get(b"content-type", b"")
+            if content_type.startswith(b"text/event-stream"):
+                step = self._current()
+                self._relay = step.dialect.relay(include_usage=self.admitted.include_usage)
+
+    def on_chunk(self, data: bytes) -> None:
+        relay = self._relay
+        if relay is None:
+            self._body.append(data)
+            return
+        if self._kept_bytes < KEPT_BYTES_MAX:
+            self._body.append(data)
+            self._kept_bytes += len(data)
+        try:
+            passed = relay.feed(data)
+        except Unusable as fault:
+            self._stop_exchange()
+            self._broken_stream(str(fault))
+            return
+        if passed:
+            self._streamed = True
+            self._client.on_stream(passed)
+        if relay.done:
+            self._exchange = None
+            self._close_stream(relay)
+        elif relay.error is not None:
+            self._stop_exchange()
+            self._broken_stream(f"the provider reported an error in the stream: {relay.error.message}")
+
+    def on_end(self) -> None:
+        relay = self._relay
+        self._exchange = None
+        if self.ended or self._result is not None:
+            return
+        if relay is None:
+            self._judge()
+            return
+        try:
+            whole = relay.ended()
+        except Unusable as fault:
+            self._broken_stream(str(fault))
+            return
+        if whole:
+            self._close_stream(relay)
+        elif relay.error is not None:
+            self._broken_stream(f"the provider reported an error in the stream: {relay.error.message}")
+        else:
+            self._broken_stream("the stream ended without its end")
+
+    def on_failure(self, failure: UpstreamFailure) -> None:
+        self._exchange = None
+        if self.ended or self._result is not None:
+            return
+        if self._relay is not None:
+            self._broken_stream(failure.detail, failure.kind)
+            return
+        delivered = self._delivered_usage() if self._body else NO_USAGE
+        body = b"".join(self._body)
+        self._settle("failed", failure.detail, delivered, body, failure=failure.kind)
+        timed_out = failure.kind in ("first_byte_timeout", "timeout", "connect_timeout")
+        self._go_on_after(
+            RequestError(
+                504 if timed_out else 502,
+                f"the provider of `{self._current().name}` did not answer: {failure.kind}",
+                code="upstream_timeout" if timed_out else "upstream_unreachable",
+                kind="server_error",
+            )
+        )
+
+    def _judge(self) -> None:
+        """A whole answer is here: refuse it, escalate it, or answer with it."""
+        head, step = self._head, self._current()
+        assert head is not None
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        if head.status != 200:
+            self._refused_by_provider(step, head, body)
+            return
+        try:
+            reading = step.dialect.read(body)
+        except Unusable as fault:
+            self._settle("failed", str(fault), self._salvaged_usage(body), body)
+            self._go_on_after(_unusable(step, str(fault)))
+            return
+        usage = reading.usage
+        if usage.source == "none":
+            usage = Usage(self._input_estimate(), 0, 0, 0, self._output_estimate(reading.body), 0, "estimated")
+        if not step.buffered:
+            self._settle("accepted", "", usage, body)
+            self._close_answered(
+                step.name, reading.body, None, reading.finish_reason,
+                answer=None if reading.body is body else reading.body,
+            )  # fmt: skip
+            return
+        self._judge_content(step, reading.body, reading.finish_reason, usage, body)
+
+    def _judge_content(self, step: VariantStep, shaped: bytes, finish: str, usage: Usage, body: bytes) -> None:
+        output: Any = None
+        repair = ""
+        answer = shaped
+        try:
+            message = message_of(shaped)
+            reader = self.plan.output_reader
+            if reader is None:
+                output = message.content or ""
+            elif message.content is None:
+                raise Misfit("the model refused" if message.refusal else "the answer has no content")
+            else:
+                parsed = reader.read(message.content)
+                output, repair = parsed.output, parsed.repair
+                if repair:
+                    answer = with_content(shaped, parsed.text)
+        except (Misfit, Unusable) as fault:
+            self._settle("escalated", str(fault), usage, body)
+            self._escalate(_unusable(step, str(fault)))
+            return
+        reason = failing(step.checks, output, self.admitted.value)
+        if reason is not None:
+            self._settle("escalated", reason[:300], usage, body)
+            self._escalate(
+                RequestError(
+                    502,
+                    f"no variant of workflow `{self.plan.name}` gave an acceptable answer: {reason[:300]}",
+                    code="no_acceptable_answer",
+                    kind="server_error",
+                )
+            )
+            return
+        self._settle("accepted", f"repaired: {repair}" if repair else "", usage, body, repaired=bool(repair))
+        self._close_answered(step.name, answer, output, finish, answer=None if answer is body else answer)
+
+    def _refused_by_provider(self, step: VariantStep, head: UpstreamHead, body: bytes) -> None:
+        said = step.dialect.error(head.status, body)
+        self._settle("failed", f"status {head.status}: {said.message}", self._salvaged_usage(body, 0), body)
+        if head.status in FINAL_STATUSES and said.code != "context_length_exceeded":
+            if head.status == 404:
+                message = f"the provider knows no model `{step.target.upstream_name}`: {said.message}"
+                error = RequestError(502, message, code="upstream_model_not_found", kind="server_error")
+            else:
+                error = RequestError(head.status, said.message, code=said.code or "invalid_value", param=said.param)
+            self._fail(error)
+            return
+        if head.status in (401, 403):
+            message = f"the provider refused the key of `{step.target.endpoint.name}`"
+            self._go_on_after(RequestError(502, message, code="upstream_auth", kind="server_error"), retry=False)
+        elif head.status == 429:
+            pause_ms = _retry_after_ms(head)
+            message = f"the provider of `{step.name}` limits the rate: {said.message}"
+            retry_after_s = max(1, -(-pause_ms // 1000)) if pause_ms >= 0 else None
+            error = RequestError(
+                429, message, code="rate_limit_exceeded", kind="rate_limit_error", retry_after_s=retry_after_s
+            )
+            self._go_on_after(error, pause_ms=pause_ms)
+        else:
+            message = f"the provider of `{step.name}` answered {head.status}: {said.message}"
+            error = RequestError(502, message, code="upstream_error", kind="server_error")
+            self._go_on_after(error, pause_ms=_retry_after_ms(head))
+
+    def _go_on_after(self, error: RequestError, *, retry: bool = True, pause_ms: int = -1) -> None:
+        """After a failure: the next variant, else the same one again while the attempt budget lasts."""
+        self._last_error = error
+        if self.left:
+            self._close_aborted()
+            return
+        steps = self.plan.steps
+        if self._step + 1 < len(steps):
+            self._step += 1
+            self._purpose = "fallback"
+            self._advance()
+            return
+        if not retry or self._sent >= self.plan.workflow.attempts_max or pause_ms > RETRY_AFTER_MAX_MS:
+            self._fail(error)
+            return
+        # Full jitter: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
+        delay = self._env.random() * min(RETRY_MAX_S, RETRY_BASE_S * 2 ** len(self.attempts))
+        self._purpose = "retry"
+        self._env.call_later(max(delay, pause_ms / 1000), self._retry)
+
+    def _retry(self) -> None:
+        if not self.ended:
+            if self.left:
+                self._close_aborted()
+            else:
+                self._advance()
+
+    def _escalate(self, error: RequestError) -> None:
+        self._last_error = error
+        if self.left:
+            self._close_aborted()
+            return
+        self._step += 1
+        self._purpose = "escalation"
+        self._advance()
+
+    def _broken_stream(self, why: str, kind: str = "") -> None:
+        relay = self._relay
+        assert relay is not None
+        usage = self._delivered_usage() if self._streamed or relay.usage is not None else NO_USAGE
+        self._settle("failed", why, usage, b"".join(self._body), failure=kind)
+        error = RequestError(502, f"the provider's stream broke: {why}", code="stream_interrupted", kind="server_error")
+        if not self._streamed:
+            self._go_on_after(error)
+            return
+        tail = b"data: " + error_body(error.what, kind=error.kind, code=error.code) + b"\n\n"
+        self._close("failed", 200, "", b"", None, error=error, tail=tail)
+
+    # Settling and closing.
+
+    def _settle(
+        self,
+        verdict: str,
+        reason: str,
+        usage: Usage,
+        body: bytes = b"",
+        *,
+        repaired: bool = False,
+        failure: str = "",
+    ) -> None:
+        step, head, price = self._current(), self._head, self._price
+        assert price is not None
+        cost = price.cost_nano_usd(usage) if usage.source != "none" else 0
+        self._charged += cost
+        self.attempts.append(
+            AttemptV1(
+                step.name,
+                step.target.reference,
+                self._purpose,
+                verdict,
+                reason,
+                self._attempt_started_us,
+                self._first_byte_us,
+                self._elapsed_us(),
+                head.status if head is not None else 0,
+                usage,
+                cost,
+                price.source,
+                _request_id(head),
+                repaired,
+                failure,
+                _retry_after_ms(head),
+                self._relay is not None,
+            )
+        )
+        self._bodies.append(body)
+
+    def _note_unsent(self, variant: str, model: str, reason: str, now_us: int) -> None:
+        self.attempts.append(AttemptV1(variant, model, self._purpose, "failed", reason, now_us, 0, now_us))
+        self._bodies.append(b"")
+
+    def _close_answered(self, variant: str, body: bytes, output: Any, finish: str, *, answer: bytes | None) -> None:
+        tail = b""
+        if self.admitted.stream:
+            tail = as_stream(body, include_usage=self.admitted.include_usage)
+        status = "aborted" if self.left else "answered"
+        self._close(status, 200, variant, body, output, finish=finish, answer=answer, tail=tail)
+
+    def _close_stream(self, relay: Relay) -> None:
+        if self._result is not None:
+            return
+        usage = relay.usage
+        if usage is None or usage.source == "none":
+            usage = self._delivered_usage()
+        step = self._current()
+        self._settle("accepted", "", usage, b"".join(self._body))
+        status = "aborted" if self.left else "answered"
+        self._close(status, 200, step.name, b"", None, finish=relay.finish_reason, tail=relay.tail)
+
+    def _close_aborted(self) -> None:
+        self._close("aborted", 499, "", b"", None)
+
+    def _fail(self, error: RequestError) -> None:
+        if self.left:
+            self._close_aborted()
+            return
+        status = "refused" if error.status < 500 and not self._charged else "failed"
+        self._close(status, error.status, "", error.body(), None, error=error)
+
+    def _close(
+        self,
+        status: str,
+        http_status: int,
+        variant: str,
+        body: bytes,
+        output: Any,
+        *,
+        error: RequestError | None = None,
+        finish: str = "",
+        answer: bytes | None = None,
+        tail: bytes = b"",
+    ) -> None:
+        if self._result is not None:
+            return
+        if not self._opened:
+            self._write_opened(None)
+        attempts = tuple(self.attempts)
+        self._result = CallResult(
+            self.call_id, status, http_status, body, output, variant, self._charged, attempts, error, tail
+        )
+        retained = self._retained
+        closed = ClosedV1(
+            self.call_id,
+            self.opened_ns + self._env.monotonic_ns() - self._started,
+            status,
+            http_status,
+            variant,
+            self._charged,
+            attempts,
+            error.code if error is not None else "",
+            finish,
+            retained,
+            self._sealed("answers", MSGPACK.encode(Answers(tuple(self._bodies), answer))) if retained else b"",
+        )
+        self._env.journal.append(closed, self._closed_written, sync=self.plan.sync)
+
+    def _closed_written(self, written: bool) -> None:
+        result = self._result
+        assert result is not None
+        if not written:
+            self._finish_unrecorded()
+            return
+        self.ended = True
+        self._client.on_finished(result)
+
+    def _finish_unrecorded(self) -> None:
+        """The ledger cannot be written: nothing may be promised, so the client gets an error instead."""
+        if self.ended:
+            return
+        self.ended = True
+        error = RequestError(
+            503,
+            f"the ledger cannot be written ({self._env.journal.failed or 'unknown reason'}), so no answer may leave",
+            code="ledger_unavailable",
+            kind="server_error",
+            retry_after_s=1,
+        )
+        tail = b"data: " + error.body() + b"\n\n" if self._streamed else b""
+        status = 200 if self._streamed else 503
+        self._client.on_finished(
+            CallResult(
+                self.call_id, "failed", status, error.body(), None, "", self._charged, tuple(self.attempts), error, tail
+            )
+        )
+
+    # Small facts.
+
+    def _current(self) -> VariantStep:
+        step = self.plan.steps[self._step]
+        assert type(step) is VariantStep
+        return step
+
+    def _elapsed_us(self) -> int:
+        return (self._env.monotonic_ns() - self._started) // 1000
+
+    def _stop_exchange(self) -> None:
+        if self._exchange is not None:
+            self._exchange.cancel()
+            self._exchange = None
+
+    def _input_estimate(self) -> int:
+        return estimated_tokens(len(self.admitted.raw))
+
+    def _output_estimate(self, body: bytes) -> int:
+        try:
+            message = message_of(body)
+        except Unusable:
+            return estimated_tokens(len(body))
+        size = len((message.content or "").encode("utf-8", "replace"))
+        for call in message.tool_calls or []:
+            function = call.get("function")
+            if isinstance(function, dict):
+                size += len(str(function.get("arguments") or "")) + len(str(function.get("name") or ""))
+        return estimated_tokens(size)
+
+    def _delivered_usage(self) -> Usage:
+        """What a cut answer is charged: what the provider reported so far, at least what it delivered."""
+        relay = self._relay
+        if relay is None:
+            size = sum(len(part) for part in self._body)
+            return Usage(self._input_estimate(), 0, 0, 0, estimated_tokens(size), 0, "estimated")
+        raw = b"".join(self._body)
+        size, events = self._current().dialect.delivered(raw)
+        if self._kept_bytes >= KEPT_BYTES_MAX:
+            size = max(size, self._kept_bytes // 8)
+        delivered = estimated_tokens(size, events)
+        reported = relay.usage
+        if reported is None or reported.source == "none":
+            return Usage(self._input_estimate(), 0, 0, 0, delivered, 0, "estimated")
+        if reported.output_tokens >= delivered or relay.done:
+            return reported
+        return msgspec.structs.replace(reported, output_tokens=delivered, source="estimated")
+
+    def _salvaged_usage(self, body: bytes, otherwise: int | None = None) -> Usage:
+        """Usage of an answer that cannot be used but was billed."""
+        try:
+            parsed = parse_json(body)
+        except MalformedJson:
+            parsed = None
+        usage = read_usage(parsed.get("usage")) if isinstance(parsed, dict) else NO_USAGE
+        if usage.source != "none" or otherwise == 0:
+            return usage
+        return Usage(self._input_estimate(), 0, 0, 0, estimated_tokens(len(body)), 0, "estimated")
+
+
+def _unusable(step: VariantStep, why: str) -> RequestError:
+    return RequestError(
+        502, f"the answer of `{step.name}` cannot be used: {why}", code="unusable_answer", kind="server_error"
+    )
+
+
+def _request_id(head: UpstreamHead | None) -> str:
+    if head is None:
+        return ""
+    found = head.headers.get(b"x-request-id") or head.headers.get(b"request-id")
+    return found.decode("latin-1")[:100] if found else ""
+
+
+def _retry_after_ms(head: UpstreamHead | None) -> int:
+    """The pause a provider asked for; -1 where it named none, or one that is no number of seconds below a day."""
+    if head is None:
+        return -1
+    said, scale = head.headers.get(b"retry-after-ms"), 1
+    if said is None:
+        said, scale = head.headers.get(b"retry-after"), 1000
+    try:
+        pause = float(said) * scale if said is not None else -1.0
+    except ValueError:
+        return -1
+    return int(pause) if 0 <= pause < 86_400_000 else -1
+
+
+def _images(messages: list[Any]) -> tuple[int, int]:
+    """(inline images, images by URL) in a conversation."""
+    inline = linked = 0
+    for message in messages:
+        content = message.get("content")
+        for part in content if isinstance(content, list) else []:
+            if part.get("type") == "image_url":
+                by_url = not part["image_url"]["url"].startswith("data:")
+                linked += by_url
+                inline += not by_url
+    return inline, linked

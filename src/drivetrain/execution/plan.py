@@ -1,0 +1,256 @@
+"""A Snapshot's workflows compiled to what one call needs, so that nothing is looked up or parsed twice.
+
+Secrets are resolved here, once, into the heads of upstream requests, and are kept nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import minijinja
+import msgspec
+
+from drivetrain.core.declarations import Check, Rule, Variant, Workflow
+from drivetrain.core.endpoints import Endpoint, proxy_authorization
+from drivetrain.core.errors import DrivetrainError
+from drivetrain.core.money import nano_usd
+from drivetrain.execution.admission import ChatAdmission
+from drivetrain.project.snapshot import Provider, SecretRef, Snapshot
+from drivetrain.providers.answers import Dialect, Target
+from drivetrain.providers.anthropic_messages import AnthropicMessages
+from drivetrain.providers.facts import target
+from drivetrain.providers.openai_chat import OpenAIChat
+from drivetrain.providers.pricing import PriceBook, UnknownPrice, price_book
+from drivetrain.routing.checks import RuleStep, SlowCode, compiled_checks
+from drivetrain.routing.outputs import OutputReader, output_schema
+from drivetrain.version import VERSION
+
+DIALECTS: Mapping[str, Dialect] = {"openai": OpenAIChat(), "anthropic": AnthropicMessages()}
+
+Resolve = Callable[[SecretRef], str]
+Messages = Callable[[Any, list[Any] | None], list[Any]]
+
+
+class VariantStep:
+    """A variant with a model, ready to be tried."""
+
+    __slots__ = (
+        "buffered",
+        "checks",
+        "dialect",
+        "extra",
+        "first_byte_timeout_ms",
+        "head",
+        "max_output_tokens",
+        "messages",
+        "name",
+        "parameters",
+        "prices",
+        "target",
+        "timeout_ms",
+        "unpriced",
+    )
+
+    def __init__(self, workflow: Workflow[Any, Any], variant: Variant, parts: _Parts) -> None:
+        provider = parts.provider(variant)
+        facts = parts.snapshot.models.get(variant.model)
+        self.name = variant.name
+        self.dialect: Dialect = DIALECTS[provider.dialect]
+        self.target: Target = target(variant.model, provider.dialect, provider.endpoint, facts)
+        self.head = parts.head(provider, self.dialect)
+        self.checks: tuple[Check, ...] = compiled_checks(workflow, variant, parts.slow)
+        self.buffered = bool(self.checks) or workflow.output is not None
+        """Whether an answer is judged before any of it leaves."""
+        self.max_output_tokens = variant.max_output_tokens
+        self.timeout_ms = variant.timeout_ms
+        self.first_byte_timeout_ms = variant.first_byte_timeout_ms
+        self.messages: Messages | None = _messages(workflow, variant, parts.templates, self.target)
+        """Builds the messages; None: the conversation as it is."""
+        self.parameters = dict(variant.parameters)
+        self.extra: dict[str, Any] = _structured(workflow, self.target)
+        """What makes the answer fit the output type; a variant's own parameters win over it."""
+        self.prices: PriceBook | None = None
+        self.unpriced = ""
+        endpoint = provider.endpoint
+        try:
+            url = f"{endpoint.scheme}://{endpoint.authority}{endpoint.path}"
+            self.prices = price_book(variant.model, url, facts)
+        except UnknownPrice as problem:
+            self.unpriced = str(problem)
+
+
+class WorkflowPlan:
+    """A workflow, compiled."""
+
+    __slots__ = (
+        "chat",
+        "cost_max_nano_usd",
+        "direct",
+        "input_decoder",
+        "name",
+        "output_reader",
+        "retention",
+        "snapshot",
+        "steps",
+        "sync",
+        "workflow",
+    )
+
+    def __init__(self, workflow: Workflow[Any, Any], parts: _Parts) -> None:
+        snapshot = parts.snapshot
+        self.workflow = workflow
+        self.name = workflow.name
+        self.snapshot = snapshot.short_hash
+        self.direct = workflow.name in snapshot.direct
+        self.steps: tuple[RuleStep | VariantStep, ...] = tuple(
+            RuleStep(workflow.name, step, parts.slow) if isinstance(step, Rule) else VariantStep(workflow, step, parts)
+            for step in workflow.route
+        )
+        self.output_reader = OutputReader(workflow.output) if workflow.output is not None else None
+        self.input_decoder: msgspec.json.Decoder[Any] | None = (
+            msgspec.json.Decoder(workflow.input) if workflow.input is not None else None
+        )
+        needs_value = any(
+            isinstance(step, RuleStep) or bool(step.checks) or step.messages is not None for step in self.steps
+        )
+        self.chat = ChatAdmission(workflow, needs_value=needs_value, messages_max=snapshot.gateway.messages_max)
+        self.retention = workflow.retention or snapshot.ledger.retention
+        self.sync = workflow.durability == "audit"
+        budget = workflow.budget
+        self.cost_max_nano_usd = (
+            nano_usd(budget.usd_per_call) if budget is not None and budget.usd_per_call is not None else None
+        )
+
+
+class Plans(msgspec.Struct, frozen=True):
+    """Every workflow of a Snapshot, compiled."""
+
+    snapshot: Snapshot
+    workflows: dict[str, WorkflowPlan]
+    slow_code: SlowCode
+    """The user's functions that overran, by name."""
+
+
+def compile_plans(snapshot: Snapshot, resolve: Resolve) -> Plans:
+    """resolve: gives the secret behind a reference; called once per provider that a route uses.
+
+    Raises: DrivetrainError where a secret is missing or malformed.
+    """
+    parts = _Parts(snapshot, resolve)
+    workflows = {name: WorkflowPlan(workflow, parts) for name, workflow in snapshot.workflows.items()}
+    return Plans(snapshot, workflows, parts.slow)
+
+
+class _Parts:
+    """What the plans of one Snapshot share."""
+
+    def __init__(self, snapshot: Snapshot, resolve: Resolve) -> None:
+        self.snapshot = snapshot
+        self.slow: SlowCode = {}
+        self.templates = minijinja.Environment(templates=dict(snapshot.templates))
+        # Prompts are text, not HTML: nothing in them is escaped, and user text is only ever a value.
+        self.templates.auto_escape_callback = lambda _name: False
+        self._resolve = resolve
+        self._heads: dict[str, bytes] = {}
+
+    def provider(self, variant: Variant) -> Provider:
+        provider = self.snapshot.providers[variant.model.partition("/")[0]]
+        proxy = provider.endpoint.proxy
+        if proxy is not None and proxy.startswith(("env:", "file:")):
+            resolved = msgspec.structs.replace(provider.endpoint, proxy=self._resolve(SecretRef(proxy)))
+            return msgspec.structs.replace(provider, endpoint=resolved)
+        return provider
+
+    def head(self, provider: Provider, dialect: Dialect) -> bytes:
+        known = self._heads.get(provider.name)
+        if known is None:
+            known = self._heads[provider.name] = request_head(provider, dialect, self._resolve)
+        return known
+
+
+def request_head(provider: Provider, dialect: Dialect, resolve: Resolve) -> bytes:
+    """Request line and headers of every attempt at `provider`, up to `content-length: `."""
+    endpoint = provider.endpoint
+    key = resolve(provider.key) if provider.key is not None else None
+    headers = {
+        "host": endpoint.authority,
+        "content-type": "application/json",
+        "accept": "application/json, text/event-stream",
+        "accept-encoding": "identity",
+        "user-agent": f"drivetrain/{VERSION}",
+    }
+    headers.update({name.lower(): value for name, value in dialect.headers(key, provider.key_header).items()})
+    for name, value in provider.headers.items():
+        secret = value.startswith(("env:", "file:"))
+        headers[name.lower()] = resolve(SecretRef(value)) if secret else value
+    if endpoint.proxy is not None and endpoint.scheme == "http":
+        authorization = proxy_authorization(endpoint.proxy)
+        if authorization is not None:
+            headers["proxy-authorization"] = authorization
+    lines = [f"POST {_request_target(endpoint, dialect.path)} HTTP/1.1"]
+    for name, value in headers.items():
+        if any(ord(character) < 32 or ord(character) > 255 for character in name + value):
+            raise DrivetrainError(
+                f"Provider `{provider.name}` has a header `{name}` with characters that no header may hold.",
+                do="Look for a line feed at the end of the secret's file or variable.",
+            )
+        lines.append(f"{name}: {value}")
+    return ("\r\n".join(lines) + "\r\ncontent-length: ").encode("latin-1")
+
+
+def _request_target(endpoint: Endpoint, dialect_path: str) -> str:
+    base, _, query = endpoint.path.partition("?")
+    # A base URL may name the version of the dialect already.
+    version = dialect_path.split("/", 2)[1] if dialect_path.count("/") > 1 else ""
+    if version and base.endswith("/" + version) and dialect_path.startswith(f"/{version}/"):
+        dialect_path = dialect_path[len(version) + 1 :]
+    path = base + dialect_path + (f"?{query}" if query else "")
+    if endpoint.proxy is not None and endpoint.scheme == "http":
+        return f"http://{endpoint.authority}{path}"
+    return path
+
+
+def _structured(workflow: Workflow[Any, Any], model: Target) -> dict[str, Any]:
+    if workflow.output is None or "json_schema" not in model.capabilities:
+        return {}
+    schema, strict = output_schema(workflow.output)
+    name = workflow.output.__name__
+    return {
+        "response_format": {"type": "json_schema", "json_schema": {"name": name, "schema": schema, "strict": strict}}
+    }
+
+
+def _messages(
+    workflow: Workflow[Any, Any], variant: Variant, templates: minijinja.Environment, model: Target
+) -> Messages | None:
+    typed = workflow.input is not None
+    hint = ""
+    if workflow.output is not None and "json_schema" not in model.capabilities:
+        schema = msgspec.json.encode(output_schema(workflow.output)[0]).decode()
+        hint = f"Answer with one JSON object that fits this JSON schema, and with nothing else:\n{schema}"
+    if not typed and variant.prompt is None and variant.system is None and not hint:
+        return None
+
+    def build(value: Any, messages: list[Any] | None) -> list[Any]:
+        variables = msgspec.to_builtins(value) if value is not None else {}
+        system = templates.render_template(variant.system, **variables) if variant.system is not None else ""
+        if hint:
+            system = f"{system}\n\n{hint}" if system else hint
+        head = [{"role": "system", "content": system}] if system else []
+        if variant.prompt is not None:
+            return [*head, {"role": "user", "content": templates.render_template(variant.prompt, **variables)}]
+        if typed:
+            return [*head, {"role": "user", "content": _plain(variables)}]
+        return [*head, *(messages or [])]
+
+    return build
+
+
+def _plain(variables: dict[str, Any]) -> str:
+    """An input without a template: its text where it is one text, else its JSON."""
+    if len(variables) == 1:
+        (only,) = variables.values()
+        if isinstance(only, str):
+            return only
+    return msgspec.json.encode(variables).decode()

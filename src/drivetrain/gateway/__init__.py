@@ -1,0 +1,1 @@
+"""The HTTP hot path: applications call workflows here."""

@@ -1,0 +1,323 @@
+"""What the gateway answers on each path; no sockets here, and nothing that waits.
+
+`POST /v1/chat/completions`, `POST /v1/workflows/{name}`, `POST /v1/outcomes`, `GET /v1/models`, the probes and
+`/metrics`. Everything a call needs is in memory.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from drivetrain.core.errors import RequestError, did_you_mean
+from drivetrain.core.money import usd
+from drivetrain.embedded.runtime import Runtime
+from drivetrain.execution.admission import Admitted, admit_input, bad_request, parse_body
+from drivetrain.execution.call import CallResult, Execution
+from drivetrain.execution.plan import Plans, WorkflowPlan
+from drivetrain.gateway.http import Connection, Exchange, Request
+from drivetrain.gateway.identity import Identity, KeyRing
+from drivetrain.gateway.metrics import Counters, Published, duration_us, read_others, text
+from drivetrain.gateway.outcomes import read_outcomes
+from drivetrain.providers.answers import Unusable, message_of
+
+JSON_TYPE = b"content-type: application/json\r\n"
+Handler = Callable[[Request, Connection], Exchange | None]
+
+
+class Gateway:
+    """One worker's application."""
+
+    def __init__(self, runtime: Runtime, keys: Callable[[Plans], KeyRing], *, worker: str, run_folder: Path) -> None:
+        self.runtime = runtime
+        self.draining = False
+        self.started = False
+        self.counters = Counters()
+        self.upstream_connections: Callable[[], int] = lambda: runtime.transport.open_connections
+        self.client_connections: Callable[[], int] = lambda: 0
+        self.early_refusals: Callable[[], dict[str, int]] = dict
+        self._keys_of = keys
+        self._worker = worker
+        self._run_folder = run_folder
+        self._plans = runtime.plans
+        self._keys = keys(runtime.plans)
+        self._handlers: dict[tuple[bytes, bytes], Handler] = {
+            (b"POST", b"/v1/chat/completions"): self._chat,
+            (b"POST", b"/v1/outcomes"): self._outcomes,
+            (b"GET", b"/v1/models"): self._models,
+            (b"GET", b"/livez"): self._livez,
+            (b"GET", b"/readyz"): self._readyz,
+            (b"GET", b"/startupz"): self._startupz,
+            (b"GET", b"/metrics"): self._metrics,
+        }
+        self._paths = frozenset(path for _, path in self._handlers)
+
+    def reload(self) -> None:
+        """Serve the runtime's present plans; running calls keep theirs. Raises: DrivetrainError."""
+        self._keys = self._keys_of(self.runtime.plans)
+        self._plans = self.runtime.plans
+
+    def published(self) -> Published:
+        """This worker's counters and gauges."""
+        own = self.counters.published()
+        for code, number in self.early_refusals().items():
+            own.refused[code] = own.refused.get(code, 0) + number
+        own.slow_code = {name: slow.count for name, slow in self._plans.slow_code.items()}
+        own.connections = self.client_connections()
+        own.upstream_connections = self.upstream_connections()
+        own.ledger_failed = int(bool(self.runtime.journal.failed))
+        return own
+
+    # gateway.http.Application
+
+    def handle(self, request: Request, connection: Connection) -> Exchange | None:
+        handler = self._handlers.get((request.method, request.path))
+        try:
+            if handler is not None:
+                return handler(request, connection)
+            return self._other(request, connection)
+        except RequestError as error:
+            self._refuse(connection, error)
+            return None
+
+    def _other(self, request: Request, connection: Connection) -> Exchange | None:
+        path = request.path.split(b"?", 1)[0]
+        if path != request.path:
+            handler = self._handlers.get((request.method, path))
+            if handler is not None:
+                return handler(request, connection)
+        if path.startswith(b"/v1/workflows/") and request.method == b"POST":
+            return self._workflow(path[14:], request, connection)
+        if path.startswith(b"/v1/models/") and request.method == b"GET":
+            return self._model(path[11:], request, connection)
+        if path in self._paths or path.startswith((b"/v1/workflows/", b"/v1/models/")):
+            said = request.method.decode("latin-1")
+            raise RequestError(405, f"{said} is not answered on this path", code="method_not_allowed")
+        raise RequestError(404, f"nothing answers on {path.decode('latin-1')[:200]}", code="unknown_path")
+
+    # Calls.
+
+    def _chat(self, request: Request, connection: Connection) -> Exchange | None:
+        identity = self._keys.identify(request.headers.get(b"authorization"))
+        body = parse_body(request.body)
+        name = body.get("model")
+        if not isinstance(name, str):
+            raise bad_request("`model` must be the name of a workflow", param="model", code="invalid_type")
+        plan = self._plan(name, identity, "model")
+        admitted = plan.chat.admit(body, request.body)
+        return self._start(plan, admitted, identity, request, connection, "direct" if plan.direct else "chat")
+
+    def _workflow(self, raw_name: bytes, request: Request, connection: Connection) -> Exchange | None:
+        identity = self._keys.identify(request.headers.get(b"authorization"))
+        plan = self._plan(_name(raw_name), identity, "workflow")
+        if plan.input_decoder is not None:
+            admitted = admit_input(plan.workflow, plan.input_decoder, request.body)
+        else:
+            admitted = plan.chat.admit(_as_chat(parse_body(request.body)), request.body)
+            if admitted.stream:
+                raise bad_request("streams are answered by POST /v1/chat/completions", param="stream")
+        return self._start(plan, admitted, identity, request, connection, "workflow")
+
+    def _plan(self, name: str, identity: Identity, param: str) -> WorkflowPlan:
+        plan = self._plans.workflows.get(name)
+        if plan is None or not identity.may_call(name):
+            known = [one for one in self._plans.workflows if identity.may_call(one)]
+            shown = name[:100] if name.isprintable() else "that name"
+            message = f"no workflow `{shown}` is served to this key. {did_you_mean(name[:100], known)}"
+            raise RequestError(404, message, code="model_not_found", param=param)
+        return plan
+
+    def _start(
+        self,
+        plan: WorkflowPlan,
+        admitted: Admitted,
+        identity: Identity,
+        request: Request,
+        connection: Connection,
+        door: str,
+    ) -> Exchange | None:
+        runtime = self.runtime
+        attribution = self._keys.attribution(identity, plan.workflow, request.headers, admitted.user)
+        now_ns = time.time_ns()
+        client = _CallClient(self, connection, plan, now_ns, typed=door == "workflow")
+        execution = Execution(
+            plan,
+            admitted,
+            attribution,
+            call_id=runtime.next_call_id(),
+            opened_ns=now_ns,
+            day=runtime.day(now_ns),
+            door=door,
+            env=runtime.environment,
+            client=client,
+        )
+        client.call_id = execution.call_id
+        self.counters.running += 1
+        execution.start()
+        return execution
+
+    # The truth, later.
+
+    def _outcomes(self, request: Request, connection: Connection) -> Exchange | None:
+        identity = self._keys.identify(request.headers.get(b"authorization"))
+        outcomes = read_outcomes(request.body, key=identity.key, now_ns=time.time_ns())
+
+        def written(recorded: bool) -> None:
+            if recorded:
+                body = b'{"object":"outcomes","recorded":%d}' % len(outcomes)
+                connection.answer(200, JSON_TYPE, body)
+            else:
+                why = self.runtime.journal.failed or "unknown reason"
+                message = f"the ledger cannot be written ({why}); send these outcomes again"
+                error = RequestError(503, message, code="ledger_unavailable", kind="server_error", retry_after_s=1)
+                self._refuse(connection, error)
+
+        for outcome in outcomes[:-1]:
+            self.runtime.journal.append(outcome)
+        self.runtime.journal.append(outcomes[-1], written)
+        return None
+
+    # What is served.
+
+    def _models(self, request: Request, connection: Connection) -> Exchange | None:
+        identity = self._keys.identify(request.headers.get(b"authorization"))
+        data = [_model_object(plan) for name, plan in self._plans.workflows.items() if identity.may_call(name)]
+        connection.answer(200, JSON_TYPE, msgspec.json.encode({"object": "list", "data": data}))
+        return None
+
+    def _model(self, raw_name: bytes, request: Request, connection: Connection) -> Exchange | None:
+        identity = self._keys.identify(request.headers.get(b"authorization"))
+        plan = self._plan(_name(raw_name), identity, "model")
+        connection.answer(200, JSON_TYPE, msgspec.json.encode(_model_object(plan)))
+        return None
+
+    # Probes.
+
+    def _livez(self, _request: Request, connection: Connection) -> Exchange | None:
+        connection.answer(200, JSON_TYPE, b'{"status":"ok"}')
+        return None
+
+    def _readyz(self, _request: Request, connection: Connection) -> Exchange | None:
+        failed = self.runtime.journal.failed
+        ready = self.started and not self.draining and not failed
+        status = "ok" if ready else "ledger_unavailable" if failed else "draining" if self.draining else "starting"
+        body = msgspec.json.encode(
+            {"status": status, "snapshot": self._plans.snapshot.short_hash, "ledger": failed or "ok"}
+        )
+        connection.answer(200 if ready else 503, JSON_TYPE, body)
+        return None
+
+    def _startupz(self, _request: Request, connection: Connection) -> Exchange | None:
+        status = 200 if self.started else 503
+        connection.answer(status, JSON_TYPE, b'{"status":"ok"}' if self.started else b'{"status":"starting"}')
+        return None
+
+    def _metrics(self, _request: Request, connection: Connection) -> Exchange | None:
+        workers = [self.published(), *read_others(self._run_folder, self._worker)]
+        headers = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\n"
+        connection.answer(200, headers, text(workers).encode())
+        return None
+
+    def _refuse(self, connection: Connection, error: RequestError) -> None:
+        self.counters.refuse(error.code)
+        connection.answer(error.status, _error_headers(error), error.body())
+
+
+class _CallClient:
+    """Passes one Call's answer to its connection."""
+
+    __slots__ = ("_connection", "_gateway", "_opened_ns", "_plan", "_typed", "call_id")
+
+    def __init__(
+        self, gateway: Gateway, connection: Connection, plan: WorkflowPlan, opened_ns: int, *, typed: bool
+    ) -> None:
+        self._gateway = gateway
+        self._connection = connection
+        self._plan = plan
+        self._opened_ns = opened_ns
+        self._typed = typed
+        self.call_id = ""
+
+    def on_stream(self, data: bytes) -> None:
+        connection = self._connection
+        if not connection.started_streaming:
+            connection.begin_stream(b"x-request-id: %b\r\n" % self.call_id.encode())
+        connection.send(data)
+
+    def on_finished(self, result: CallResult) -> None:
+        gateway, connection = self._gateway, self._connection
+        took_us = duration_us(self._opened_ns, time.time_ns())
+        gateway.counters.running -= 1
+        gateway.counters.count(self._plan.name, result, took_us)
+        if result.status == "aborted":
+            return
+        if connection.started_streaming:
+            connection.end_stream(result.tail)
+            return
+        headers = b"x-request-id: %b\r\nopenai-processing-ms: %d\r\nx-drivetrain-cost-nano-usd: %d\r\n" % (
+            result.call_id.encode(),
+            took_us // 1000,
+            result.cost_nano_usd,
+        )
+        if result.error is not None:
+            connection.answer(result.http_status, _error_headers(result.error) + headers, result.body)
+            return
+        headers += b"x-drivetrain-variant: %b\r\n" % result.variant.encode()
+        if result.tail:
+            connection.begin_stream(headers)
+            connection.end_stream(result.tail)
+        else:
+            body = _typed_body(self._plan, result) if self._typed else result.body
+            connection.answer(200, JSON_TYPE + headers, body)
+
+
+def _error_headers(error: RequestError) -> bytes:
+    if error.retry_after_s is None:
+        return JSON_TYPE
+    return JSON_TYPE + b"retry-after: %d\r\n" % error.retry_after_s
+
+
+def _name(raw: bytes) -> str:
+    from urllib.parse import unquote_to_bytes
+
+    return unquote_to_bytes(raw).decode("utf-8", "replace")
+
+
+def _as_chat(body: dict[str, Any]) -> dict[str, Any]:
+    """A chat workflow's input: `{"text": ...}`, or a chat request without `model`."""
+    text_given = body.get("text")
+    if "messages" in body or text_given is None:
+        return body
+    if not isinstance(text_given, str):
+        raise bad_request("`text` must be a string", param="text", code="invalid_type")
+    rest = {name: value for name, value in body.items() if name != "text"}
+    return {**rest, "messages": [{"role": "user", "content": text_given}]}
+
+
+def _typed_body(plan: WorkflowPlan, result: CallResult) -> bytes:
+    output = result.output
+    if output is None and plan.output_reader is None:
+        try:
+            message = message_of(result.body)
+            output = message.content if not message.tool_calls else message
+        except Unusable:
+            output = None
+    return msgspec.json.encode(
+        {
+            "output": output,
+            "workflow": plan.name,
+            "variant": result.variant,
+            "call_id": result.call_id,
+            "cost_usd": usd(result.cost_nano_usd),
+            "cost_nano_usd": result.cost_nano_usd,
+            "attempts": len(result.attempts),
+        }
+    )
+
+
+def _model_object(plan: WorkflowPlan) -> dict[str, Any]:
+    return {"id": plan.name, "object": "model", "created": 0, "owned_by": plan.workflow.owner or plan.workflow.team}

@@ -1,0 +1,434 @@
+"""HTTP/1.1 from clients: framing, limits, order and back-pressure; knows no route and no workflow.
+
+Requests on one connection are answered one after the other. Every read is bounded in size and time; what
+httptools leaves open (sizes, times, HTTP/0.9, repeated credentials) is closed here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any, Protocol
+
+import httptools
+import msgspec
+
+from drivetrain.core.errors import error_body
+from drivetrain.project.snapshot import GatewaySettings
+
+PIPELINED_MAX = 8
+"""Requests that may wait behind the current one; then reading stops."""
+WRITE_BUFFER_BYTES = 256 * 1024
+"""What may wait for a slow client before the provider is not read any more."""
+HEADERS_MAX = 100
+SWEEP_S = 0.5
+READ_HEADERS = frozenset(
+    {
+        b"authorization",
+        b"content-encoding",
+        b"content-length",
+        b"expect",
+        b"host",
+        b"transfer-encoding",
+        b"x-drivetrain-tags",
+        b"x-drivetrain-team",
+        b"x-drivetrain-use-case",
+        b"x-drivetrain-user",
+    }
+)
+REASONS = {
+    200: "OK",
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    408: "Request Timeout",
+    409: "Conflict",
+    413: "Content Too Large",
+    415: "Unsupported Media Type",
+    422: "Unprocessable Content",
+    429: "Too Many Requests",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    502: "Bad Gateway",
+    503: "Service Unavailable",
+    504: "Gateway Timeout",
+}
+
+
+class Request(msgspec.Struct):
+    """One whole request."""
+
+    method: bytes
+    path: bytes
+    headers: dict[bytes, bytes]
+    """Lower-case names; only those in `READ_HEADERS`."""
+    body: bytes
+    keep_alive: bool
+    started: float
+    """The loop's time when it was whole."""
+
+
+class Exchange(Protocol):
+    """A running answer."""
+
+    def abort(self) -> None:
+        """The client left."""
+
+    def pause(self) -> None:
+        """The client takes no more for now."""
+
+    def resume(self) -> None:
+        """The client takes more again."""
+
+
+class Application(Protocol):
+    """Answers requests."""
+
+    draining: bool
+
+    def handle(self, request: Request, connection: Connection) -> Exchange | None:
+        """Answer now or later through `connection`; an Exchange hears when the client leaves."""
+
+
+class Connections:
+    """All connections of a worker: their number and their deadlines."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, application: Application, settings: GatewaySettings) -> None:
+        self.loop = loop
+        self.application = application
+        self.settings = settings
+        self.open: set[Connection] = set()
+        self.refused: dict[str, int] = {}
+        """Requests that never reached a route, by reason."""
+        self._sweeper = loop.call_later(SWEEP_S, self._sweep)
+
+    def __call__(self) -> Connection:
+        return Connection(self)
+
+    def refuse(self, reason: str) -> None:
+        """Count a request that never reached a route."""
+        self.refused[reason] = self.refused.get(reason, 0) + 1
+
+    def close_idle(self) -> None:
+        """Close connections that carry nothing."""
+        for connection in list(self.open):
+            connection.close_if_idle()
+
+    def stop(self) -> None:
+        """Stop looking at deadlines."""
+        self._sweeper.cancel()
+
+    def _sweep(self) -> None:
+        now = self.loop.time()
+        for connection in [one for one in self.open if now >= one.deadline]:
+            connection.late()
+        self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
+
+
+NEVER = float("inf")
+
+
+class Connection(asyncio.Protocol):
+    """One client's connection."""
+
+    __slots__ = (
+        "_body",
+        "_body_bytes",
+        "_exchange",
+        "_fault",
+        "_head_bytes",
+        "_header_count",
+        "_headers",
+        "_in_request",
+        "_parser",
+        "_path",
+        "_paused_reading",
+        "_queue",
+        "_request",
+        "_stage",
+        "_streaming",
+        "_writable",
+        "all",
+        "deadline",
+        "transport",
+    )
+
+    def __init__(self, connections: Connections) -> None:
+        self.all = connections
+        self.transport: Any = None
+        self.deadline = NEVER
+        self._parser = httptools.HttpRequestParser(self)
+        self._headers: dict[bytes, bytes] = {}
+        self._header_count = 0
+        self._head_bytes = 0
+        self._path = b""
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self._in_request = False
+        self._stage = "idle"
+        self._fault: tuple[int, str, str] | None = None
+        self._queue: deque[Request] = deque()
+        self._request: Request | None = None
+        self._exchange: Exchange | None = None
+        self._streaming = False
+        self._paused_reading = False
+        self._writable = True
+
+    # What the application calls.
+
+    def answer(self, status: int, headers: bytes, body: bytes) -> None:
+        """The whole answer to the current request. headers: lines, each ending in CR LF."""
+        request = self._request
+        if request is None:
+            return
+        keep = request.keep_alive and not self.all.application.draining
+        end = b"content-length: %d\r\n\r\n" if keep else b"connection: close\r\ncontent-length: %d\r\n\r\n"
+        self.transport.write(b"".join((_status_line(status), headers, end % len(body), body)))
+        self._finished(keep)
+
+    def begin_stream(self, headers: bytes) -> None:
+        """Status 200 and the headers of an event stream."""
+        request = self._request
+        if request is None:
+            return
+        self._streaming = True
+        self.transport.write(_status_line(200) + headers + STREAM_HEAD)
+
+    def send(self, data: bytes) -> None:
+        """A part of the stream."""
+        if self._streaming:
+            self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+    def end_stream(self, data: bytes) -> None:
+        """The last part of the stream, and its end."""
+        request = self._request
+        if request is None or not self._streaming:
+            return
+        self._streaming = False
+        last = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n"
+        self.transport.write(last)
+        self._finished(request.keep_alive and not self.all.application.draining)
+
+    def close_if_idle(self) -> None:
+        """Close where nothing is being read or answered."""
+        if self._request is None and not self._in_request and self.transport is not None:
+            self.transport.close()
+
+    @property
+    def started_streaming(self) -> bool:
+        """Whether a stream's head has left."""
+        return self._streaming
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+        connections = self.all
+        if len(connections.open) >= connections.settings.connections_max:
+            connections.refuse("too_many_connections")
+            transport.abort()
+            return
+        connections.open.add(self)
+        self.deadline = connections.loop.time() + connections.settings.idle_timeout_ms / 1000
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.all.open.discard(self)
+        self.deadline = NEVER
+        self._queue.clear()
+        self._request = None
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if self._fault is not None:
+            return
+        if self._stage == "idle":
+            self._stage = "head"
+            self._head_bytes = 0
+            self.deadline = self.all.loop.time() + self.all.settings.header_timeout_ms / 1000
+        if self._stage == "head":
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._refuse(400, "upgrade_refused", "this gateway upgrades to no other protocol")
+        except httptools.HttpParserCallbackError:
+            # Only our own callbacks raise this: `_Refused` is how they stop the parser.
+            if self._fault is None:
+                raise
+            self._refuse(*self._fault)
+        except httptools.HttpParserError as problem:
+            self._refuse(400, "malformed_http", f"the request is no HTTP/1.1: {problem}")
+        else:
+            if self._stage == "head" and self._head_bytes > self.all.settings.header_bytes_max:
+                limit = self.all.settings.header_bytes_max
+                self._refuse(431, "headers_too_large", f"the request's head is longer than {limit} bytes")
+
+    def eof_received(self) -> bool:
+        return False  # a client that stops sending has left
+
+    def pause_writing(self) -> None:
+        self._writable = False
+        self.deadline = self.all.loop.time() + self.all.settings.write_timeout_ms / 1000
+        if self._exchange is not None:
+            self._exchange.pause()
+
+    def resume_writing(self) -> None:
+        self._writable = True
+        self.deadline = NEVER if self._request is not None else self._idle_deadline()
+        if self._exchange is not None:
+            self._exchange.resume()
+
+    # httptools callbacks
+
+    def on_message_begin(self) -> None:
+        self._in_request = True
+        self._stage = "head"
+        self._headers = {}
+        self._header_count = 0
+        self._path = b""
+        self._body = []
+        self._body_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        self._path += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._header_count += 1
+        name = name.lower()
+        if name in READ_HEADERS:
+            if name in self._headers:
+                self._stop(400, "repeated_header", f"the header {name.decode()} is given more than once")
+            self._headers[name] = value
+        if self._header_count > HEADERS_MAX:
+            self._stop(431, "too_many_headers", f"the request has more than {HEADERS_MAX} headers")
+
+    def on_headers_complete(self) -> None:
+        settings = self.all.settings
+        headers = self._headers
+        if self._parser.get_http_version() not in ("1.1", "1.0"):
+            self._stop(400, "http_version", "this gateway speaks HTTP/1.1")
+        if b"content-encoding" in headers and headers[b"content-encoding"].lower() != b"identity":
+            self._stop(415, "encoded_body", "request bodies must not be encoded (no gzip)")
+        length = headers.get(b"content-length")
+        if length is not None and int(length) > settings.body_bytes_max:
+            self._too_large()
+        self._stage = "body"
+        if length is not None or b"transfer-encoding" in headers:
+            self.deadline = self.all.loop.time() + settings.body_timeout_ms / 1000
+            if headers.get(b"expect", b"").lower() == b"100-continue" and self._request is None:
+                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, data: bytes) -> None:
+        self._body_bytes += len(data)
+        if self._body_bytes > self.all.settings.body_bytes_max:
+            self._too_large()
+        self._body.append(data)
+
+    def on_message_complete(self) -> None:
+        body = self._body
+        self._in_request = False
+        self._stage = "idle"
+        request = Request(
+            self._parser.get_method(),
+            self._path,
+            self._headers,
+            body[0] if len(body) == 1 else b"".join(body),
+            self._parser.should_keep_alive(),
+            self.all.loop.time(),
+        )
+        self._body = []
+        if self._request is None:
+            self._begin(request)
+            return
+        self._queue.append(request)
+        if len(self._queue) >= PIPELINED_MAX and not self._paused_reading:
+            self._paused_reading = True
+            self.transport.pause_reading()
+
+    # One after the other.
+
+    def _begin(self, request: Request) -> None:
+        self._request = request
+        self.deadline = NEVER
+        exchange = self.all.application.handle(request, self)
+        if self._request is request:
+            self._exchange = exchange
+            if exchange is not None and not self._writable:
+                exchange.pause()
+
+    def _finished(self, keep: bool) -> None:
+        self._request = None
+        self._exchange = None
+        if not keep:
+            self.transport.close()
+            return
+        if self._queue:
+            # Not from here: a long pipeline must not grow the stack.
+            self.all.loop.call_soon(self._next)
+        elif self._stage == "idle":
+            self.deadline = self._idle_deadline() if self._writable else self.deadline
+
+    def _next(self) -> None:
+        if self._request is None and self._queue:
+            request = self._queue.popleft()
+            if self._paused_reading and len(self._queue) < PIPELINED_MAX // 2:
+                self._paused_reading = False
+                self.transport.resume_reading()
+            self._begin(request)
+
+    def _idle_deadline(self) -> float:
+        return self.all.loop.time() + self.all.settings.idle_timeout_ms / 1000
+
+    def late(self) -> None:
+        """A deadline has passed."""
+        self.deadline = NEVER
+        if not self._writable:
+            self.all.refuse("slow_reader")
+            self.transport.abort()
+        elif self._in_request or self._stage != "idle":
+            what = "head" if self._stage == "head" else "body"
+            self._refuse(408, f"stalled_{what}", f"the request's {what} did not arrive in time")
+        else:
+            self.transport.close()
+
+    # Refusals before any route.
+
+    def _too_large(self) -> None:
+        limit = self.all.settings.body_bytes_max
+        self._stop(413, "body_too_large", f"the request's body is longer than {limit} bytes")
+
+    def _stop(self, status: int, code: str, message: str) -> None:
+        """Refuse from within a parser's callback."""
+        self._fault = (status, code, message)
+        raise _Refused
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        self._fault = (status, code, message)
+        self.all.refuse(code)
+        if self._request is None and not self._streaming:
+            body = error_body(message, kind="invalid_request_error", code=code)
+            self.transport.write(
+                _status_line(status)
+                + b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
+                + body
+            )
+        self.transport.close()
+
+
+class _Refused(Exception):
+    """Stops the parser."""
+
+
+STREAM_HEAD = (
+    b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\ntransfer-encoding: chunked\r\n\r\n"
+)
+_LINES = {status: f"HTTP/1.1 {status} {reason}\r\n".encode() for status, reason in REASONS.items()}
+
+
+def _status_line(status: int) -> bytes:
+    return _LINES.get(status) or f"HTTP/1.1 {status} Status\r\n".encode()

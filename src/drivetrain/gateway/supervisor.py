@@ -1,0 +1,111 @@
+"""`drivetrain serve`: one worker in this process, or several with one that watches them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+from drivetrain.core.errors import DrivetrainError
+from drivetrain.gateway.worker import listening_socket, run_worker
+from drivetrain.project.snapshot import Snapshot
+
+RESTART_WINDOW_S = 10.0
+RESTARTS_MAX = 5
+"""Within `RESTART_WINDOW_S`; more means that workers cannot live, and the supervisor ends."""
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+def serve(snapshot: Snapshot, *, host: str, port: int, workers: int, announce: Callable[[str, int], None]) -> int:
+    """Serves until told to end; the exit code. announce: called with host and port once requests are answered.
+
+    Raises: DrivetrainError where it cannot listen, or where no key protects an address beyond this machine.
+    """
+    if not snapshot.keys and host not in LOOPBACK:
+        raise DrivetrainError(
+            f"This project declares no key, so the gateway may only listen on this machine, not on {host}.",
+            looked=["[keys] in drivetrain.toml"],
+            do='Declare a key: [keys.NAME] with secret = "env:..." or "file:...".',
+        )
+    address = "127.0.0.1" if host == "localhost" else host
+    if workers == 1:
+        listening = listening_socket(address, port, shared=False)
+        bound = listening.getsockname()[1]
+        run_worker(snapshot, listening, name=f"w0-{os.getpid()}", ready=lambda: announce(host, bound))
+        return 0
+    return _supervise(snapshot, address, port, workers, announce)
+
+
+def _supervise(snapshot: Snapshot, host: str, port: int, workers: int, announce: Callable[[str, int], None]) -> int:
+    # Bound but never accepting: it holds the port while workers come and go.
+    holder = listening_socket(host, port, shared=True)
+    bound = holder.getsockname()[1]
+    holder.close()
+    children: dict[int, int] = {}
+    ended = False
+    restarts: list[float] = []
+
+    def start(index: int) -> None:
+        read_end, write_end = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(read_end)
+            code = 1
+            try:
+                signal.signal(signal.SIGHUP, signal.SIG_DFL)
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                listening = listening_socket(host, bound, shared=True)
+                run_worker(snapshot, listening, name=f"w{index}-{os.getpid()}", ready=lambda: _tell(write_end))
+                code = 0
+            except DrivetrainError as error:
+                print(f"drivetrain: worker {index}: {error}", file=sys.stderr)
+            finally:
+                os._exit(code)
+        os.close(write_end)
+        children[pid] = index
+        os.read(read_end, 1)  # ready, or gone
+        os.close(read_end)
+
+    def forward(signum: int, _frame: object) -> None:
+        nonlocal ended
+        ended = ended or signum != signal.SIGHUP
+        for pid in list(children):
+            _kill(pid, signum)
+
+    for index in range(workers):
+        start(index)
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, forward)
+    announce(host, bound)
+    while children:
+        try:
+            pid, _ = os.waitpid(-1, 0)
+        except ChildProcessError:
+            break
+        index = children.pop(pid, -1)
+        if ended or index < 0:
+            continue
+        now = time.monotonic()
+        restarts = [at for at in restarts if now - at < RESTART_WINDOW_S] + [now]
+        if len(restarts) > RESTARTS_MAX:
+            print("drivetrain: workers end as soon as they start; giving up.", file=sys.stderr)
+            forward(signal.SIGTERM, None)
+            continue
+        print(f"drivetrain: worker {index} ended; starting another.", file=sys.stderr)
+        start(index)
+    return 0 if len(restarts) <= RESTARTS_MAX else 1
+
+
+def _tell(write_end: int) -> None:
+    os.write(write_end, b"1")
+    os.close(write_end)
+
+
+def _kill(pid: int, signum: int) -> None:
+    try:
+        os.kill(pid, signum)
+    except ProcessLookupError:
+        pass  # it ended by itself; waitpid will say so

@@ -1,0 +1,290 @@
+"""The reader: frames of every segment folded into Calls, each exactly once.
+
+Owns what frames mean together: which Call runs, which was interrupted, which Outcome holds. It never writes. Called by
+the commands and by whoever needs whole Calls; totals come from the queries, which fold the same way.
+
+Laws: a call id appears once, whatever was written twice (the first frame of each kind holds). A Call without a closed
+frame is `running` while its writer lives, and `interrupted` once it is gone. Of the Outcomes of one (call, metric,
+source) the last arrival holds.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from drivetrain.core.calls import (
+    Attribution,
+    Call,
+    ClosedV1,
+    OpenedV1,
+    Outcome,
+    OutcomeV1,
+    SegmentV1,
+    Stored,
+)
+from drivetrain.ledger.frames import Damage, Segment, decoded, frames, records, segments
+
+OUTCOME_TAG = b"\xa9outcome.1"
+
+
+class LedgerReader:
+    """Calls and Outcomes of a data folder, as they are when asked.
+
+    `calls()` streams all of them in memory that grows by about 150 bytes a Call and by the Outcomes; `call()` finds
+    one; `poll()` returns what ended since the last poll and reads only what is new.
+    """
+
+    def __init__(self, data_folder: Path) -> None:
+        self._data_folder = data_folder
+        self._polled = Fold()
+        self._ends: dict[str, int] = {}
+        """Segment -> how far `poll` has read it."""
+        self._sealed: set[str] = set()
+        self._damage: dict[tuple[str, int], Damage] = {}
+
+    @property
+    def problems(self) -> tuple[Damage, ...]:
+        """What the last whole reading found that is no good frame: torn ends (normal), lost frames, orphans."""
+        return tuple(self._damage[place] for place in sorted(self._damage))
+
+    def calls(self, *, since_ns: int = 0, until_ns: int | None = None, outcomes: bool = True) -> Iterator[Call]:
+        """Every Call opened in [since_ns, until_ns), about in the order in which they ended; unfinished ones last.
+
+        outcomes: False leaves them out and saves a pass over the segments. Raises: NewerRecord.
+        """
+        found = segments(self._data_folder)
+        damage: list[Damage] = []
+        truths = collect_outcomes(found) if outcomes else {}
+        live = live_writers(found)
+        for pair in _pairs(found, damage):
+            opened_ns = pair.opened.opened_ns
+            if opened_ns >= since_ns and (until_ns is None or opened_ns < until_ns):
+                yield joined(pair, live, truths.get(pair.opened.call_id, ()))
+        self._damage = {(one.segment, one.offset): one for one in damage}
+
+    def call(self, call_id: str) -> Call | None:
+        """The one Call, or None. Segments that do not name it are only searched, at gigabytes a second."""
+        found = segments(self._data_folder)
+        needle = call_id.encode()
+        named = [segment for segment in found if _contains(segment, needle)]
+        truths = collect_outcomes(named, call_id)
+        live = live_writers(found)
+        for pair in _pairs(named, [], call_id):
+            return joined(pair, live, truths.get(call_id, ()))
+        return None
+
+    def poll(self) -> list[Call]:
+        """Calls that ended (closed or interrupted) since the last poll, without Outcomes; the first poll: all."""
+        found = segments(self._data_folder)
+        live = live_writers(found)
+        damage: list[Damage] = []
+        ended: list[Call] = []
+        for segment in found:
+            if segment.name in self._sealed:
+                continue
+            start = self._ends.get(segment.name, 0)
+            for offset, end, record in records(segment, damage, start):
+                self._ends[segment.name] = end
+                pair = self._polled.feed(record, segment, offset, end)
+                if pair is not None:
+                    ended.append(joined(pair, live, ()))
+            if not segment.live:
+                self._sealed.add(segment.name)
+        ended.extend(joined(pair, live, ()) for pair in self._polled.orphans(damage))
+        ended.extend(joined(pair, live, ()) for pair in self._polled.unfinished(live))
+        self._damage.update({(one.segment, one.offset): one for one in damage})
+        return ended
+
+
+class Pair(msgspec.Struct, frozen=True):
+    """The frames of one Call."""
+
+    opened: OpenedV1
+    closed: ClosedV1 | None
+    writer: str
+    segment: str
+    """Where the later of its frames is."""
+    offset: int
+    orphan: bool = False
+    """Its opened frame is missing; `opened` stands for it."""
+
+
+class _Lone(msgspec.Struct, frozen=True):
+    """A closed frame whose opened frame has not been seen."""
+
+    closed: ClosedV1
+    segment: Segment
+    offset: int
+    end: int
+
+
+class Fold:
+    """Frames in, Pairs out, each call id once. The first opened and the first closed frame of an id hold."""
+
+    __slots__ = ("_ended", "_lone", "_open")
+
+    def __init__(self) -> None:
+        self._ended: set[str] = set()
+        self._open: dict[str, Pair] = {}
+        self._lone: dict[str, _Lone] = {}
+
+    def feed(self, record: Stored, segment: Segment, offset: int, end: int) -> Pair | None:
+        """The Pair that this frame completes, if it does."""
+        if isinstance(record, ClosedV1):
+            call_id = record.call_id
+            if call_id in self._ended:
+                return None
+            held = self._open.pop(call_id, None)
+            if held is None:
+                self._lone.setdefault(call_id, _Lone(record, segment, offset, end))
+                return None
+            self._ended.add(call_id)
+            return Pair(held.opened, record, held.writer, segment.name, offset)
+        if isinstance(record, OpenedV1):
+            call_id = record.call_id
+            if call_id in self._ended or call_id in self._open:
+                return None
+            lone = self._lone.pop(call_id, None)
+            if lone is None:
+                self._open[call_id] = Pair(record, None, segment.writer, segment.name, offset)
+                return None
+            self._ended.add(call_id)
+            return Pair(record, lone.closed, segment.writer, segment.name, offset)
+        return None
+
+    def orphans(self, damage: list[Damage]) -> list[Pair]:
+        """Closed frames whose opened frame has not come, each also reported; they are done with then."""
+        found = []
+        for call_id, lone in self._lone.items():
+            damage.append(Damage(lone.segment.name, lone.offset, lone.end - lone.offset, "orphan"))
+            self._ended.add(call_id)
+            opened = unknown_opened(lone.closed)
+            found.append(Pair(opened, lone.closed, lone.segment.writer, lone.segment.name, lone.offset, True))
+        self._lone.clear()
+        return found
+
+    def unfinished(self, live: set[str] | frozenset[str] = frozenset()) -> list[Pair]:
+        """Calls without a closed frame whose writer is not in `live`; they are done with then."""
+        found = [pair for pair in self._open.values() if pair.writer not in live]
+        for pair in found:
+            del self._open[pair.opened.call_id]
+            self._ended.add(pair.opened.call_id)
+        return found
+
+
+def _pairs(found: Iterable[Segment], damage: list[Damage], only: str | None = None) -> Iterator[Pair]:
+    fold = Fold()
+    for segment in found:
+        for offset, end, record in records(segment, damage):
+            if only is not None and (isinstance(record, SegmentV1) or record.call_id != only):
+                continue
+            pair = fold.feed(record, segment, offset, end)
+            if pair is not None:
+                yield pair
+    yield from fold.orphans(damage)
+    yield from fold.unfinished()
+
+
+def joined(pair: Pair, live: set[str], outcomes: Iterable[Outcome]) -> Call:
+    """The Call that these frames tell of; live: writers whose process lives."""
+    opened, closed = pair.opened, pair.closed
+    if closed is None:
+        return Call(
+            call_id=opened.call_id,
+            opened_ns=opened.opened_ns,
+            snapshot=opened.snapshot,
+            workflow=opened.workflow,
+            door=opened.door,
+            stream=opened.stream,
+            attribution=opened.attribution,
+            prices_date=opened.prices_date,
+            status="running" if pair.writer in live else "interrupted",
+            retained=opened.retained,
+            request=opened.payload,
+            outcomes=tuple(outcomes),
+        )
+    return Call(
+        call_id=opened.call_id,
+        opened_ns=opened.opened_ns,
+        closed_ns=closed.closed_ns,
+        snapshot=opened.snapshot,
+        workflow=opened.workflow,
+        door=opened.door,
+        stream=opened.stream,
+        attribution=opened.attribution,
+        prices_date=opened.prices_date,
+        status=closed.status,
+        http_status=closed.http_status,
+        variant=closed.variant,
+        cost_nano_usd=closed.cost_nano_usd,
+        attempts=closed.attempts,
+        error=closed.error,
+        finish_reason=closed.finish_reason,
+        retained=max(opened.retained, closed.retained),
+        request=opened.payload,
+        answers=closed.payload,
+        outcomes=tuple(outcomes),
+    )
+
+
+def unknown_opened(closed: ClosedV1) -> OpenedV1:
+    """What stands for a lost opened frame, so that the money of its Call is not lost too: nobody's, when it closed."""
+    return OpenedV1(closed.call_id, closed.closed_ns, "", "", "", False, Attribution())
+
+
+def live_writers(found: Iterable[Segment]) -> set[str]:
+    """Writers whose process lives."""
+    return {segment.writer for segment in found if segment.live}
+
+
+def collect_outcomes(found: Iterable[Segment], only: str | None = None) -> dict[str, tuple[Outcome, ...]]:
+    """Call id -> its Outcomes as they hold now, sorted by metric and source."""
+    latest: dict[str, dict[tuple[str, str], OutcomeV1]] = {}
+    for segment in found:
+        if not _contains(segment, OUTCOME_TAG):
+            continue
+        # Damage is reported by the pass over opened and closed frames.
+        for record in outcome_records(segment):
+            if only is None or record.call_id == only:
+                own = latest.setdefault(record.call_id, {})
+                place = (record.metric, record.source)
+                before = own.get(place)
+                if before is None or later(record, before):
+                    own[place] = record
+    return {
+        call_id: tuple(
+            Outcome(metric=o.metric, source=o.source, value=o.value, event_ns=o.event_ns, arrived_ns=o.arrived_ns)
+            for _, o in sorted(own.items())
+        )
+        for call_id, own in latest.items()
+    }
+
+
+def outcome_records(segment: Segment, start: int = 0) -> Iterator[OutcomeV1]:
+    """The Outcomes in a segment; other frames are not decoded."""
+    damage: list[Damage] = []
+    for frame in frames(segment, damage, start):
+        if frame.body[1 : 1 + len(OUTCOME_TAG)] == OUTCOME_TAG:
+            record = decoded(frame, segment, damage)
+            if isinstance(record, OutcomeV1):
+                yield record
+
+
+def later(one: OutcomeV1, other: OutcomeV1) -> bool:
+    """Whether `one` holds over `other`: by arrival, then event, then value, whatever was read first."""
+    return _rank(one) > _rank(other)
+
+
+def _rank(outcome: OutcomeV1) -> tuple[int, int, str]:
+    return outcome.arrived_ns, outcome.event_ns, str(outcome.value)
+
+
+def _contains(segment: Segment, needle: bytes) -> bool:
+    if segment.size == 0:
+        return False
+    with segment.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(needle) >= 0

@@ -1,0 +1,56 @@
+"""Where what people and machines changed is kept: strictly ordered and hash-chained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+
+class ControlRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One change: who did what to what, chained to the one before."""
+
+    seq: int
+    """1, 2, 3 ... without a gap."""
+    at_ns: int
+    kind: str
+    """`apply`, `promote`, `forget`, `budget.set` ..."""
+    actor: str
+    """Who did it."""
+    subject: str
+    """What it was done to."""
+    body: str
+    """JSON with sorted keys."""
+    prev_hash: str
+    """`hash` of the record before; 64 zeros before the first."""
+    hash: str
+    """SHA-256 over all fields above, 64 hex digits."""
+
+
+class Verification(msgspec.Struct, frozen=True, kw_only=True):
+    """What a check of the whole log found."""
+
+    records: int
+    head: str
+    """`hash` of the last good record; kept elsewhere, it proves later that nothing before it was changed."""
+    findings: tuple[str, ...]
+    """Each edit, gap, reordering or truncation, in words; empty where the log is whole."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing was changed."""
+        return not self.findings
+
+
+class ControlLog(Protocol):
+    """Appends changes and proves that none was changed."""
+
+    def append(self, *, kind: str, actor: str, subject: str, body: Mapping[str, Any]) -> ControlRecord:
+        """The record, once it is on disk. Raises: DrivetrainError where the log was tampered with."""
+
+    def records(self, after_seq: int = 0) -> Iterator[ControlRecord]:
+        """Every record after `after_seq`, in order."""
+
+    def verify(self) -> Verification:
+        """A check of every record."""

@@ -1,0 +1,308 @@
+"""A project's folder -> a Snapshot, or every mistake in it. The one door through which projects are read.
+
+The story: collect the files, read drivetrain.toml for one environment, import the project's code under
+the hash of all that, check every declaration, and hand over an immutable Snapshot.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import msgspec
+
+from drivetrain.core.declarations import SLO, Budget, Parameters, Place, Variant, Workflow
+from drivetrain.core.errors import ProjectError, did_you_mean, nearest
+from drivetrain.project.chat_workflows import read_workflows
+from drivetrain.project.checks import check_keys, check_workflows
+from drivetrain.project.files import SETTINGS_FILE, collect, hash_of, top_level_names
+from drivetrain.project.modules import Package, close_package, open_package
+from drivetrain.project.problems import Problems, shown
+from drivetrain.project.prompts import Prompts
+from drivetrain.project.secrets import references
+from drivetrain.project.settings import (
+    Parsed,
+    Settings,
+    environment_name,
+    overlay,
+    parse,
+    read,
+)
+from drivetrain.project.snapshot import Snapshot, Versions
+from drivetrain.project.spots import Spots
+from drivetrain.project.tables import Table
+from drivetrain.project.toml_lines import TomlPath
+
+WORKFLOWS_FOLDER = "workflows/"
+
+
+def load(root: Path, environment: str | None = None) -> Snapshot:
+    """The project in `root`, for one environment, checked.
+
+    environment: by default $DRIVETRAIN_ENV, else `[project] default_env`. Secrets are not looked up.
+    Raises: ProjectError with every mistake found.
+    """
+    root = root.resolve()
+    problems = Problems()
+    files = collect(root, problems)
+    if SETTINGS_FILE not in files:
+        what = f"{root} has no {SETTINGS_FILE}."
+        problems.add(what, file=SETTINGS_FILE, do="Run `drivetrain init my-ai` to make a project.")
+        raise ProjectError(problems.sorted())
+    parsed = parse(files[SETTINGS_FILE], problems)
+    environment = environment_name(parsed, environment, os.environ)
+    return build(Source(files=files, root=root, code_root=root, environment=environment), parsed, problems)
+
+
+def content_hash(root: Path, environment: str | None = None) -> str:
+    """The hash that `load` would give, without importing or checking anything: has the project changed?"""
+    files = collect(root.resolve(), Problems())
+    parsed = parse(files.get(SETTINGS_FILE, b""), Problems())
+    return hash_of(files, environment_name(parsed, environment, os.environ), Versions())
+
+
+def unload(snapshot: Snapshot) -> None:
+    """Lets go of a Snapshot's modules, once its last call has ended."""
+    close_package(snapshot.package)
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """What a Snapshot is built from: files, where they stand, and what the hash is over besides them."""
+
+    files: Mapping[str, bytes]
+    root: Path
+    """The project's folder."""
+    code_root: Path
+    """Where the files stand, for tracebacks: the project's folder, or where the Snapshot is stored."""
+    environment: str
+    versions: Versions = Versions()
+
+    @property
+    def digest(self) -> str:
+        return hash_of(self.files, self.environment, self.versions)
+
+
+class Declared(msgspec.Struct, frozen=True):
+    """What was declared, with what is needed to find its prompts and its lines."""
+
+    workflows: list[Workflow[Any, Any]]
+    prompts: Prompts
+    spots: Spots
+    direct_line: int
+    """Line of `direct_models`."""
+
+
+def build(source: Source, parsed: Parsed | None, problems: Problems) -> Snapshot:
+    """A Snapshot from a project's files; `problems` holds what was found wrong while reading them.
+
+    Raises: ProjectError with every mistake found.
+    """
+    spots = Spots(source.files)
+    settings: Settings | None = None
+    workflows: list[Workflow[Any, Any]] = []
+    lines: Mapping[TomlPath, int] = {}
+    if parsed is not None:
+        document = overlay(parsed, source.environment, problems)
+        settings = read(document, source.root, problems)
+        lines = document.lines
+        tables = Table(document.values, (), lines, problems).table("workflows")
+        workflows = read_workflows(tables, source.code_root, spots)
+        _check_other_environments(parsed, source, problems)
+    package = open_package(source.digest, source.code_root, source.files, top_level_names(source.files))
+    spots.package = package
+    snapshot: Snapshot | None = None
+    try:
+        workflows += _declared_in_code(package, problems)
+        prompts = Prompts(source.files, problems)
+        check_workflows(workflows, settings, prompts, spots, problems)
+        if settings is not None:
+            snapshot = _snapshot(
+                source,
+                package.name,
+                settings,
+                Declared(workflows, prompts, spots, lines.get(("gateway", "direct_models"), 0)),
+            )
+            _check_names(settings, snapshot, lines, problems)
+        if problems or snapshot is None:
+            raise ProjectError(problems.sorted())
+    except BaseException:
+        package.close()
+        raise
+    package.keep_lines()
+    return snapshot
+
+
+def _check_other_environments(parsed: Parsed, source: Source, problems: Problems) -> None:
+    """Notes the mistakes in the overlays of the environments that are not being loaded."""
+    overlays = parsed.values.get("env")
+    for name in overlays if isinstance(overlays, dict) else ():
+        if name == source.environment:
+            continue
+        found = Problems()
+        document = overlay(parsed, name, found)
+        read(document, source.root, found)
+        tables = Table(document.values, (), document.lines, found).table("workflows")
+        read_workflows(tables, source.code_root, Spots({}))
+        for problem in found.sorted():
+            if problem.line in document.overlay_lines:
+                problems.add(problem.what, file=problem.file, line=problem.line, value=problem.value, do=problem.do)
+
+
+def _declared_in_code(package: Package, problems: Problems) -> list[Workflow[Any, Any]]:
+    """Every Workflow that the modules in workflows/ hold, once each, in the order of files and lines."""
+    found: dict[int, Workflow[Any, Any]] = {}
+    for path in package.files:
+        if not path.startswith(WORKFLOWS_FOLDER) or not path.endswith(".py"):
+            continue
+        if "." in path.removesuffix(".py"):
+            problems.add(
+                "The file cannot be imported: its name has a dot.", file=path, do="Use `_` instead of the dot."
+            )
+            continue
+        try:
+            module = package.module(path)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  the user's code may raise anything; each is a mistake to show
+            _add_import_problem(error, path, package, problems)
+            continue
+        for workflow in _workflows_in(module):
+            found.setdefault(id(workflow), workflow)
+    return list(found.values())
+
+
+def _workflows_in(module: ModuleType) -> list[Workflow[Any, Any]]:
+    values = list(vars(module).values())
+    for value in vars(module).values():
+        if isinstance(value, list | tuple):
+            values += value
+        elif isinstance(value, dict):
+            values += value.values()
+    return [value for value in values if isinstance(value, Workflow)]
+
+
+def _add_import_problem(error: BaseException, path: str, package: Package, problems: Problems) -> None:
+    """Notes why a module could not be imported, at the deepest line of the project's own code."""
+    file, line, message = path, 0, str(error)
+    for frame in traceback.extract_tb(error.__traceback__):
+        relative = package.relative(frame.filename)
+        if relative is not None:
+            file, line = relative, frame.lineno or 0
+    if isinstance(error, SyntaxError):
+        relative = package.relative(error.filename or "")
+        if relative is not None:
+            file, line = relative, error.lineno or 0
+        message = error.msg
+    message = (
+        message.replace(f"{package.name}.", "")
+        .replace(f"{package.code_root}/", "")
+        .replace(package.name, "the project")
+    )
+    what = f"The module cannot be imported: {type(error).__name__}: {message}".rstrip(":. ") + "."
+    problems.add(what, file=file, line=line, do=_import_help(error, message, package))
+
+
+def _import_help(error: BaseException, message: str, package: Package) -> str:
+    if isinstance(error, SystemExit):
+        return "A module of the project must not end the process; put scripts outside `workflows/`."
+    if isinstance(error, ModuleNotFoundError):
+        known = [
+            path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+            for path in package.files
+            if path.endswith(".py")
+        ]
+        missing = (error.name or "").removeprefix(f"{package.name}.")
+        near = nearest(missing, known)
+        return f"Did you mean `{near}`?" if near else f"Install `{missing.partition('.')[0]}`, or correct its name."
+    if isinstance(error, ImportError):
+        names = re.search(r"cannot import name '([^']+)'", message)
+        module = _module_of(error, package)
+        return did_you_mean(names[1], module) if names and module else ""
+    argument = re.search(r"[Uu]nexpected keyword argument '([^']+)'", message)
+    if isinstance(error, TypeError) and argument:
+        for declared in (Budget, SLO, Parameters):
+            near = nearest(argument[1], declared.__struct_fields__)
+            if near is not None:
+                return f"Did you mean `{near}`?"
+    return ""
+
+
+def _module_of(error: ImportError, package: Package) -> list[str]:
+    module = sys.modules.get(error.name or "")
+    return [] if module is None else [name for name in vars(module) if not name.startswith("_")]
+
+
+def _snapshot(source: Source, package: str, settings: Settings, declared: Declared) -> Snapshot:
+    named = {str(workflow.name): workflow for workflow in declared.workflows}
+    for workflow in named.values():
+        workflow.project = str(source.root)
+        for step in workflow.route:
+            if isinstance(step, Variant):
+                _name_prompts_by_path(step, declared.prompts, declared.spots)
+    direct = {
+        model: _direct(model, settings, source.root, declared.direct_line) for model in settings.gateway.direct_models
+    }
+    return Snapshot(
+        hash=source.digest,
+        name=settings.name,
+        environment=source.environment,
+        root=source.root,
+        package=package,
+        versions=source.versions,
+        files=source.files,
+        templates=declared.prompts.templates,
+        workflows=named | direct,
+        direct=frozenset(direct),
+        providers=settings.providers,
+        models=settings.models,
+        keys=settings.keys,
+        teams=tuple(settings.teams),
+        gateway=settings.gateway,
+        ledger=settings.ledger,
+    )
+
+
+def _name_prompts_by_path(variant: Variant, prompts: Prompts, spots: Spots) -> None:
+    """Makes `prompt` and `system` the keys of the Snapshot's templates, because two folders may hold one name."""
+    for argument in ("prompt", "system"):
+        name = getattr(variant, argument)
+        if isinstance(name, str) and name not in prompts.templates:
+            path = prompts.path_of(name, spots.of(variant).file)
+            if path is not None:
+                setattr(variant, argument, path)
+
+
+def _direct(model: str, settings: Settings, root: Path, line: int) -> Workflow[Any, Any]:
+    """The workflow of a model that clients may name directly."""
+    team = settings.teams.get(settings.direct_team)
+    place = Place(str(root / SETTINGS_FILE), line)
+    workflow: Workflow[Any, Any] = Workflow(
+        model,
+        owner=team.owner if team is not None else "",
+        team=settings.direct_team,
+        use_case="direct",
+        route=[Variant("direct", model=model, place=place)],
+        place=place,
+    )
+    workflow.project = str(root)
+    return workflow
+
+
+def _check_names(settings: Settings, snapshot: Snapshot, lines: Mapping[TomlPath, int], problems: Problems) -> None:
+    """Notes keys that name no workflow, and references to secrets that would become part of the Snapshot."""
+
+    def line_of(key: str, index: int) -> int:
+        return lines.get(("keys", key, "workflows", index), 0)
+
+    check_keys(settings, snapshot.workflows.keys(), line_of, problems)
+    for where, secret in references(snapshot).items():
+        kind, _, path = secret.reference.partition(":")
+        if kind == "file" and Path(path).as_posix() in snapshot.files:
+            problems.add(
+                f"`{where}` keeps its secret in a file that is part of the project's Snapshot.", file=SETTINGS_FILE,
+                line=lines.get(tuple(where.split(".", 2)), 0), value=shown(path), do="Move the file to `secrets/`.",
+            )  # fmt: skip

@@ -1,0 +1,300 @@
+"""OpenAI's chat completions dialect, which most other providers speak as well.
+
+Answers pass through as bytes: of a whole answer only usage and finish reasons are read, of a stream only
+the events that carry them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from drivetrain.core.codec import JSON, MalformedJson, parse_json
+from drivetrain.core.money import NO_USAGE, Usage
+from drivetrain.providers.answers import (
+    PARTIAL_EVENT_BYTES_MAX,
+    ProviderError,
+    Reading,
+    Target,
+    Unusable,
+    count,
+    error_text,
+)
+
+
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = 0
+
+
+class _CompletionDetails(msgspec.Struct):
+    reasoning_tokens: int | None = 0
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int
+    completion_tokens: int = 0
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+
+
+class _Choice(msgspec.Struct):
+    finish_reason: str | None = None
+
+
+class _Completion(msgspec.Struct):
+    choices: list[_Choice]
+    usage: _Usage | None = None
+
+
+class _LooseCompletion(msgspec.Struct):
+    choices: list[_Choice]
+    usage: Any = None
+
+
+class _Event(msgspec.Struct):
+    choices: list[_Choice] = []
+    usage: Any = None
+    error: Any = None
+
+
+_COMPLETION: msgspec.json.Decoder[_Completion] = msgspec.json.Decoder(_Completion)
+_LOOSE: msgspec.json.Decoder[_LooseCompletion] = msgspec.json.Decoder(_LooseCompletion)
+_EVENT: msgspec.json.Decoder[_Event] = msgspec.json.Decoder(_Event)
+
+
+class OpenAIChat:
+    """`POST /chat/completions`, tools, JSON schema, images, streams and usage."""
+
+    name = "openai"
+    path = "/chat/completions"
+
+    def headers(self, key: str | None, key_header: str) -> dict[str, str]:
+        if key is None:
+            return {}
+        return {key_header: key} if key_header else {"authorization": f"Bearer {key}"}
+
+    def encode(self, chat: dict[str, Any], target: Target, *, stream: bool, max_output_tokens: int) -> bytes:
+        body = dict(chat)
+        body["model"] = target.upstream_name
+        body.pop("max_tokens", None)
+        body.pop("max_completion_tokens", None)
+        body[target.max_tokens_field] = max_output_tokens
+        options = body.pop("stream_options", None)
+        if stream:
+            body["stream"] = True
+            body["stream_options"] = {**options, "include_usage": True} if options else {"include_usage": True}
+        else:
+            body.pop("stream", None)
+        return JSON.encode(body)
+
+    def read(self, body: bytes) -> Reading:
+        try:
+            completion = _COMPLETION.decode(body)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
+            return _read_loosely(body)
+        choices = completion.choices
+        if not choices:
+            raise Unusable("the answer has no choices")
+        usage = completion.usage
+        if usage is None:
+            return Reading(body, choices[0].finish_reason or "", NO_USAGE)
+        details, output_details = usage.prompt_tokens_details, usage.completion_tokens_details
+        return Reading(
+            body,
+            choices[0].finish_reason or "",
+            _sound_usage(
+                usage.prompt_tokens,
+                usage.completion_tokens,
+                (details.cached_tokens or 0) if details is not None else 0,
+                (output_details.reasoning_tokens or 0) if output_details is not None else 0,
+            ),
+        )
+
+    def relay(self, *, include_usage: bool) -> OpenAIRelay:
+        return OpenAIRelay(include_usage)
+
+    def delivered(self, stream: bytes) -> tuple[int, int]:
+        return content_size(stream, _delta_bytes)
+
+    def error(self, status: int, body: bytes) -> ProviderError:
+        return error_text(status, body)
+
+
+class OpenAIRelay:
+    """Passes events on as they are; holds back parts of events, the usage nobody asked for, and the end."""
+
+    __slots__ = ("_include_usage", "_partial", "done", "error", "finish_reason", "tail", "usage")
+
+    def __init__(self, include_usage: bool) -> None:
+        self._include_usage = include_usage
+        self._partial = b""
+        self.usage: Usage | None = None
+        self.finish_reason = ""
+        self.done = False
+        self.error: ProviderError | None = None
+        self.tail = b""
+
+    def feed(self, data: bytes) -> bytes:
+        if self._partial or not data.endswith(b"\n\n") or b"\r" in data:
+            data, self._partial = whole_events(self._partial + data)
+            if not data:
+                return b""
+        # Every event that matters holds one of these; text inside JSON strings cannot, its quotes are escaped.
+        if b'_tokens"' in data or b"[DONE]" in data or b'"error"' in data or b'finish_reason":"' in data:
+            return self._read_events(data)
+        if b'finish_reason": "' in data or self.done:
+            return self._read_events(data)
+        return data
+
+    def ended(self) -> bool:
+        if self._partial.strip() and self.error is None:
+            # A last event without its blank line still counts where it is whole: some servers forget it.
+            rest, self._partial = self._partial + b"\n\n", b""
+            self.tail = self._read_events(rest) + self.tail
+        return self.done or (bool(self.finish_reason) and self.error is None)
+
+    def _read_events(self, data: bytes) -> bytes:
+        passed = []
+        for block in data.split(b"\n\n"):
+            if not block or self.done:
+                continue
+            payload = event_data(block)
+            if payload is None:
+                passed.append(block + b"\n\n")
+            elif payload == b"[DONE]":
+                self.done = True
+                self.tail = b"data: [DONE]\n\n"
+            elif self._keep(payload):
+                passed.append(block + b"\n\n")
+        return b"".join(passed)
+
+    def _keep(self, payload: bytes) -> bool:
+        try:
+            event = _EVENT.decode(payload)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+            raise Unusable(f"an event of the stream is malformed: {error}") from error
+        if event.error is not None:
+            self.error = error_text(0, JSON.encode({"error": event.error}))
+            return False
+        for choice in event.choices:
+            if choice.finish_reason:
+                self.finish_reason = choice.finish_reason
+        if event.usage is not None:
+            self.usage = read_usage(event.usage)
+            if not event.choices and not self._include_usage:
+                return False
+        return True
+
+
+def whole_events(data: bytes) -> tuple[bytes, bytes]:
+    """(whole events with LF line ends, the part of an event behind them).
+
+    Raises: Unusable where that part is longer than any event may be.
+    """
+    held = b""
+    if b"\r" in data:
+        if data.endswith(b"\r"):  # a line's end may be split between two reads
+            data, held = data[:-1], b"\r"
+        data = data.replace(b"\r\n", b"\n")
+    end = data.rfind(b"\n\n") + 2
+    if end == 1:
+        end = 0
+    if len(data) - end > PARTIAL_EVENT_BYTES_MAX:
+        raise Unusable(f"an event of the stream is longer than {PARTIAL_EVENT_BYTES_MAX} bytes")
+    return data[:end], data[end:] + held
+
+
+def event_data(block: bytes) -> bytes | None:
+    """The data of one server-sent event; None where it has none (a comment or a ping)."""
+    if block.startswith(b"data:") and b"\n" not in block:
+        return block[5:].strip()
+    lines = [line[5:].removeprefix(b" ") for line in block.split(b"\n") if line.startswith(b"data:")]
+    return b"\n".join(lines).strip() if lines else None
+
+
+def content_size(stream: bytes, bytes_of: Callable[[dict[str, Any]], int]) -> tuple[int, int]:
+    """(sum of `bytes_of` each event, events where it is not 0) over a raw stream; malformed events count nothing."""
+    size = events = 0
+    for block in stream.replace(b"\r\n", b"\n").split(b"\n\n"):
+        payload = event_data(block)
+        if payload is None or payload == b"[DONE]":
+            continue
+        try:
+            event = parse_json(payload)
+        except MalformedJson:
+            continue
+        here = bytes_of(event) if isinstance(event, dict) else 0
+        size += here
+        events += here > 0
+    return size, events
+
+
+def text_bytes(texts: Iterable[Any]) -> int:
+    """UTF-8 bytes of the strings among `texts`."""
+    return sum(len(text.encode("utf-8", "replace")) for text in texts if isinstance(text, str))
+
+
+def _delta_bytes(event: dict[str, Any]) -> int:
+    texts: list[Any] = []
+    for choice in event.get("choices") or []:
+        delta = choice.get("delta") if isinstance(choice, dict) else None
+        if not isinstance(delta, dict):
+            continue
+        texts += [delta.get("content"), delta.get("refusal"), delta.get("reasoning_content"), delta.get("reasoning")]
+        for call in delta.get("tool_calls") or []:
+            function = call.get("function") if isinstance(call, dict) else None
+            if isinstance(function, dict):
+                texts += [function.get("name"), function.get("arguments")]
+    return text_bytes(texts)
+
+
+def read_usage(usage: Any) -> Usage:
+    """OpenAI's usage object; what is impossible in it is mended and marked, never trusted.
+
+    Nothing usable at all counts as no report.
+    """
+    if not isinstance(usage, dict):
+        return NO_USAGE
+    prompt, output = count(usage.get("prompt_tokens")), count(usage.get("completion_tokens"))
+    if prompt is None and output is None:
+        return NO_USAGE
+    details, output_details = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else 0
+    reasoning = output_details.get("reasoning_tokens") if isinstance(output_details, dict) else 0
+    sound = _sound_usage(
+        prompt or 0, output or 0, 0 if cached is None else cached, 0 if reasoning is None else reasoning
+    )
+    if prompt is None or output is None:
+        return msgspec.structs.replace(sound, source="mended")
+    return sound
+
+
+def _sound_usage(prompt: Any, output: Any, cached: Any, reasoning: Any) -> Usage:
+    if 0 <= cached <= prompt <= 1_000_000_000 and 0 <= reasoning <= output <= 1_000_000_000:
+        return Usage(prompt, cached, 0, 0, output, reasoning, "reported")
+    prompt_sound, output_sound = count(prompt), count(output)
+    if prompt_sound is None and output_sound is None:
+        return NO_USAGE
+    prompt_sound, output_sound = prompt_sound or 0, output_sound or 0
+    return Usage(
+        prompt_sound,
+        min(count(cached) or 0, prompt_sound),
+        0,
+        0,
+        output_sound,
+        min(count(reasoning) or 0, output_sound),
+        "mended",
+    )
+
+
+def _read_loosely(body: bytes) -> Reading:
+    try:
+        completion = _LOOSE.decode(body)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise Unusable(f"the answer is no chat completion: {error}") from error
+    if not completion.choices:
+        raise Unusable("the answer has no choices")
+    usage = read_usage(completion.usage)
+    return Reading(body, completion.choices[0].finish_reason or "", usage)
