@@ -48,7 +48,7 @@ def pins() -> Pins:
 
 
 def stay_off_the_target() -> None:
-    """Keeps this script itself off the target's core."""
+    """Keeps this script, and what it starts unpinned, off the target's core. Ask for `pins` before."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) > 1:
         os.sched_setaffinity(0, cores[1:])
@@ -83,7 +83,7 @@ def described() -> dict[str, str]:
     """CPU model, cores, memory, kernel, system and Python of this machine."""
     return {
         "CPU": _field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
-        "cores": str(len(os.sched_getaffinity(0))),
+        "cores": str(os.cpu_count()),
         "memory": f"{int((_field('/proc/meminfo', 'MemTotal') or '0 kB').split()[0]) / 1024 / 1024:.0f} GiB",
         "kernel": f"{platform.system()} {platform.release()}",
         "system": (_field("/etc/os-release", "PRETTY_NAME", "=") or "").strip('"'),

@@ -36,7 +36,7 @@ NOTES = """\
   milliseconds; these are the microseconds that a gateway adds to the bill of its machine.
 - The targets do different amounts of work for a request, as the table of targets says. nginx does almost none of it and
   is here as the floor. Drivetrain writes a record of every Call before its answer leaves; the peers ran without their
-  databases, so they keep none. With one, they would need more.
+  databases, so they keep none.
 - Events of streams reach the target one by one, round-robin over the open streams{gap}. A target that is slower sees
   more events per read, which flatters it. `--event-gap-us 1000` paces them as a fast model would.
 - What is in flight at the end of a window was paid for and is not counted. Windows are lengthened so that this is at

@@ -126,7 +126,8 @@ def main() -> int:
         return 2
     assert wrk
     pinned = pins()
-    stay_off_the_target()
+    if options.workers == 1:
+        stay_off_the_target()
     errors: dict[str, int] = {}
     with ExitStack() as stack:
         workdir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="soak-", dir=options.workdir)))

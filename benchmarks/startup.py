@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from machine import ROOT, free_port, pins, stay_off_the_target
+from machine import ROOT, Pins, free_port, pins, stay_off_the_target
 from run import first_answer
 from targets import Drivetrain
 from upstream import upstream
@@ -34,10 +34,11 @@ def main() -> int:
     if why := target.missing():
         print(why, file=sys.stderr)
         return 2
+    pinned = pins()
     stay_off_the_target()
     bare = _timed(options.times, lambda: _python("pass"))
     imported = _timed(options.times, lambda: _python("import drivetrain"))
-    answered = _timed_start(target, options.times)
+    answered = _timed_start(target, options.times, pinned)
     facts: dict[str, float] = {
         "python_s": min(bare),
         "import_s_min": min(imported) - min(bare),
@@ -74,9 +75,8 @@ def _python(code: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def _timed_start(target: Drivetrain, times: int) -> list[float]:
+def _timed_start(target: Drivetrain, times: int, pinned: Pins) -> list[float]:
     """Seconds from spawning `drivetrain serve` to its first right answer, each time on a fresh project folder."""
-    pinned = pins()
     taken = []
     with ExitStack() as stack:
         workdir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="startup-")))

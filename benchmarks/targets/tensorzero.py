@@ -36,7 +36,7 @@ class TensorZero(Target):
     """The OpenAI-compatible endpoint of the gateway."""
 
     name = "tensorzero"
-    told = "typed decode and re-encode; no key (needs Postgres), no record (needs ClickHouse)"
+    told = "typed decode and re-encode; no key and no record: both need a database"
     model = "tensorzero::model_name::bench"
 
     def missing(self) -> str | None:

@@ -17,7 +17,7 @@ base_url = "https://api.openai.com/v1"
 key = "env:OPENAI_API_KEY"
 """
 
-TRIAGE = '''\
+TRIAGE = """\
 import drivetrain as dt
 
 
@@ -37,7 +37,7 @@ triage = dt.Workflow(
         dt.Variant("small", model="openai/gpt-5-mini-2025-08-07", prompt="triage.j2", max_output_tokens=64),
     ],
 )
-'''
+"""
 
 SMALL = {
     "drivetrain.toml": SETTINGS,

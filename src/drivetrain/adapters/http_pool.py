@@ -246,6 +246,7 @@ class _Connection(asyncio.Protocol):
         "_head_bytes",
         "_headers",
         "_in_head",
+        "_keep",
         "_parser",
         "_paused",
         "_pool",
@@ -273,6 +274,7 @@ class _Connection(asyncio.Protocol):
         self._status = 0
         self._paused = False
         self._complete = False
+        self._keep = False
         self._dirty = False
 
     def carry(self, exchange: _Exchange) -> None:
@@ -334,7 +336,7 @@ class _Connection(asyncio.Protocol):
         """The parser has taken the whole answer: free the connection, then tell the sink."""
         self._complete = False
         exchange, self.exchange = self.exchange, None
-        keep = self._framed and not self._dirty and self._parser.should_keep_alive() and not self.closed
+        keep = self._keep and not self._dirty and not self.closed
         self._in_head = True
         self._head_bytes = self._body_bytes = 0
         self._framed = False
@@ -415,6 +417,8 @@ class _Connection(asyncio.Protocol):
             self._headers = {}
         elif self.exchange is not None:
             self._complete = True
+            # Only here: the parser forgets it with the next message.
+            self._keep = self._framed and self._parser.should_keep_alive()
 
 
 class ProxyRefused(Exception):

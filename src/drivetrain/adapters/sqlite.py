@@ -61,6 +61,7 @@ class SqliteControlLog:
     """ControlLog in one SQLite file.
 
     path: the database. keys_folder: holds `control.key` and `control.anchor`; both are made on first use.
+    Raises (everywhere): DrivetrainError where the file is damaged.
     """
 
     def __init__(self, path: Path, keys_folder: Path, *, now_ns: Callable[[], int] = time.time_ns) -> None:
@@ -74,7 +75,7 @@ class SqliteControlLog:
             if not path.exists() and not self._anchor_path.exists():
                 # Before the first record, so that a missing anchor is a finding from the first record on.
                 self._write_anchor(0, GENESIS)
-            with closing(self._connect()) as connection:
+            with self._opened() as connection:
                 connection.execute(SCHEMA)
 
     def append(self, *, kind: str, actor: str, subject: str, body: Mapping[str, Any]) -> ControlRecord:
@@ -89,7 +90,7 @@ class SqliteControlLog:
                 f"A change of {subject} is described in {len(text)} characters; at most {BODY_BYTES_MAX} are kept.",
                 do="Put it into a file, and name the file and its hash.",
             )
-        with self._locked(), closing(self._connect()) as connection:
+        with self._locked(), self._opened() as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 record = self._next(connection, kind, actor, subject, text)
@@ -103,7 +104,7 @@ class SqliteControlLog:
 
     def records(self, after_seq: int = 0) -> Iterator[ControlRecord]:
         """Every record after `after_seq`, in order, unchecked."""
-        with closing(self._connect()) as connection:
+        with self._opened() as connection:
             query = f"SELECT {COLUMNS} FROM control WHERE seq > ? ORDER BY seq"  # noqa: S608 - our own names
             for row in connection.execute(query, (after_seq,)):
                 yield ControlRecord(**dict(zip(ControlRecord.__struct_fields__, row, strict=True)))
@@ -122,12 +123,12 @@ class SqliteControlLog:
                         at_anchor = record.hash
                     if len(findings) >= FINDINGS_MAX:
                         break
-                with closing(self._connect()) as connection:
+                with self._opened() as connection:
                     for (word,) in connection.execute("PRAGMA integrity_check(3)"):
                         if word != "ok":
                             findings.append(f"The database is damaged: {word}.")
-            except (sqlite3.Error, UnicodeDecodeError, msgspec.MsgspecError) as error:
-                findings.append(f"The database cannot be read beyond record {count}: {error}.")
+            except (DrivetrainError, msgspec.MsgspecError) as error:
+                findings.append(f"Record {count + 1} and what follows cannot be read. {error}")
         if anchor is not None and count < anchor.seq:
             findings.append(f"The log ends at record {count}, and record {anchor.seq} was written: its tail was cut.")
         elif anchor is not None and at_anchor != anchor.hash:
@@ -160,15 +161,20 @@ class SqliteControlLog:
         )
         return msgspec.structs.replace(record, hash=record_hash(record))
 
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+    @contextmanager
+    def _opened(self) -> Iterator[sqlite3.Connection]:
+        """The database. Raises: DrivetrainError for whatever SQLite says of a damaged or missing file."""
         try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-        except sqlite3.Error:
-            connection.close()
-            raise
-        return connection
+            with closing(sqlite3.connect(self._path, timeout=BUSY_TIMEOUT_S, isolation_level=None)) as connection:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA synchronous = FULL")
+                yield connection
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            # A flipped byte in its catalogue makes SQLite quote text that is no UTF-8.
+            raise DrivetrainError(
+                f"The control log in {self._path} cannot be used: {error}.",
+                do="Run `drivetrain audit verify`; where it was damaged, restore it from your backup.",
+            ) from error
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

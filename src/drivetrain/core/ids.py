@@ -15,11 +15,17 @@ def call_ids(now_ns: Callable[[], int], entropy: Callable[[int], bytes] = secret
     """
     process = entropy(5).hex()
     counter = 0
+    millisecond = -1
+    head = ""
 
     def next_id() -> str:
-        nonlocal counter
+        nonlocal counter, millisecond, head
         counter = (counter + 1) & 0xFFFFFFFF
-        return f"call_{now_ns() // 1_000_000:012x}{process}{counter:08x}"
+        now_ms = now_ns() // 1_000_000
+        if now_ms != millisecond:
+            millisecond = now_ms
+            head = f"{CALL_PREFIX}{now_ms:012x}{process}"
+        return f"{head}{counter:08x}"
 
     return next_id
 

@@ -94,42 +94,27 @@ class Client(Protocol):
 class Execution:
     """One Call."""
 
-    __slots__ = (
-        "_attempt_started_us",
-        "_bodies",
-        "_body",
-        "_charged",
-        "_client",
-        "_env",
-        "_exchange",
-        "_first_byte_us",
-        "_head",
-        "_kept_bytes",
-        "_last_error",
-        "_live",
-        "_opened",
-        "_price",
-        "_purpose",
-        "_relay",
-        "_request",
-        "_result",
-        "_retained",
-        "_sent",
-        "_started",
-        "_step",
-        "_streamed",
-        "_subject",
-        "admitted",
-        "attempts",
-        "attribution",
-        "call_id",
-        "day",
-        "door",
-        "ended",
-        "left",
-        "opened_ns",
-        "plan",
-    )
+    # What a new Call has not yet is said once, for all: thirty assignments per Call would cost a microsecond.
+    ended = False
+    left = False
+    """Whether the client has left."""
+    _step = 0
+    _purpose = "answer"
+    _opened = False
+    _streamed = False
+    _live = False
+    _kept_bytes = 0
+    _charged = 0
+    _sent = 0
+    _attempt_started_us = 0
+    _first_byte_us = 0
+    _exchange: Attempt | None = None
+    _request: UpstreamRequest | None = None
+    _price: Price | None = None
+    _head: UpstreamHead | None = None
+    _relay: Relay | None = None
+    _last_error: RequestError | None = None
+    _result: CallResult | None = None
 
     def __init__(
         self,
@@ -152,32 +137,12 @@ class Execution:
         self.day = day
         self.door = door
         self.attempts: list[AttemptV1] = []
-        self.ended = False
-        self.left = False
         self._env = env
         self._client = client
         self._started = env.monotonic_ns()
-        self._step = 0
-        self._purpose = "answer"
-        self._opened = False
-        self._streamed = False
-        self._exchange: Attempt | None = None
-        self._request: UpstreamRequest | None = None
-        self._price: Price | None = None
-        self._head: UpstreamHead | None = None
-        self._relay: Relay | None = None
-        self._live = False
         self._body: list[bytes] = []
-        self._kept_bytes = 0
         self._bodies: list[bytes] = []
-        self._charged = 0
-        self._sent = 0
-        self._attempt_started_us = 0
-        self._first_byte_us = 0
-        self._last_error: RequestError | None = None
-        self._result: CallResult | None = None
-        self._retained = self._retention()
-        self._subject = attribution.user or attribution.key or attribution.team or "-"
+        self._retained = RETAINED_NONE if plan.retention == "none" else self._retention()
 
     # What the client's side calls.
 
@@ -319,10 +284,10 @@ class Execution:
 
     def _retention(self) -> int:
         retention = self.plan.retention
-        if retention == "none" or self._env.vault is None:
-            return RETAINED_NONE
         if retention == "hash":
             return RETAINED_HASH
+        if self._env.vault is None:
+            return RETAINED_NONE
         if retention == "sampled":
             drawn = int.from_bytes(blake2b(self.call_id.encode(), digest_size=4).digest(), "big")
             return RETAINED_FULL if drawn % SAMPLED_ONE_IN == 0 else RETAINED_NONE
@@ -330,7 +295,9 @@ class Execution:
 
     def _sealed(self, kind: str, payload: bytes) -> bytes:
         if self._retained == RETAINED_FULL and self._env.vault is not None:
-            return self._env.vault.seal(self._subject, self.call_id, kind, payload)
+            whose = self.attribution
+            subject = whose.user or whose.key or whose.team or "-"
+            return self._env.vault.seal(subject, self.call_id, kind, payload)
         if self._retained == RETAINED_HASH:
             return blake2b(payload, digest_size=32).digest()
         return b""
@@ -598,6 +565,7 @@ class Execution:
         assert price is not None
         cost = price.cost_nano_usd(usage) if usage.source != "none" else 0
         self._charged += cost
+        status = head.status if head is not None else 0
         self.attempts.append(
             AttemptV1(
                 step.name,
@@ -608,14 +576,14 @@ class Execution:
                 self._attempt_started_us,
                 self._first_byte_us,
                 self._elapsed_us(),
-                head.status if head is not None else 0,
+                status,
                 usage,
                 cost,
                 price.source,
                 _request_id(head),
                 repaired,
                 failure,
-                _retry_after_ms(head),
+                -1 if status == 200 else _retry_after_ms(head),
                 self._relay is not None,
             )
         )

@@ -21,7 +21,7 @@ from drivetrain.execution.call import CallResult, Execution
 from drivetrain.execution.plan import Plans, WorkflowPlan
 from drivetrain.gateway.http import Connection, Exchange, Request
 from drivetrain.gateway.identity import Identity, KeyRing
-from drivetrain.gateway.metrics import Counters, Published, duration_us, read_others, text
+from drivetrain.gateway.metrics import Counters, Published, read_others, text
 from drivetrain.gateway.outcomes import read_outcomes
 from drivetrain.providers.answers import Unusable, message_of
 
@@ -102,7 +102,7 @@ class Gateway:
     # Calls.
 
     def _chat(self, request: Request, connection: Connection) -> Exchange | None:
-        identity = self._keys.identify(request.headers.get(b"authorization"))
+        identity = self._identity(request, connection)
         body = parse_body(request.body)
         name = body.get("model")
         if not isinstance(name, str):
@@ -112,7 +112,7 @@ class Gateway:
         return self._start(plan, admitted, identity, request, connection, "direct" if plan.direct else "chat")
 
     def _workflow(self, raw_name: bytes, request: Request, connection: Connection) -> Exchange | None:
-        identity = self._keys.identify(request.headers.get(b"authorization"))
+        identity = self._identity(request, connection)
         plan = self._plan(_name(raw_name), identity, "workflow")
         if plan.input_decoder is not None:
             admitted = admit_input(plan.workflow, plan.input_decoder, request.body)
@@ -121,6 +121,16 @@ class Gateway:
             if admitted.stream:
                 raise bad_request("streams are answered by POST /v1/chat/completions", param="stream")
         return self._start(plan, admitted, identity, request, connection, "workflow")
+
+    def _identity(self, request: Request, connection: Connection) -> Identity:
+        """Raises: RequestError (401)."""
+        authorization = request.headers.get(b"authorization")
+        known = connection.credentials
+        if known is not None and known[0] is self._keys and known[1] == authorization:
+            return known[2]  # type: ignore[no-any-return]
+        identity = self._keys.identify(authorization)
+        connection.credentials = (self._keys, authorization, identity)
+        return identity
 
     def _plan(self, name: str, identity: Identity, param: str) -> WorkflowPlan:
         plan = self._plans.workflows.get(name)
@@ -163,7 +173,7 @@ class Gateway:
     # The truth, later.
 
     def _outcomes(self, request: Request, connection: Connection) -> Exchange | None:
-        identity = self._keys.identify(request.headers.get(b"authorization"))
+        identity = self._identity(request, connection)
         outcomes = read_outcomes(request.body, key=identity.key, now_ns=time.time_ns())
 
         def written(recorded: bool) -> None:
@@ -184,13 +194,13 @@ class Gateway:
     # What is served.
 
     def _models(self, request: Request, connection: Connection) -> Exchange | None:
-        identity = self._keys.identify(request.headers.get(b"authorization"))
+        identity = self._identity(request, connection)
         data = [_model_object(plan) for name, plan in self._plans.workflows.items() if identity.may_call(name)]
         connection.answer(200, JSON_TYPE, msgspec.json.encode({"object": "list", "data": data}))
         return None
 
     def _model(self, raw_name: bytes, request: Request, connection: Connection) -> Exchange | None:
-        identity = self._keys.identify(request.headers.get(b"authorization"))
+        identity = self._identity(request, connection)
         plan = self._plan(_name(raw_name), identity, "model")
         connection.answer(200, JSON_TYPE, msgspec.json.encode(_model_object(plan)))
         return None
@@ -250,7 +260,7 @@ class _CallClient:
 
     def on_finished(self, result: CallResult) -> None:
         gateway, connection = self._gateway, self._connection
-        took_us = duration_us(self._opened_ns, time.time_ns())
+        took_us = (time.time_ns() - self._opened_ns) // 1000
         gateway.counters.running -= 1
         gateway.counters.count(self._plan.name, result, took_us)
         if result.status == "aborted":
@@ -258,16 +268,13 @@ class _CallClient:
         if connection.started_streaming:
             connection.end_stream(result.tail)
             return
-        headers = b"x-request-id: %b\r\nopenai-processing-ms: %d\r\nx-drivetrain-cost-nano-usd: %d\r\n" % (
-            result.call_id.encode(),
-            took_us // 1000,
-            result.cost_nano_usd,
-        )
+        headers = (
+            f"x-request-id: {result.call_id}\r\nopenai-processing-ms: {took_us // 1000}\r\n"
+            f"x-drivetrain-variant: {result.variant}\r\nx-drivetrain-cost-nano-usd: {result.cost_nano_usd}\r\n"
+        ).encode("latin-1")
         if result.error is not None:
             connection.answer(result.http_status, _error_headers(result.error) + headers, result.body)
-            return
-        headers += b"x-drivetrain-variant: %b\r\n" % result.variant.encode()
-        if result.tail:
+        elif result.tail:
             connection.begin_stream(headers)
             connection.end_stream(result.tail)
         else:

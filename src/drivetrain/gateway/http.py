@@ -66,8 +66,6 @@ class Request(msgspec.Struct):
     """Lower-case names; only those in `READ_HEADERS`."""
     body: bytes
     keep_alive: bool
-    started: float
-    """The loop's time when it was whole."""
 
 
 class Exchange(Protocol):
@@ -99,9 +97,12 @@ class Connections:
         self.loop = loop
         self.application = application
         self.settings = settings
+        self.idle_timeout_s = settings.idle_timeout_ms / 1000
         self.open: set[Connection] = set()
         self.refused: dict[str, int] = {}
         """Requests that never reached a route, by reason."""
+        self.now = loop.time()
+        """The loop's time, at most `SWEEP_S` old: deadlines need no better, and a clock costs every request."""
         self._sweeper = loop.call_later(SWEEP_S, self._sweep)
 
     def __call__(self) -> Connection:
@@ -121,7 +122,7 @@ class Connections:
         self._sweeper.cancel()
 
     def _sweep(self) -> None:
-        now = self.loop.time()
+        now = self.now = self.loop.time()
         for connection in [one for one in self.open if now >= one.deadline]:
             connection.late()
         self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
@@ -141,7 +142,6 @@ class Connection(asyncio.Protocol):
         "_head_bytes",
         "_header_count",
         "_headers",
-        "_in_request",
         "_parser",
         "_path",
         "_paused_reading",
@@ -151,6 +151,7 @@ class Connection(asyncio.Protocol):
         "_streaming",
         "_writable",
         "all",
+        "credentials",
         "deadline",
         "transport",
     )
@@ -158,6 +159,8 @@ class Connection(asyncio.Protocol):
     def __init__(self, connections: Connections) -> None:
         self.all = connections
         self.transport: Any = None
+        self.credentials: tuple[object, bytes | None, Any] | None = None
+        """The application's note of who called last, so that a key is not looked up anew for every request."""
         self.deadline = NEVER
         self._parser = httptools.HttpRequestParser(self)
         self._headers: dict[bytes, bytes] = {}
@@ -166,7 +169,6 @@ class Connection(asyncio.Protocol):
         self._path = b""
         self._body: list[bytes] = []
         self._body_bytes = 0
-        self._in_request = False
         self._stage = "idle"
         self._fault: tuple[int, str, str] | None = None
         self._queue: deque[Request] = deque()
@@ -213,7 +215,7 @@ class Connection(asyncio.Protocol):
 
     def close_if_idle(self) -> None:
         """Close where nothing is being read or answered."""
-        if self._request is None and not self._in_request and self.transport is not None:
+        if self._request is None and self._stage == "idle" and self.transport is not None:
             self.transport.close()
 
     @property
@@ -232,7 +234,7 @@ class Connection(asyncio.Protocol):
             transport.abort()
             return
         connections.open.add(self)
-        self.deadline = connections.loop.time() + connections.settings.idle_timeout_ms / 1000
+        self.deadline = self._idle_deadline()
 
     def connection_lost(self, error: Exception | None) -> None:
         self.all.open.discard(self)
@@ -246,12 +248,9 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._fault is not None:
             return
-        if self._stage == "idle":
-            self._stage = "head"
-            self._head_bytes = 0
-            self.deadline = self.all.loop.time() + self.all.settings.header_timeout_ms / 1000
-        if self._stage == "head":
-            self._head_bytes += len(data)
+        stage = self._stage
+        if stage != "body":
+            self._head_bytes = len(data) if stage == "idle" else self._head_bytes + len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -264,16 +263,27 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserError as problem:
             self._refuse(400, "malformed_http", f"the request is no HTTP/1.1: {problem}")
         else:
-            if self._stage == "head" and self._head_bytes > self.all.settings.header_bytes_max:
-                limit = self.all.settings.header_bytes_max
-                self._refuse(431, "headers_too_large", f"the request's head is longer than {limit} bytes")
+            self._watch(stage)
+
+    def _watch(self, before: str) -> None:
+        """Bound what is still missing of a request."""
+        stage, settings = self._stage, self.all.settings
+        if stage == "idle":
+            return
+        if stage == "head" and self._head_bytes > settings.header_bytes_max:
+            self._refuse(
+                431, "headers_too_large", f"the request's head is longer than {settings.header_bytes_max} bytes"
+            )
+        elif stage != before and self._request is None:
+            limit_ms = settings.header_timeout_ms if stage == "head" else settings.body_timeout_ms
+            self.deadline = self.all.now + SWEEP_S + limit_ms / 1000
 
     def eof_received(self) -> bool:
         return False  # a client that stops sending has left
 
     def pause_writing(self) -> None:
         self._writable = False
-        self.deadline = self.all.loop.time() + self.all.settings.write_timeout_ms / 1000
+        self.deadline = self.all.now + SWEEP_S + self.all.settings.write_timeout_ms / 1000
         if self._exchange is not None:
             self._exchange.pause()
 
@@ -286,7 +296,6 @@ class Connection(asyncio.Protocol):
     # httptools callbacks
 
     def on_message_begin(self) -> None:
-        self._in_request = True
         self._stage = "head"
         self._headers = {}
         self._header_count = 0
@@ -318,10 +327,8 @@ class Connection(asyncio.Protocol):
         if length is not None and int(length) > settings.body_bytes_max:
             self._too_large()
         self._stage = "body"
-        if length is not None or b"transfer-encoding" in headers:
-            self.deadline = self.all.loop.time() + settings.body_timeout_ms / 1000
-            if headers.get(b"expect", b"").lower() == b"100-continue" and self._request is None:
-                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if b"expect" in headers and headers[b"expect"].lower() == b"100-continue" and self._request is None:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, data: bytes) -> None:
         self._body_bytes += len(data)
@@ -331,7 +338,6 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         body = self._body
-        self._in_request = False
         self._stage = "idle"
         request = Request(
             self._parser.get_method(),
@@ -339,7 +345,6 @@ class Connection(asyncio.Protocol):
             self._headers,
             body[0] if len(body) == 1 else b"".join(body),
             self._parser.should_keep_alive(),
-            self.all.loop.time(),
         )
         self._body = []
         if self._request is None:
@@ -382,7 +387,7 @@ class Connection(asyncio.Protocol):
             self._begin(request)
 
     def _idle_deadline(self) -> float:
-        return self.all.loop.time() + self.all.settings.idle_timeout_ms / 1000
+        return self.all.now + SWEEP_S + self.all.idle_timeout_s
 
     def late(self) -> None:
         """A deadline has passed."""
@@ -390,7 +395,7 @@ class Connection(asyncio.Protocol):
         if not self._writable:
             self.all.refuse("slow_reader")
             self.transport.abort()
-        elif self._in_request or self._stage != "idle":
+        elif self._stage != "idle":
             what = "head" if self._stage == "head" else "body"
             self._refuse(408, f"stalled_{what}", f"the request's {what} did not arrive in time")
         else:

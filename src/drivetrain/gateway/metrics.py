@@ -7,14 +7,15 @@ in a file of its own every half second, so that any worker's answer sums them al
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from pathlib import Path
 
 import msgspec
 
-from drivetrain.core.times import NS_PER_S
 from drivetrain.execution.call import CallResult
 
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+BUCKETS_US = tuple(int(bound * 1_000_000) for bound in BUCKETS_S)
 Series = dict[str, int]
 
 
@@ -68,12 +69,7 @@ class Counters:
         counters.calls += 1
         counters.cost_nano_usd += result.cost_nano_usd
         counters.duration_us += duration_us
-        place = 0
-        for bound in BUCKETS_S:
-            if duration_us <= bound * 1_000_000:
-                break
-            place += 1
-        counters.buckets[place] += 1
+        counters.buckets[bisect_left(BUCKETS_US, duration_us)] += 1
         for attempt in result.attempts:
             attempt_key = (workflow, attempt.variant, attempt.verdict)
             tried = self._attempts.get(attempt_key)
@@ -180,11 +176,6 @@ def text(workers: list[Published]) -> str:
         _head(lines, name, "gauge", about)
         lines.append(f"{name} {sum(getattr(worker, of) for worker in workers)}")
     return "\n".join(lines) + "\n"
-
-
-def duration_us(started_ns: int, ended_ns: int) -> int:
-    """Whole microseconds between two readings of a clock."""
-    return max(0, ended_ns - started_ns) * 1_000_000 // NS_PER_S
 
 
 def _head(lines: list[str], name: str, kind: str, about: str) -> None:

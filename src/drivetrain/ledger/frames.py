@@ -59,7 +59,7 @@ class Damage(msgspec.Struct, frozen=True):
         return f"{self.segment} at offset {self.offset}: {what}."
 
 
-class Frame(msgspec.Struct):
+class Frame(msgspec.Struct, gc=False):
     """One good frame, not decoded yet."""
 
     offset: int

@@ -186,7 +186,8 @@ class FrameJournal:
             self._retry = None
         if self._executor is not None:
             self._executor.shutdown(wait=True)
-        os.close(self._current.fd)
+        if self._current.fd >= 0:
+            os.close(self._current.fd)
 
     def _schedule(self) -> None:
         loop = self._loop
@@ -255,6 +256,9 @@ class FrameJournal:
             self._cut_back(buffer, done)
             if error.errno not in _STILL_GOOD:
                 self._tainted = True
+            if error.errno == errno.EBADF:
+                # Somebody closed it; its number may soon be another file's, so it is never closed again.
+                current.fd = -1
             self._fail(error)
             return False
         current.end += size
@@ -325,10 +329,8 @@ class FrameJournal:
             self._fail(error)
             return False
         self._tainted = False
-        try:
+        if old.fd >= 0:
             os.close(old.fd)
-        except OSError as error:
-            _log.warning("%s could not be closed: %s", old.path, error)
         return True
 
     def _sync_group(self) -> _SyncGroup | None:

@@ -70,7 +70,7 @@ OUTCOME_COLUMNS = {
 }
 
 
-class AttemptRow(msgspec.Struct, frozen=True):
+class AttemptRow(msgspec.Struct, frozen=True, gc=False):
     """One attempt as a query sees it."""
 
     variant: str
@@ -87,7 +87,7 @@ class AttemptRow(msgspec.Struct, frozen=True):
     cost_nano_usd: int = 0
 
 
-class CallRow(msgspec.Struct, frozen=True):
+class CallRow(msgspec.Struct, frozen=True, gc=False):
     """One Call as a query sees it; the fields are `CALL_COLUMNS`."""
 
     call_id: str
@@ -119,7 +119,7 @@ class CallRow(msgspec.Struct, frozen=True):
     attempts: list[AttemptRow]
 
 
-class OutcomeRow(msgspec.Struct, frozen=True):
+class OutcomeRow(msgspec.Struct, frozen=True, gc=False):
     """One Outcome as a query sees it; the fields are `OUTCOME_COLUMNS`."""
 
     call_id: str
@@ -295,7 +295,7 @@ def _known_parts(segment: Segment, folder: Path) -> dict[int, PartFiles]:
             part = msgspec.json.decode(path.read_bytes(), type=Part)
         except (OSError, msgspec.MsgspecError):
             continue
-        if part.end <= segment.size:
+        if part.start < part.end <= segment.size:
             known[part.start] = PartFiles(part, path.with_suffix(""))
     return known
 

@@ -8,6 +8,7 @@ Money stays an integer all the way: summed in 128 bits, never as a float.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -140,15 +141,14 @@ class LedgerQueries:
         conditions, values = _conditions(where or {}, known, since_ns, until_ns)
         by_attempt = any(name in ATTEMPT_DIMENSIONS for name in (*by, *(where or {})))
         sql = _cost_sql(chosen, conditions, by_attempt)
-        with _Loaded(self._data_folder, self._cache_folder) as loaded:
-            found = loaded.connection.execute(sql, values).fetchall()
+        found, problems = self._answer(sql, values)
         rows = [_cost_row(row, len(by)) for row in found if not row[0]]
         total = next(_cost_row(row, 0) for row in found if row[0])
         return CostTable(
             by=tuple(by),
             rows=tuple(sorted(rows, key=lambda row: (-row.cost_nano_usd, row.keys))),
             total=total,
-            problems=loaded.problems,
+            problems=problems,
         )
 
     def outcomes(
@@ -176,8 +176,7 @@ class LedgerQueries:
             f"SELECT {_grouping(len(chosen))}, {names + ',' if names else ''} count(*), avg(number) "
             f"FROM base GROUP BY {sets}"
         )
-        with _Loaded(self._data_folder, self._cache_folder) as loaded:
-            found = loaded.connection.execute(sql, [metric, *values]).fetchall()
+        found, problems = self._answer(sql, [metric, *values])
         rows = [_outcome_row_out(row, len(by)) for row in found if not row[0]]
         total = next(_outcome_row_out(row, 0) for row in found if row[0])
         return OutcomeTable(
@@ -185,8 +184,26 @@ class LedgerQueries:
             by=tuple(by),
             rows=tuple(sorted(rows, key=lambda row: (-row.count, row.keys))),
             total=total,
-            problems=loaded.problems,
+            problems=problems,
         )
+
+    def _answer(self, sql: str, values: Sequence[str | int]) -> tuple[list[tuple[Any, ...]], tuple[Damage, ...]]:
+        """The rows, and the damage met on the way. A cache that cannot be read is deleted and made anew, once."""
+        import duckdb
+
+        for last_try in (False, True):
+            try:
+                with _Loaded(self._data_folder, self._cache_folder) as loaded:
+                    return loaded.connection.execute(sql, values).fetchall(), loaded.problems
+            except duckdb.Error as error:
+                if last_try:
+                    raise DrivetrainError(
+                        f"The ledger cannot be queried: {error}",
+                        looked=[str(self._data_folder), str(self._cache_folder)],
+                        do="See whether the disk is full; the cache may be deleted at any time.",
+                    ) from error
+                shutil.rmtree(self._cache_folder, ignore_errors=True)
+        raise AssertionError("the last try returns or raises")
 
 
 class _Loaded:

@@ -79,10 +79,13 @@ class LedgerReader:
 
     def poll(self) -> list[Call]:
         """Calls that ended (closed or interrupted) since the last poll, without Outcomes; the first poll: all."""
+        return list(self.new())
+
+    def new(self) -> Iterator[Call]:
+        """As `poll`, one by one; read it to its end, or the rest comes with the next."""
         found = segments(self._data_folder)
         live = live_writers(found)
         damage: list[Damage] = []
-        ended: list[Call] = []
         for segment in found:
             if segment.name in self._sealed:
                 continue
@@ -91,16 +94,15 @@ class LedgerReader:
                 self._ends[segment.name] = end
                 pair = self._polled.feed(record, segment, offset, end)
                 if pair is not None:
-                    ended.append(joined(pair, live, ()))
+                    yield joined(pair, live, ())
             if not segment.live:
                 self._sealed.add(segment.name)
-        ended.extend(joined(pair, live, ()) for pair in self._polled.orphans(damage))
-        ended.extend(joined(pair, live, ()) for pair in self._polled.unfinished(live))
+        for pair in (*self._polled.orphans(damage), *self._polled.unfinished(live)):
+            yield joined(pair, live, ())
         self._damage.update({(one.segment, one.offset): one for one in damage})
-        return ended
 
 
-class Pair(msgspec.Struct, frozen=True):
+class Pair(msgspec.Struct, frozen=True, gc=False):
     """The frames of one Call."""
 
     opened: OpenedV1
@@ -113,7 +115,7 @@ class Pair(msgspec.Struct, frozen=True):
     """Its opened frame is missing; `opened` stands for it."""
 
 
-class _Lone(msgspec.Struct, frozen=True):
+class _Lone(msgspec.Struct, frozen=True, gc=False):
     """A closed frame whose opened frame has not been seen."""
 
     closed: ClosedV1

@@ -10,6 +10,7 @@ import ast
 import hashlib
 import stat
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -81,6 +82,16 @@ def top_level_names(files: Mapping[str, bytes]) -> frozenset[str]:
     """The names by which the project's own code imports itself: `workflows`, `features`, helpers."""
     code = [path for path in files if path.endswith(".py")]
     return frozenset(path.split("/")[0].removesuffix(".py") for path in code)
+
+
+def syntax_tree(source: bytes) -> ast.Module:
+    """The syntax of a Python file, without warnings; an empty one where it has none, which its import reports."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return ast.parse(source)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return ast.Module(body=[], type_ignores=[])
 
 
 class _Reader:
@@ -161,13 +172,9 @@ def _add_helpers(reader: _Reader) -> None:
 
 
 def _imported_names(source: bytes) -> set[str]:
-    """Top-level names that a module imports absolutely; none where it cannot be parsed (its import reports why)."""
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return set()
+    """Top-level names that a module imports absolutely."""
     names: set[str] = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(syntax_tree(source)):
         if isinstance(node, ast.Import):
             names.update(alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:

@@ -48,11 +48,11 @@ class Package:
 
     def keep_lines(self) -> None:
         """Gives tracebacks the lines as they were loaded, although the file may change under a running worker."""
-        for path, content in self.files.items():
-            if path.endswith(".py"):
-                name = str(self.code_root / path)
-                text = importlib.util.decode_source(content)
-                linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+        for name, module in list(sys.modules.items()):
+            loader = module.__spec__.loader if name.startswith(f"{self.name}.") and module.__spec__ else None
+            if isinstance(loader, _Loader) and loader.file_name:
+                text = loader.get_source(name)
+                linecache.cache[loader.file_name] = (len(text), None, text.splitlines(keepends=True), loader.file_name)
 
     def close(self) -> None:
         """Forgets the modules; functions that are still running keep working."""
@@ -69,7 +69,9 @@ class Package:
             if candidate in self.files:
                 file_name = str(self.code_root / candidate)
                 loader = _Loader(self, file_name, self.files[candidate], is_package)
-                folders = [str(self.code_root / path)] if is_package else None
+                folders: list[str] | None = (
+                    [] if is_package else None
+                )  # no folder: the Snapshot's bytes are all there is
                 return importlib.util.spec_from_file_location(
                     full_name, file_name, loader=loader, submodule_search_locations=folders
                 )
@@ -97,7 +99,7 @@ def open_package(digest: str, code_root: Path, files: Mapping[str, bytes], tops:
     """A package for one loaded Snapshot, named after its hash; a second load of the same hash gets its own."""
     with _LOCK:
         if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-            sys.meta_path.append(_Finder())
+            sys.meta_path.insert(0, _Finder())
         name, count = PACKAGE_PREFIX + digest[:16], 1
         while name in _OPEN:
             count += 1
@@ -127,7 +129,7 @@ class _Finder(MetaPathFinder):
 class _Loader(InspectLoader):
     def __init__(self, package: Package, file_name: str, source: bytes, is_package: bool) -> None:
         self._package = package
-        self._file_name = file_name
+        self.file_name = file_name
         self._source = source
         self._is_package = is_package
 
@@ -138,7 +140,7 @@ class _Loader(InspectLoader):
         return importlib.util.decode_source(self._source)
 
     def get_code(self, fullname: str) -> CodeType:
-        return compile(self._source, self._file_name or f"<{fullname}>", "exec", dont_inherit=True)
+        return compile(self._source, self.file_name or f"<{fullname}>", "exec", dont_inherit=True)
 
     def exec_module(self, module: ModuleType) -> None:
         code = self.get_code(module.__name__)

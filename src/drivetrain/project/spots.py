@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from drivetrain.core.declarations import Place
-from drivetrain.project.files import SETTINGS_FILE
+from drivetrain.project.files import SETTINGS_FILE, syntax_tree
 from drivetrain.project.modules import Package
 from drivetrain.project.tables import Table
 
@@ -34,7 +34,7 @@ class Spots:
         file = self.package.relative(place.file) if self.package is not None else None
         if file is None:
             return place
-        for call in self._calls_of(file).get(place.line, ()):
+        for call in self._calls_of(file).get(place.line, ()) if arguments else ():
             line = _argument_line(call, arguments)
             if line:
                 return Place(file, line)
@@ -43,7 +43,7 @@ class Spots:
     def _calls_of(self, file: str) -> dict[int, list[ast.Call]]:
         if file not in self._calls:
             calls: dict[int, list[ast.Call]] = {}
-            for node in ast.walk(ast.parse(self._files[file])):
+            for node in ast.walk(syntax_tree(self._files[file])):
                 if isinstance(node, ast.Call):
                     calls.setdefault(node.lineno, []).append(node)
             self._calls[file] = calls

@@ -65,6 +65,11 @@ class Table:
                 do = (hints or {}).get(key) or did_you_mean(key, known)
                 self.note(key, "is not a key here.", do=do)
 
+    def _seen(self, value: object) -> str:
+        """A wrong value as written; beside secrets only what kind it is, because it may be a misplaced one."""
+        plain = isinstance(value, int | float)
+        return shown(value) if plain or self.path[:1] not in (("providers",), ("keys",)) else _type_name(value)
+
     def raw(self, key: str) -> Any:
         return self.values.get(key)
 
@@ -88,7 +93,12 @@ class Table:
             return default
         if isinstance(value, str) and value in choices:
             return value
-        self.note(key, f"must be one of {_quoted(choices)}.", value=shown(value), do=did_you_mean(str(value), choices))
+        self.note(
+            key,
+            f"must be one of {_quoted(choices)}.",
+            value=shown(value) if isinstance(value, str) else self._seen(value),
+            do=did_you_mean(str(value), choices),
+        )
         return default
 
     def whole(self, key: str, default: int, *, least: int = 1, most: int = 2**53) -> int:
@@ -97,7 +107,7 @@ class Table:
             return default
         if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
             return value
-        self.note(key, f"must be a whole number from {least} to {most}.", value=shown(value))
+        self.note(key, f"must be a whole number from {least} to {most}.", value=self._seen(value))
         return default
 
     def amount(self, key: str) -> int | None:

@@ -76,17 +76,12 @@ class OpenAIChat:
         return {key_header: key} if key_header else {"authorization": f"Bearer {key}"}
 
     def encode(self, chat: dict[str, Any], target: Target, *, stream: bool, max_output_tokens: int) -> bytes:
-        body = dict(chat)
-        body["model"] = target.upstream_name
-        body.pop("max_tokens", None)
-        body.pop("max_completion_tokens", None)
-        body[target.max_tokens_field] = max_output_tokens
-        options = body.pop("stream_options", None)
+        body = {"model": target.upstream_name, **chat, target.max_tokens_field: max_output_tokens}
         if stream:
             body["stream"] = True
-            body["stream_options"] = {**options, "include_usage": True} if options else {"include_usage": True}
-        else:
-            body.pop("stream", None)
+            body["stream_options"] = {**chat.get("stream_options", {}), "include_usage": True}
+        elif "stream_options" in body:
+            del body["stream_options"]
         return JSON.encode(body)
 
     def read(self, body: bytes) -> Reading:

@@ -1,0 +1,353 @@
+"""`drivetrain calls`: the Calls of a project, listed, followed, or one as a waterfall of its Attempts."""
+
+from __future__ import annotations
+
+import heapq
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+from drivetrain.cli.places import LedgerPlaces, ledger_places, moment_ns, plain
+from drivetrain.core.calls import RETAINED_FULL, RETAINED_HASH, Answers, AttemptV1, Call
+from drivetrain.core.errors import DrivetrainError, did_you_mean
+from drivetrain.core.money import usd
+from drivetrain.core.times import iso
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+TAIL_S = 0.5
+"""Between two looks of `--tail`."""
+BAR_CELLS = 32
+"""Width of the waterfall."""
+STATUSES = ("answered", "failed", "refused", "aborted", "running", "interrupted")
+
+app = typer.Typer(help="The Calls of a project.", invoke_without_command=True, no_args_is_help=False)
+
+Project = Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")]
+
+
+class _Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """What to list."""
+
+    matches: Callable[[Call], bool]
+    since_ns: int
+    until_ns: int | None
+    limit: int
+    as_json: bool
+
+
+@app.callback()
+def calls_command(
+    context: typer.Context,
+    *,
+    project: Project = None,
+    workflow: Annotated[str | None, typer.Option(help="Only this workflow's.")] = None,
+    team: Annotated[str | None, typer.Option(help="Only this team's.")] = None,
+    status: Annotated[str | None, typer.Option(help=f"Only these: {', '.join(STATUSES)}.")] = None,
+    variant: Annotated[str | None, typer.Option(help="Only those with an attempt of this variant.")] = None,
+    since: Annotated[str | None, typer.Option(help="ISO time, `today`, or how long ago: `2h`, `7d`.")] = None,
+    until: Annotated[str | None, typer.Option(help="As --since.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most this many, the newest.")] = 50,
+    tail: Annotated[bool, typer.Option("--tail", help="Then follow: each Call as it ends.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
+) -> None:
+    """List Calls, newest first; with --tail oldest first, and go on."""
+    if context.invoked_subcommand is not None:
+        return
+    try:
+        places = ledger_places(project)
+        wanted = _Wanted(
+            matches=_filter(workflow, team, status, variant),
+            since_ns=moment_ns(since) if since else 0,
+            until_ns=moment_ns(until) if until else None,
+            limit=limit,
+            as_json=as_json,
+        )
+        if tail:
+            _follow(places, wanted)
+        else:
+            _list(places, wanted)
+    except DrivetrainError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+
+
+@app.command("show")
+def show_command(
+    call_id: Annotated[str, typer.Argument(help="The Call's id, as answers carry it.")],
+    project: Project = None,
+    payload: Annotated[bool, typer.Option("--payload", help="Decrypt the request and the answers too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show one Call: each Attempt with its offsets, verdict, reason, tokens and cost, and the Outcomes."""
+    from drivetrain.ledger.reader import LedgerReader
+
+    try:
+        places = ledger_places(project)
+        call = LedgerReader(places.data_folder).call(call_id)
+        if call is None:
+            raise DrivetrainError(
+                f"There is no Call `{plain(call_id)}`.",
+                looked=[str(places.data_folder / "calls")],
+                do="`drivetrain calls` lists the newest.",
+            )
+        payloads = _payloads(places, call) if payload else {}
+    except (DrivetrainError, ValueError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+    if as_json:
+        typer.echo(msgspec.json.encode({**call_json(call), **payloads}).decode())
+    else:
+        _print_call(call, payloads)
+
+
+def call_json(call: Call) -> dict[str, Any]:
+    """A Call as JSON has it: money as integer nano-USD and as a decimal string, times as ISO too, no payload."""
+    return {
+        "call_id": call.call_id,
+        "opened_ns": call.opened_ns,
+        "opened": iso(call.opened_ns),
+        "closed_ns": call.closed_ns,
+        "workflow": call.workflow,
+        "door": call.door,
+        "stream": call.stream,
+        "status": call.status,
+        "http_status": call.http_status,
+        "variant": call.variant,
+        "error": call.error,
+        "finish_reason": call.finish_reason,
+        "snapshot": call.snapshot,
+        "prices_date": call.prices_date,
+        "attribution": {name: getattr(call.attribution, name) for name in call.attribution.__struct_fields__},
+        "cost_nano_usd": call.cost_nano_usd,
+        "cost_usd": usd(call.cost_nano_usd),
+        "attempts": [_attempt_json(attempt) for attempt in call.attempts],
+        "outcomes": msgspec.to_builtins(call.outcomes),
+    }
+
+
+def _attempt_json(attempt: AttemptV1) -> dict[str, Any]:
+    fields = {name: getattr(attempt, name) for name in attempt.__struct_fields__}
+    usage = attempt.usage
+    fields["usage"] = {name: getattr(usage, name) for name in usage.__struct_fields__}
+    fields["cost_usd"] = usd(attempt.cost_nano_usd)
+    return fields
+
+
+def _filter(workflow: str | None, team: str | None, status: str | None, variant: str | None) -> Callable[[Call], bool]:
+
+    if status is not None and status not in STATUSES:
+        raise DrivetrainError(f"`{status}` is no status of a Call.", do=did_you_mean(status, STATUSES))
+
+    def wanted(call: Call) -> bool:
+        return (
+            (workflow is None or call.workflow == workflow)
+            and (team is None or call.attribution.team == team)
+            and (status is None or call.status == status)
+            and (variant is None or call.variant == variant or any(one.variant == variant for one in call.attempts))
+        )
+
+    return wanted
+
+
+def _list(places: LedgerPlaces, wanted: _Wanted) -> None:
+    from drivetrain.ledger.reader import LedgerReader
+
+    reader = LedgerReader(places.data_folder)
+    calls = reader.calls(since_ns=wanted.since_ns, until_ns=wanted.until_ns, outcomes=wanted.as_json)
+    found = filter(wanted.matches, calls)
+    newest = heapq.nlargest(wanted.limit, found, key=lambda call: (call.opened_ns, call.call_id))
+    if wanted.as_json:
+        for call in newest:
+            typer.echo(msgspec.json.encode(call_json(call)).decode())
+    elif not newest:
+        typer.echo(f"No Call here. Looked in: {places.data_folder / 'calls'}.")
+    else:
+        _print_list(newest)
+    for problem in reader.problems:
+        if problem.kind != "torn":
+            typer.echo(f"warning: {problem}", err=True)
+
+
+def _follow(places: LedgerPlaces, wanted: _Wanted) -> None:
+    from drivetrain.ledger.reader import LedgerReader
+
+    reader = LedgerReader(places.data_folder)
+
+    def fresh() -> Iterator[Call]:
+        for call in reader.new():
+            in_time = wanted.since_ns <= call.opened_ns and (
+                wanted.until_ns is None or call.opened_ns < wanted.until_ns
+            )
+            if in_time and wanted.matches(call):
+                yield call
+
+    batch: Iterable[Call] = deque(fresh(), maxlen=wanted.limit)
+    try:
+        while True:
+            for call in batch:
+                typer.echo(msgspec.json.encode(call_json(call)).decode() if wanted.as_json else _line(call))
+            sys.stdout.flush()
+            time.sleep(TAIL_S)
+            batch = fresh()
+    except KeyboardInterrupt:
+        return
+
+
+def _line(call: Call) -> str:
+    who = plain(call.attribution.team or "-")
+    return (
+        f"{iso(call.opened_ns)}  {call.call_id}  {plain(call.workflow or '-')}  {who}  {call.status}  "
+        f"{plain(call.variant or '-')}  {len(call.attempts)} attempts  {_duration(call)}  {usd(call.cost_nano_usd)} USD"
+    )
+
+
+def _duration(call: Call) -> str:
+    return f"{(call.closed_ns - call.opened_ns) / 1e6:.1f} ms" if call.closed_ns else "-"
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # A pipe gets whole lines: what reads it should not meet our wrapping.
+    return Console() if sys.stdout.isatty() else Console(width=240)
+
+
+def _print_list(found: list[Call]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("opened", "call", "workflow", "team", "status", "variant"):
+        table.add_column(name, no_wrap=True)
+    for name in ("attempts", "ms", "USD"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for call in found:
+        cells = (
+            iso(call.opened_ns),
+            call.call_id,
+            call.workflow or "-",
+            call.attribution.team or "-",
+            call.status,
+            call.variant or "-",
+            str(len(call.attempts)),
+            _duration(call).removesuffix(" ms"),
+            usd(call.cost_nano_usd),
+        )
+        table.add_row(*(Text(plain(cell)) for cell in cells))
+    _console().print(table)
+
+
+def _print_call(call: Call, payloads: dict[str, Any]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    console = _console()
+    who = call.attribution
+    facts = {
+        "call": call.call_id,
+        "opened": iso(call.opened_ns),
+        "workflow": f"{call.workflow or '-'} through {call.door or '-'}{', streamed' if call.stream else ''}",
+        "status": f"{call.status} {call.http_status or ''} {call.error} {call.finish_reason}".strip(),
+        "took": _duration(call),
+        "cost": f"{usd(call.cost_nano_usd)} USD",
+        "for": ", ".join(
+            f"{name} {value}" for name in ("tenant", "team", "use_case", "key", "user") if (value := getattr(who, name))
+        )
+        or "-",
+        "tags": ", ".join(who.tags) or "-",
+        "snapshot": f"{call.snapshot or '-'}, prices of {call.prices_date or '-'}",
+        "payload": {RETAINED_HASH: "kept as a hash", RETAINED_FULL: "kept, encrypted"}.get(call.retained, "not kept"),
+    }
+    for name, value in facts.items():
+        console.print(Text(f"{name:9} {plain(value)}"))
+    if call.attempts:
+        table = Table(box=None, pad_edge=False, header_style="bold", title=None)
+        for name in ("variant", "model", "purpose", "verdict", "timeline"):
+            table.add_column(name, no_wrap=True)
+        for name in ("sent ms", "first ms", "ended ms", "in", "cached", "out", "USD"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("reason")
+        end_us = max(max(one.ended_us, one.sent_us) for one in call.attempts)
+        for one in call.attempts:
+            cells = (
+                one.variant,
+                one.model or "rule",
+                one.purpose,
+                one.verdict,
+                _bar(one, end_us),
+                f"{one.sent_us / 1000:.1f}",
+                f"{one.first_byte_us / 1000:.1f}" if one.first_byte_us else "-",
+                f"{one.ended_us / 1000:.1f}" if one.ended_us else "-",
+                str(one.usage.input_tokens),
+                str(one.usage.input_cached_tokens),
+                str(one.usage.output_tokens),
+                usd(one.cost_nano_usd),
+                one.reason,
+            )
+            table.add_row(*(Text(plain(cell)) for cell in cells))
+        console.print()
+        console.print(table)
+    for outcome in call.outcomes:
+        value = plain(str(outcome.value))
+        console.print(Text(f"outcome   {plain(outcome.metric)} = {value} from {plain(outcome.source)}"))
+    for name, content in payloads.items():
+        console.print()
+        console.print(Text(name, style="bold"))
+        typer.echo(plain(_pretty(content)))
+
+
+def _bar(attempt: AttemptV1, end_us: int) -> str:
+    """Blank until it was sent, light until its first byte, full until its end."""
+    if end_us <= 0:
+        return "|"
+    sent = attempt.sent_us * BAR_CELLS // end_us
+    ended = max(sent + 1, (attempt.ended_us or end_us) * BAR_CELLS // end_us)
+    first = attempt.first_byte_us * BAR_CELLS // end_us if attempt.first_byte_us else ended
+    first = min(max(first, sent), ended)
+    return " " * sent + "░" * (first - sent) + "█" * (ended - first)
+
+
+def _payloads(places: LedgerPlaces, call: Call) -> dict[str, Any]:
+    """The request and the answers, opened. Raises: DrivetrainError where none is kept, ValueError where altered."""
+    from drivetrain.adapters.files import FileVault
+
+    if call.retained == RETAINED_HASH:
+        return {"request": f"blake2b {call.request.hex()}", "answers": f"blake2b {call.answers.hex()}"}
+    if call.retained != RETAINED_FULL:
+        raise DrivetrainError(
+            f"Call {call.call_id} kept no payload.",
+            do='A workflow keeps them with `retention="full"`, or all do with `[ledger] retention`.',
+        )
+    vault = FileVault(places.keys_folder, payload_days=places.payload_days)
+    gone = "not readable any more: its subject was forgotten, or its time is over"
+    request = vault.open(call.call_id, "request", call.request) if call.request else b""
+    sealed = vault.open(call.call_id, "answers", call.answers) if call.answers else b""
+    opened: dict[str, Any] = {"request": gone if request is None else _content(request)}
+    if sealed is None:
+        opened["answers"] = gone
+    elif sealed:
+        answers = msgspec.msgpack.decode(sealed, type=Answers)
+        opened["answers"] = [_content(body) for body in answers.attempts]
+        if answers.answer is not None:
+            opened["answer"] = _content(answers.answer)
+    return opened
+
+
+def _content(body: bytes) -> Any:
+    """JSON as values, anything else as text."""
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return body.decode("utf-8", "replace")
+
+
+def _pretty(content: Any) -> str:
+    return content if isinstance(content, str) else msgspec.json.format(msgspec.json.encode(content), indent=2).decode()

@@ -1,0 +1,137 @@
+"""`drivetrain cost`: what Calls cost, by any attribute, with the ledger's own total."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+from drivetrain.cli.places import ledger_places, moment_ns, plain
+from drivetrain.core.errors import DrivetrainError
+from drivetrain.core.money import usd
+
+if TYPE_CHECKING:
+    from drivetrain.ledger.queries import CostRow, CostTable
+
+ROWS_SHOWN = 100
+"""In the table for people; the rest is one row. --json and --csv have all."""
+
+
+def cost_command(
+    *,
+    by: Annotated[
+        str,
+        typer.Option(help="Dimensions, comma-separated: team, workflow, variant, model, user, tag:NAME, day ..."),
+    ] = "workflow",
+    since: Annotated[str | None, typer.Option(help="ISO time, `today`, or how long ago: `2h`, `7d`.")] = None,
+    until: Annotated[str | None, typer.Option(help="As --since.")] = None,
+    where: Annotated[list[str] | None, typer.Option(help="DIMENSION=VALUE; several of one are alternatives.")] = None,
+    project: Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, without the total.")] = False,
+) -> None:
+    """What Calls cost, dearest first, with the total of the ledger."""
+    from drivetrain.ledger.queries import LedgerQueries
+
+    try:
+        places = ledger_places(project)
+        names = tuple(name.strip() for name in by.split(",") if name.strip())
+        table = LedgerQueries(places.data_folder).cost(
+            names,
+            since_ns=moment_ns(since) if since else 0,
+            until_ns=moment_ns(until) if until else None,
+            where=_filters(where or []),
+        )
+    except DrivetrainError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+    if as_json:
+        typer.echo(msgspec.json.encode(table_json(table)).decode())
+    elif as_csv:
+        _print_csv(table)
+    else:
+        _print_table(table)
+    for problem in table.problems:
+        if problem.kind != "torn":
+            typer.echo(f"warning: {problem}", err=True)
+
+
+def table_json(table: CostTable) -> dict[str, Any]:
+    """A CostTable as JSON has it: money as integer nano-USD and as a decimal string."""
+    return {
+        "by": list(table.by),
+        "rows": [{**dict(zip(table.by, row.keys, strict=True)), **_measures(row)} for row in table.rows],
+        "total": _measures(table.total),
+        "problems": [str(problem) for problem in table.problems],
+    }
+
+
+def _filters(where: list[str]) -> dict[str, list[str]]:
+    filters: dict[str, list[str]] = {}
+    for text in where:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise DrivetrainError(f"`{text}` is no filter.", do="Write DIMENSION=VALUE, such as team=support.")
+        filters.setdefault(name.strip(), []).append(value)
+    return filters
+
+
+def _measures(row: CostRow) -> dict[str, Any]:
+    measures: dict[str, Any] = {name: getattr(row, name) for name in row.__struct_fields__ if name != "keys"}
+    measures["cost_usd"] = usd(row.cost_nano_usd)
+    return measures
+
+
+def _print_csv(table: CostTable) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow([*table.by, *_measures(table.total)])
+    for row in table.rows:
+        writer.writerow([*(_cell(key) for key in row.keys), *_measures(row).values()])
+
+
+def _cell(key: str) -> str:
+    """A value that a spreadsheet does not take for a formula."""
+    return f"'{key}" if key.startswith(("=", "+", "-", "@", "\t", "\r")) else key
+
+
+def _print_table(table: CostTable) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=None, pad_edge=False, header_style="bold", show_footer=True, footer_style="bold")
+    total = _texts(table.total)
+    for index, name in enumerate(table.by):
+        shown.add_column(Text(plain(name)), footer="total" if index == 0 else "", overflow="fold")
+    for name, footer in zip(MEASURES, total, strict=True):
+        shown.add_column(name, justify="right", no_wrap=True, footer=footer)
+    for row in table.rows[:ROWS_SHOWN]:
+        keys = (Text(plain(key) or "-") for key in row.keys)
+        shown.add_row(*keys, *_texts(row))
+    rest = table.rows[ROWS_SHOWN:]
+    if rest:
+        label = [f"({len(rest)} more)", *[""] * (len(table.by) - 1)]
+        cost = usd(sum(row.cost_nano_usd for row in rest))
+        shown.add_row(*label, *("" if name != "USD" else cost for name in MEASURES))
+    console = Console() if sys.stdout.isatty() else Console(width=240)
+    console.print(shown)
+
+
+MEASURES = ("calls", "attempts", "in", "cached", "out", "reasoning", "escalated", "p50 ms", "p95 ms", "p99 ms", "USD")
+
+
+def _texts(row: CostRow) -> list[str]:
+    latencies = ("-" if ms is None else f"{ms:,.1f}" for ms in (row.p50_ms, row.p95_ms, row.p99_ms))
+    counts = (
+        row.calls,
+        row.attempts,
+        row.input_tokens,
+        row.input_cached_tokens,
+        row.output_tokens,
+        row.reasoning_tokens,
+    )
+    return [*(f"{count:,}" for count in counts), f"{row.escalated_share:.1%}", *latencies, usd(row.cost_nano_usd)]

@@ -1,0 +1,1 @@
+"""Real processes and raw sockets for tests that go through the public door."""

@@ -1,0 +1,137 @@
+"""A project served by a real gateway process on a free loopback port."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from drivetrain.core.calls import Call
+from drivetrain.ledger.reader import LedgerReader
+
+READY = re.compile(r"drivetrain serving .* on http://127\.0\.0\.1:(\d+)/v1")
+READY_TIMEOUT_S = 20.0
+START = "from drivetrain.cli.main import main; main()"
+STOP_TIMEOUT_S = 8.0
+
+
+class Served:
+    """A running gateway: its address, its folder, what it said and what it recorded."""
+
+    def __init__(self, root: Path, child: subprocess.Popen[str], port: int, stderr: Path) -> None:
+        self.root = root
+        self.port = port
+        self._child = child
+        self._stderr = stderr
+
+    @property
+    def url(self) -> str:
+        """The `base_url` for OpenAI's SDK."""
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._child.poll() is None
+
+    @property
+    def stderr(self) -> str:
+        return self._stderr.read_text(errors="replace")
+
+    @property
+    def data_folder(self) -> Path:
+        return self.root / ".drivetrain" / "data"
+
+    def calls(self) -> list[Call]:
+        """Every Call in the ledger, by the time it opened."""
+        return sorted(LedgerReader(self.data_folder).calls(), key=lambda call: call.opened_ns)
+
+    def call(self, call_id: str, wait_s: float = 3.0) -> Call:
+        """The Call, as soon as it is closed."""
+        deadline = time.monotonic() + wait_s
+        while True:
+            found = LedgerReader(self.data_folder).call(call_id)
+            if found is not None and found.closed_ns:
+                return found
+            if time.monotonic() > deadline:
+                raise AssertionError(f"Call {call_id} is not closed after {wait_s} s: {found}")
+            time.sleep(0.02)
+
+    def resident_bytes(self) -> int:
+        """Memory of the gateway process."""
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+        raise AssertionError("the gateway has no VmRSS")
+
+    def everything_written(self) -> bytes:
+        """The bytes of stderr, of the data folder and of the stored Snapshots."""
+        files = [path for path in (self.root / ".drivetrain").rglob("*") if path.is_file() and "keys" not in path.parts]
+        return self._stderr.read_bytes() + b"".join(path.read_bytes() for path in files)
+
+    def stop(self) -> int:
+        """Ends the gateway; its exit code."""
+        if self.alive:
+            self._child.terminate()
+            try:
+                self._child.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self._child.kill()
+                self._child.wait()
+        return self._child.returncode
+
+
+@contextlib.contextmanager
+def served(files: Mapping[str, str], environ: Mapping[str, str] | None = None) -> Iterator[Served]:
+    """Writes a project (path -> text), serves it, and ends the gateway with the block."""
+    root = Path(tempfile.mkdtemp(prefix="drivetrain-test-"))
+    try:
+        for name, text in files.items():
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        stderr = root / "stderr.txt"
+        with stderr.open("w") as said:
+            child = subprocess.Popen(
+                [sys.executable, "-c", START, "serve", "--project", str(root), "--port", "0"],
+                stdout=subprocess.PIPE,
+                stderr=said,
+                text=True,
+                env={**os.environ, **(environ or {})},
+            )
+        gateway = Served(root, child, 0, stderr)
+        try:
+            gateway.port = _read_port(child, stderr)
+            yield gateway
+        finally:
+            gateway.stop()
+            if child.stdout is not None:
+                child.stdout.close()
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def _read_port(child: subprocess.Popen[str], stderr: Path) -> int:
+    assert child.stdout is not None
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        readable, _, _ = select.select([child.stdout], [], [], 0.2)
+        if readable:
+            line = child.stdout.readline()
+            found = READY.search(line)
+            if found:
+                return int(found[1])
+            if not line:
+                break
+    raise AssertionError(f"the gateway was not ready; on stderr it said:\n{stderr.read_text()}")
