@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -14,7 +13,6 @@ from pathlib import Path
 import pytest
 from ledger_samples import attempt, closed, opened, write
 
-from drivetrain.core.calls import OpenedV1
 from drivetrain.ledger import journal as journal_module
 from drivetrain.ledger.journal import FrameJournal
 from drivetrain.ledger.reader import LedgerReader
@@ -317,6 +315,5 @@ def test_a_killed_writer_loses_nothing_over_many_kills(tmp_path: Path) -> None:
 def test_a_closed_journal_refuses(tmp_path: Path) -> None:
     journal = write(tmp_path, opened(1))
     seen: list[bool] = []
-    journal.append(OpenedV1(*[getattr(opened(2), name) for name in OpenedV1.__struct_fields__]), seen.append)
+    journal.append(opened(2), seen.append)
     assert seen == [False]
-    assert resource.getrlimit(resource.RLIMIT_NOFILE)

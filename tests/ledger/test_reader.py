@@ -167,7 +167,7 @@ def test_the_last_arrival_of_an_outcome_holds_wherever_it_is_written(tmp_path: P
     ]
 
 
-@settings(LAW, max_examples=30)
+@settings(LAW, max_examples=20)
 @given(data=st.data())
 def test_law_each_call_once_whatever_was_written_twice(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from drivetrain import project
 from drivetrain.cli.check import check_command
 from drivetrain.cli.init import init_command
+from drivetrain.cli.main import COMMANDS
 from drivetrain.simulator import load_config
 
 app = typer.Typer()
@@ -108,3 +110,9 @@ def test_a_missing_secret_is_a_notice(made: Path) -> None:
     assert answer.exit_code == 0
     assert answer.output.startswith("notice: `keys.dev.secret`: file secrets/dev.key does not exist\nok: 2 workflows")
     assert msgspec.json.decode(run("check", "--json", "--project", str(made)).output)["notices"] != []
+
+
+def test_the_readme_of_a_new_project_names_commands_that_exist(made: Path) -> None:
+    named = re.findall(r"^    drivetrain (\w+)", (made / "README.md").read_text(), re.MULTILINE)
+    assert named == ["simulator", "check", "serve", "run", "cost"]
+    assert set(named) <= set(COMMANDS)

@@ -248,6 +248,7 @@ class _Connection(asyncio.Protocol):
         "_in_head",
         "_keep",
         "_parser",
+        "_parts",
         "_paused",
         "_pool",
         "_status",
@@ -267,6 +268,7 @@ class _Connection(asyncio.Protocol):
         self.idle_since = 0.0
         self._parser = httptools.HttpResponseParser(self)
         self._headers: dict[bytes, bytes] = {}
+        self._parts: list[bytes] = []
         self._in_head = True
         self._head_bytes = 0
         self._body_bytes = 0
@@ -322,6 +324,8 @@ class _Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
+            if self._parts:
+                self._deliver()
             running = self.exchange
             if running is not None:
                 running.fail(UpstreamFailure("protocol", f"the answer is no HTTP/1.1: {error}", True))
@@ -329,8 +333,17 @@ class _Connection(asyncio.Protocol):
             return
         if self._in_head and self._head_bytes > HEAD_BYTES_MAX and self.exchange is not None:
             self.exchange.fail(UpstreamFailure("oversized", f"the head is longer than {HEAD_BYTES_MAX} bytes", True))
+        if self._parts:
+            self._deliver()
         if self._complete:
             self._answered()
+
+    def _deliver(self) -> None:
+        """Give the sink all that one read brought at once: a busy stream's events come several to a read."""
+        parts, self._parts = self._parts, []
+        exchange = self.exchange
+        if exchange is not None:
+            exchange.sink.on_chunk(parts[0] if len(parts) == 1 else b"".join(parts))
 
     def _answered(self) -> None:
         """The parser has taken the whole answer: free the connection, then tell the sink."""
@@ -410,7 +423,7 @@ class _Connection(asyncio.Protocol):
         if self._body_bytes > limit:
             exchange.fail(UpstreamFailure("oversized", f"the answer is longer than {limit} bytes", True))
             return
-        exchange.sink.on_chunk(data)
+        self._parts.append(data)
 
     def on_message_complete(self) -> None:
         if self._status < 200:
@@ -436,7 +449,8 @@ async def _open(pool: HttpPool, host: _Host) -> _Connection:
     def make() -> _Connection:
         return _Connection(pool, host)
 
-    if endpoint.proxy is None:
+    proxy_url = endpoint.proxy
+    if proxy_url is None:
         if secure:
             _, connection = await loop.create_connection(
                 make, endpoint.host, endpoint.port, ssl=host.tls, server_hostname=endpoint.host
@@ -444,14 +458,14 @@ async def _open(pool: HttpPool, host: _Host) -> _Connection:
         else:
             _, connection = await loop.create_connection(make, endpoint.host, endpoint.port)
         return connection
-    proxy = urlsplit(endpoint.proxy)
+    proxy = urlsplit(proxy_url)
     proxy_host, proxy_port = proxy.hostname or "", proxy.port or PROXY_PORT
     if not secure:
         _, connection = await loop.create_connection(make, proxy_host, proxy_port)
         return connection
     tunnel = loop.create_future()
     transport, _ = await loop.create_connection(
-        lambda: _Tunnel(endpoint, proxy_authorization(endpoint.proxy), tunnel), proxy_host, proxy_port
+        lambda: _Tunnel(endpoint, proxy_authorization(proxy_url), tunnel), proxy_host, proxy_port
     )
     try:
         await tunnel

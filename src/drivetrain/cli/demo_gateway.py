@@ -22,8 +22,8 @@ from drivetrain.core.errors import DrivetrainError
 HOST = "127.0.0.1"
 READY = re.compile(r"^drivetrain serving .* on http://127\.0\.0\.1:(\d+)/v1 ", re.MULTILINE)
 READY_TIMEOUT_S = 20.0
-STOP_TIMEOUT_S = 35.0
-"""The gateway gives its running calls 30 s to end."""
+STOP_TIMEOUT_S = 5.0
+"""Then the gateway is killed: nobody waits for the last call of a demo."""
 POLL_S = 0.02
 SAID_CHARACTERS_MAX = 2_000
 

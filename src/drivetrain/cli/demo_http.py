@@ -56,7 +56,9 @@ class HttpConnection:
 
     async def _answer(self) -> HttpAnswer:
         lines = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:] if line)}
+        headers = {
+            name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:] if line)
+        }
         length = int(headers["content-length"]) if "content-length" in headers else -1
         if not 0 <= length <= ANSWER_BYTES_MAX:
             raise ValueError(f"an answer of {length} bytes")

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from drivetrain.cli.demo_traffic import BASELINE_EFFICIENT, BASELINE_FRONTIER, CHAT, CORRECT, ROUTE, SOURCE, Seen
+from drivetrain.cli.demo_traffic import BASELINE_EFFICIENT, BASELINE_FRONTIER, CORRECT, ROUTE, SOURCE, Seen
 from drivetrain.ledger.queries import ATTEMPT_DIMENSIONS, CALL_DIMENSIONS, CostRow, CostTable, LedgerQueries
 from drivetrain.ledger.reader import LedgerReader
 
@@ -84,7 +84,7 @@ class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
     cost_nano_usd: int
     """The ledger's total over everything."""
     checks: tuple[Check, ...]
-    """Every attribution, the clients' own count and the provider's invoice."""
+    """Every attribution, then the clients' own count and the provider's invoice."""
     problems: tuple[str, ...]
     """Damage in the ledger's segments."""
 
@@ -100,9 +100,13 @@ def read_report(data_folder: Path, seen: Seen, invoice: Mapping[str, Any], decla
     total = queries.cost().total
     tables = {name: queries.cost((name,)) for name in (*CALL_DIMENSIONS, *ATTEMPT_DIMENSIONS)}
     parts = queries.cost(("workflow", "variant", "model"))
-    answered = Counter(
-        (call.workflow, call.variant) for call in LedgerReader(data_folder).calls(outcomes=False) if call.variant
-    )
+    # The reader folds frames by itself, without the queries: one more opinion on the same Calls.
+    answered: Counter[tuple[str, str]] = Counter()
+    read_nano_usd = 0
+    for call in LedgerReader(data_folder).calls(outcomes=False):
+        read_nano_usd += call.cost_nano_usd
+        if call.variant:
+            answered[call.workflow, call.variant] += 1
     judged: Counter[tuple[str, str]] = Counter()
     right: Counter[tuple[str, str]] = Counter()
     truths = queries.outcomes(CORRECT, ("workflow", "variant", "value"), where={"source": SOURCE})
@@ -132,7 +136,8 @@ def read_report(data_folder: Path, seen: Seen, invoice: Mapping[str, Any], decla
     route = of(ROUTE)
     workflows = {row.keys[0]: row.calls for row in tables["workflow"].rows}
     return DemoReport(
-        route=tuple(sorted(route, key=lambda one: (bool(one.model), one.cost_nano_usd if one.model else -one.asked))),
+        # Rules first, then models; who stands earlier in a route is asked more often.
+        route=tuple(sorted(route, key=lambda one: (bool(one.model), -one.asked))),
         route_total=_together(ROUTE, route, workflows[ROUTE]),
         frontier_only=_together(BASELINE_FRONTIER, of(BASELINE_FRONTIER), workflows[BASELINE_FRONTIER]),
         efficient_only=_together(BASELINE_EFFICIENT, of(BASELINE_EFFICIENT), workflows[BASELINE_EFFICIENT]),
@@ -140,24 +145,29 @@ def read_report(data_folder: Path, seen: Seen, invoice: Mapping[str, Any], decla
         calls=total.calls,
         tokens=_tokens(total),
         cost_nano_usd=total.cost_nano_usd,
-        checks=_checks(total, tables, answered, seen, invoice),
+        checks=(
+            *(_by_attribution(name, table, total) for name, table in tables.items()),
+            # A Call has one answering variant, so by this one Calls add up as well.
+            _check("answering variant", total, calls=answered.total(), cost_nano_usd=read_nano_usd),
+            _check("the clients' own count", total, calls=seen.calls, cost_nano_usd=seen.cost_nano_usd),
+            _check("the provider's invoice", total, tokens=_billed(invoice), cost_nano_usd=invoice["cost_nano_usd"]),
+        ),
         problems=tuple(str(problem) for problem in truths.problems),
     )
 
 
 def _together(workflow: str, shares: Sequence[Share], calls: int) -> Share:
-    models = {one.model for one in shares}
-    declared = {one.accuracy_declared for one in shares}
+    only = shares[0] if len(shares) == 1 and workflow != ROUTE else None
     return Share(
         workflow=workflow,
         variant="",
-        model=models.pop() if len(models) == 1 else "",
+        model=only.model if only is not None else "",
         asked=calls,
         answered=sum(one.answered for one in shares),
         right=sum(one.right for one in shares),
         judged=sum(one.judged for one in shares),
         cost_nano_usd=sum(one.cost_nano_usd for one in shares),
-        accuracy_declared=declared.pop() if len(declared) == 1 else None,
+        accuracy_declared=only.accuracy_declared if only is not None else None,
     )
 
 
@@ -168,31 +178,31 @@ def _spend(table: CostTable) -> tuple[Spend, ...]:
     )
 
 
-def _checks(
+def _by_attribution(name: str, table: CostTable, total: CostRow) -> Check:
+    """The rows of one attribution, added up."""
+    rows = table.rows
+    each = all(sum(getattr(row, kind) for row in rows) == getattr(total, kind) for kind in ("attempts", *TOKENS))
+    return _check(
+        name.replace("_", " "),
+        total,
+        also=each,
+        calls=None if name in ATTEMPT_DIMENSIONS else sum(row.calls for row in rows),
+        tokens=sum(_tokens(row) for row in rows),
+        cost_nano_usd=sum(row.cost_nano_usd for row in rows),
+    )
+
+
+def _check(
+    what: str,
     total: CostRow,
-    tables: Mapping[str, CostTable],
-    answered: Counter[tuple[str, str]],
-    seen: Seen,
-    invoice: Mapping[str, Any],
-) -> tuple[Check, ...]:
-    checks = []
-    for name, table in tables.items():
-        by_attempt = name in ATTEMPT_DIMENSIONS
-        same = _same_tokens(table.rows, total) and sum(row.attempts for row in table.rows) == total.attempts
-        calls = None if by_attempt else sum(row.calls for row in table.rows)
-        checks.append(_check(name, total, same, calls, *_sums(table.rows)))
-    # A Call has one answering variant, so by this one Calls add up as well.
-    checks.append(_check("answering variant", total, True, sum(answered.values()), None, total.cost_nano_usd))
-    checks.append(_check("clients' own count", total, True, seen.calls, None, seen.cost_nano_usd))
-    models = invoice["models"].values()
-    tokens = sum(model["tokens_input"] + model["tokens_output"] for model in models)
-    checks.append(_check("provider's invoice", total, True, None, tokens, invoice["cost_nano_usd"]))
-    return tuple(checks)
-
-
-def _check(what: str, total: CostRow, same: bool, calls: int | None, tokens: int | None, cost_nano_usd: int) -> Check:
+    *,
+    also: bool = True,
+    calls: int | None = None,
+    tokens: int | None = None,
+    cost_nano_usd: int,
+) -> Check:
     ok = (
-        same
+        also
         and calls in (None, total.calls)
         and tokens in (None, _tokens(total))
         and cost_nano_usd == total.cost_nano_usd
@@ -200,12 +210,8 @@ def _check(what: str, total: CostRow, same: bool, calls: int | None, tokens: int
     return Check(what=what, calls=calls, tokens=tokens, cost_nano_usd=cost_nano_usd, ok=ok)
 
 
-def _same_tokens(rows: Sequence[CostRow], total: CostRow) -> bool:
-    return all(sum(getattr(row, kind) for row in rows) == getattr(total, kind) for kind in TOKENS)
-
-
-def _sums(rows: Sequence[CostRow]) -> tuple[int, int]:
-    return sum(_tokens(row) for row in rows), sum(row.cost_nano_usd for row in rows)
+def _billed(invoice: Mapping[str, Any]) -> int:
+    return sum(model["tokens_input"] + model["tokens_output"] for model in invoice["models"].values())
 
 
 def _tokens(row: CostRow) -> int:

@@ -51,7 +51,10 @@ class Seen(msgspec.Struct, kw_only=True):
 
 def send_all(port: int, keys: dict[str, str], texts: Texts, say: Callable[[str], None]) -> Seen:
     """Sends everything and waits for it. Raises: DrivetrainError at the first answer that is none."""
-    return asyncio.run(_send_all(port, keys, texts, say))
+    try:
+        return asyncio.run(_send_all(port, keys, texts, say))
+    except ExceptionGroup as several:
+        raise several.exceptions[0] from None
 
 
 async def _send_all(port: int, keys: dict[str, str], texts: Texts, say: Callable[[str], None]) -> Seen:

@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         application(given)(given, prog_name="drivetrain")
     except DrivetrainError as error:
-        print(f"drivetrain: {error}", file=sys.stderr)  # noqa: T201
+        print(f"drivetrain: {error}", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:
         sys.exit(141)

@@ -49,7 +49,7 @@ class AttemptV1(msgspec.Struct, frozen=True, array_like=True):
     provider_request_id: str = ""
     repaired: bool = False
     failure: str = ""
-    """The transport's word for what went wrong (`connect`, `first_byte_timeout`, `cut`, ...); empty where an answer came."""
+    """The transport's word for what went wrong (`connect`, `cut`, ...); empty where a whole answer came."""
     retry_after_ms: int = -1
     """The pause the provider asked for; -1 where it named none."""
     streamed: bool = False

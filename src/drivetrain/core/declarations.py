@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
 from typing import Any, Generic, Never, TypeVar
 
 import msgspec
@@ -44,9 +45,12 @@ class Place(msgspec.Struct, frozen=True):
     line: int = 0
 
 
-def _caller_place(depth: int = 2) -> Place:
-    frame = sys._getframe(depth)
-    return Place(frame.f_code.co_filename, frame.f_lineno)
+def _caller_place() -> Place:
+    """Where the user wrote the declaration; `Workflow[In, Out](...)` comes by way of `typing`."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_globals.get("__name__") in ("typing", "contextlib"):
+        frame = frame.f_back
+    return Place(frame.f_code.co_filename, frame.f_lineno) if frame is not None else Place()
 
 
 class Check(msgspec.Struct, frozen=True):

@@ -18,7 +18,7 @@ from drivetrain.core.calls import Attribution
 from drivetrain.core.declarations import Workflow
 from drivetrain.core.errors import DrivetrainError, RequestError, did_you_mean
 from drivetrain.embedded.runtime import Runtime
-from drivetrain.execution.admission import Admitted, admit_input
+from drivetrain.execution.admission import Admitted
 from drivetrain.execution.call import CallResult, Execution
 from drivetrain.execution.plan import WorkflowPlan
 from drivetrain.project.files import find_root
@@ -48,7 +48,7 @@ class Project:
                 looked=[str(self.snapshot.root)],
                 do=did_you_mean(name, self._runtime.plans.workflows),
             )
-        admitted = _admit(plan, raw)
+        admitted = plan.admit_input(raw)
         waiting: Future[CallResult] = Future()
         self._loop.call_soon_threadsafe(self._start, plan, admitted, waiting)
         return waiting.result()
@@ -72,7 +72,7 @@ class Project:
         execution = Execution(
             plan,
             admitted,
-            Attribution("", workflow.team, workflow.use_case, "", _user()),
+            Attribution("", workflow.team, workflow.use_case, "", person()),
             call_id=runtime.next_call_id(),
             opened_ns=now_ns,
             day=runtime.day(now_ns),
@@ -150,18 +150,8 @@ def _as_json(workflow: Workflow[Any, Any], value: Any) -> bytes:
     return msgspec.json.encode(value)
 
 
-def _admit(plan: WorkflowPlan, raw: bytes) -> Admitted:
-    from drivetrain.execution.admission import bad_request, parse_body
-
-    if plan.input_decoder is not None:
-        return admit_input(plan.workflow, plan.input_decoder, raw)
-    admitted = plan.chat.admit(parse_body(raw), raw)
-    if admitted.stream:
-        raise bad_request("a plain Python call does not stream", param="stream")
-    return admitted
-
-
-def _user() -> str:
+def person() -> str:
+    """Who runs this process; empty where the system does not say."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

@@ -23,6 +23,12 @@ STRUCTURAL = frozenset({"model", "messages", "stream", "stream_options", "max_to
 """Parameters that the gateway itself understands; no workflow needs to name them."""
 
 
+BEYOND_THE_ANSWER = frozenset(
+    {"audio", "background", "modalities", "prediction", "service_tier", "store", "web_search_options"}
+)
+"""Parameters that change price or privacy: passed on only where a workflow names them in `honour`."""
+
+
 class Admitted(msgspec.Struct, frozen=True):
     """One input, ready to go through a route."""
 
@@ -86,7 +92,6 @@ class ChatAdmission:
         self._others = declared.others or ("refuse" if typed else "honour")
         self._messages_max = messages_max
         self._needs_value = needs_value
-        self._typed = typed
         self._input = chat_to_input(workflow) if workflow.input is not None else None
 
     def admit(self, body: dict[str, Any], raw: bytes) -> Admitted:
@@ -113,10 +118,9 @@ class ChatAdmission:
                 user = _user(value)
                 if self._passes(name):
                     chat[name] = value
-            elif self._passes(name):
-                if value is not None:
-                    needs = _check_parameter(name, value, needs)
-                    chat[name] = value
+            elif value is not None and self._passes(name):
+                needs = _check_parameter(name, value, needs)
+                chat[name] = value
         if self._fixed:
             chat.update(self._fixed)
         value = None
@@ -134,6 +138,12 @@ class ChatAdmission:
         if name in self._refused or (self._others == "refuse" and name != "user"):
             raise bad_request(
                 f"this workflow does not take the parameter `{name}`; its owner can name it in parameters.honour",
+                param=name,
+                code="unsupported_parameter",
+            )
+        if name in BEYOND_THE_ANSWER:
+            raise bad_request(
+                f"`{name}` changes what a call costs or keeps; the workflow's owner can name it in parameters.honour",
                 param=name,
                 code="unsupported_parameter",
             )
@@ -184,13 +194,24 @@ def admit_input(workflow: Workflow[Any, Any], decoder: msgspec.json.Decoder[Any]
     except RecursionError as error:
         raise bad_request("the body is nested too deeply", code="invalid_json") from error
     except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at ")
+        path = str(error).partition(" - at ")[2]
         field = path.strip("`$.") or None
         name = workflow.input.__name__ if workflow.input is not None else "input"
         raise bad_request(f"the input is no {name}: {error}", param=field, code="invalid_type") from error
     except (msgspec.DecodeError, UnicodeError) as error:
         raise bad_request(f"the body is no valid JSON: {error}", code="invalid_json") from error
     return Admitted(value, dict(workflow.parameters.fix), False, False, None, NO_NEEDS, raw)
+
+
+def as_chat(body: dict[str, Any]) -> dict[str, Any]:
+    """A chat workflow's input: `{"text": ...}`, or a chat request without `model`."""
+    text_given = body.get("text")
+    if "messages" in body or text_given is None:
+        return body
+    if not isinstance(text_given, str):
+        raise bad_request("`text` must be a string", param="text", code="invalid_type")
+    rest = {name: value for name, value in body.items() if name != "text"}
+    return {**rest, "messages": [{"role": "user", "content": text_given}]}
 
 
 def last_user_text(messages: list[Any]) -> str:
@@ -228,6 +249,9 @@ def chat_to_input(workflow: Workflow[Any, Any]) -> Callable[[list[Any]], Any]:
     field = workflow.chat_field or first_text_field(input_type)
 
     def from_text(messages: list[Any]) -> Any:
+        if not field:
+            message = f"this workflow's input has no text field; call POST /v1/workflows/{workflow.name}"
+            raise bad_request(message, param="messages")
         if workflow.chat_input == "conversation":
             text = "\n\n".join(f"{one['role']}: {text_of(one.get('content'))}" for one in messages)
         else:

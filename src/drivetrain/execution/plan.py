@@ -15,7 +15,7 @@ from drivetrain.core.declarations import Check, Rule, Variant, Workflow
 from drivetrain.core.endpoints import Endpoint, proxy_authorization
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.money import nano_usd
-from drivetrain.execution.admission import ChatAdmission
+from drivetrain.execution.admission import Admitted, ChatAdmission, admit_input, as_chat, bad_request, parse_body
 from drivetrain.project.snapshot import Provider, SecretRef, Snapshot
 from drivetrain.providers.answers import Dialect, Target
 from drivetrain.providers.anthropic_messages import AnthropicMessages
@@ -121,6 +121,24 @@ class WorkflowPlan:
         self.cost_max_nano_usd = (
             nano_usd(budget.usd_per_call) if budget is not None and budget.usd_per_call is not None else None
         )
+
+    def admit_input(self, raw: bytes) -> Admitted:
+        """An input as JSON: of the input type, or `{"text": ...}` or `{"messages": [...]}` of a chat workflow.
+
+        Raises: RequestError.
+        """
+        if self.input_decoder is not None:
+            return admit_input(self.workflow, self.input_decoder, raw)
+        admitted = self.chat.admit(as_chat(parse_body(raw)), raw)
+        if admitted.stream:
+            raise bad_request("streams are answered by POST /v1/chat/completions", param="stream")
+        return admitted
+
+    def admit(self, door: str, raw: bytes) -> Admitted:
+        """What came through `door`. Raises: RequestError."""
+        if door in ("chat", "direct"):
+            return self.chat.admit(parse_body(raw), raw)
+        return self.admit_input(raw)
 
 
 class Plans(msgspec.Struct, frozen=True):

@@ -16,7 +16,7 @@ import msgspec
 from drivetrain.core.errors import RequestError, did_you_mean
 from drivetrain.core.money import usd
 from drivetrain.embedded.runtime import Runtime
-from drivetrain.execution.admission import Admitted, admit_input, bad_request, parse_body
+from drivetrain.execution.admission import Admitted, bad_request, parse_body
 from drivetrain.execution.call import CallResult, Execution
 from drivetrain.execution.plan import Plans, WorkflowPlan
 from drivetrain.gateway.http import Connection, Exchange, Request
@@ -109,18 +109,13 @@ class Gateway:
             raise bad_request("`model` must be the name of a workflow", param="model", code="invalid_type")
         plan = self._plan(name, identity, "model")
         admitted = plan.chat.admit(body, request.body)
-        return self._start(plan, admitted, identity, request, connection, "direct" if plan.direct else "chat")
+        return self._start(plan, admitted, identity, request, connection)
 
     def _workflow(self, raw_name: bytes, request: Request, connection: Connection) -> Exchange | None:
         identity = self._identity(request, connection)
         plan = self._plan(_name(raw_name), identity, "workflow")
-        if plan.input_decoder is not None:
-            admitted = admit_input(plan.workflow, plan.input_decoder, request.body)
-        else:
-            admitted = plan.chat.admit(_as_chat(parse_body(request.body)), request.body)
-            if admitted.stream:
-                raise bad_request("streams are answered by POST /v1/chat/completions", param="stream")
-        return self._start(plan, admitted, identity, request, connection, "workflow")
+        admitted = plan.admit_input(request.body)
+        return self._start(plan, admitted, identity, request, connection, typed=True)
 
     def _identity(self, request: Request, connection: Connection) -> Identity:
         """Raises: RequestError (401)."""
@@ -148,12 +143,13 @@ class Gateway:
         identity: Identity,
         request: Request,
         connection: Connection,
-        door: str,
+        *,
+        typed: bool = False,
     ) -> Exchange | None:
         runtime = self.runtime
         attribution = self._keys.attribution(identity, plan.workflow, request.headers, admitted.user)
         now_ns = time.time_ns()
-        client = _CallClient(self, connection, plan, now_ns, typed=door == "workflow")
+        client = _CallClient(self, connection, plan, now_ns, typed=typed)
         execution = Execution(
             plan,
             admitted,
@@ -161,7 +157,7 @@ class Gateway:
             call_id=runtime.next_call_id(),
             opened_ns=now_ns,
             day=runtime.day(now_ns),
-            door=door,
+            door="workflow" if typed else "direct" if plan.direct else "chat",
             env=runtime.environment,
             client=client,
         )
@@ -292,17 +288,6 @@ def _name(raw: bytes) -> str:
     from urllib.parse import unquote_to_bytes
 
     return unquote_to_bytes(raw).decode("utf-8", "replace")
-
-
-def _as_chat(body: dict[str, Any]) -> dict[str, Any]:
-    """A chat workflow's input: `{"text": ...}`, or a chat request without `model`."""
-    text_given = body.get("text")
-    if "messages" in body or text_given is None:
-        return body
-    if not isinstance(text_given, str):
-        raise bad_request("`text` must be a string", param="text", code="invalid_type")
-    rest = {name: value for name, value in body.items() if name != "text"}
-    return {**rest, "messages": [{"role": "user", "content": text_given}]}
 
 
 def _typed_body(plan: WorkflowPlan, result: CallResult) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -105,7 +106,5 @@ def _tell(write_end: int) -> None:
 
 
 def _kill(pid: int, signum: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):  # it ended by itself; waitpid will say so
         os.kill(pid, signum)
-    except ProcessLookupError:
-        pass  # it ended by itself; waitpid will say so

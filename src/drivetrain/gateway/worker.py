@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
 import signal
@@ -101,10 +102,8 @@ async def _serve(snapshot: Snapshot, listening: socket.socket, name: str, ready:
 
 async def _publish(gateway: Gateway, run_folder: Path, name: str) -> None:
     while True:
-        try:
+        with contextlib.suppress(OSError):  # a full disk is told by the ledger
             publish(run_folder, name, gateway.published())
-        except OSError:
-            pass  # a full disk is told by the ledger; metrics of this worker are stale meanwhile
         await asyncio.sleep(PUBLISH_S)
 
 

@@ -67,23 +67,19 @@ class Frame(msgspec.Struct, gc=False):
     body: memoryview
 
 
-class Segment(msgspec.Struct, frozen=True):
+class Segment:
     """A segment as it was when the folder was looked at."""
 
-    path: Path
-    size: int
-    live: bool
-    """Its writer may still append to it. Where False, nothing will ever be added."""
+    __slots__ = ("live", "name", "path", "size", "writer")
 
-    @property
-    def name(self) -> str:
-        """The file's name."""
-        return self.path.name
-
-    @property
-    def writer(self) -> str:
+    def __init__(self, path: Path, size: int, live: bool) -> None:
+        self.path = path
+        self.size = size
+        self.live = live
+        """Its writer may still append to it. Where False, nothing will ever be added."""
+        self.name = path.name
+        self.writer = path.stem.partition("-")[2]
         """Whose it is; unique per run of a process."""
-        return self.path.stem.partition("-")[2]
 
 
 def calls_folder(data_folder: Path) -> Path:
@@ -151,6 +147,15 @@ def frames(segment: Segment, damage: list[Damage], start: int = 0, end: int | No
     fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         yield from _frames(fd, segment, damage, start, stop)
+    finally:
+        os.close(fd)
+
+
+def read_range(segment: Segment, offset: int, end: int) -> bytes:
+    """A range of a segment as it lies on disk."""
+    fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return _pread(fd, end - offset, offset)
     finally:
         os.close(fd)
 
@@ -262,8 +267,3 @@ def _tag(body: memoryview) -> str | None:
 def first_frame(writer: str, opened_ns: int) -> SegmentV1:
     """What a segment begins with."""
     return SegmentV1(writer, opened_ns, VERSION)
-
-
-def raw_frame(frame: Frame) -> bytes:
-    """The frame as it lies on disk."""
-    return HEAD.pack(len(frame.body), crc32(frame.body)) + bytes(frame.body)

@@ -18,7 +18,7 @@ import msgspec
 
 from drivetrain.core.calls import AttemptV1, ClosedV1, OpenedV1, OutcomeV1, Stored
 from drivetrain.core.codec import JSON
-from drivetrain.ledger.frames import Damage, Segment, decoded, frames, raw_frame
+from drivetrain.ledger.frames import Damage, Segment, decoded, frames, read_range
 from drivetrain.ledger.reader import Fold, Pair
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 PART_BYTES = 4 * 1024 * 1024
 """Decoded by a query at most per open segment: about 12,000 Calls, a third of a second."""
+NOBODY: frozenset[str] = frozenset()
 PARTS_VERSION = "parts.1"
 """Part of the folder's name: parts of another layout are not read."""
 
@@ -218,17 +219,28 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def call_row(pair: Pair, live: set[str]) -> CallRow:
+def call_row(pair: Pair, live: set[str] | frozenset[str]) -> CallRow:
     """A Call's row; live: writers whose process lives."""
     opened, closed = pair.opened, pair.closed
     who = opened.attribution
-    attempts = [_attempt_row(attempt) for attempt in closed.attempts] if closed is not None else []
-    cost = closed.cost_nano_usd if closed is not None else 0
-    unattributed = cost - sum(row.cost_nano_usd for row in attempts)
+    attempts: list[AttemptRow] = []
+    cost = unattributed = closed.cost_nano_usd if closed is not None else 0
+    tokens = cached = output = reasoning = 0
+    escalated, model = False, ""
+    for attempt in closed.attempts if closed is not None else ():
+        attempts.append(_attempt_row(attempt))
+        usage = attempt.usage
+        tokens += usage.input_tokens
+        cached += usage.input_cached_tokens
+        output += usage.output_tokens
+        reasoning += usage.reasoning_tokens
+        unattributed -= attempt.cost_nano_usd
+        escalated = escalated or attempt.verdict == "escalated"
+        if attempt.verdict == "accepted":
+            model = attempt.model
     count = len(attempts)
     if not attempts or unattributed:
         attempts.append(AttemptRow("", "", "", 0, False, None, cost_nano_usd=unattributed))
-    answered = [] if closed is None else [one.model for one in closed.attempts if one.verdict == "accepted"]
     unfinished = "running" if pair.writer in live else "interrupted"
     status = unfinished if closed is None else closed.status
     return CallRow(
@@ -251,14 +263,14 @@ def call_row(pair: Pair, live: set[str]) -> CallRow:
         tags=who.tags,
         status=status,
         variant=closed.variant if closed is not None else "",
-        model=answered[-1] if answered else "",
+        model=model,
         cost_nano_usd=cost,
         attempt_count=count,
-        escalated=any(row.escalated for row in attempts),
-        input_tokens=sum(row.input_tokens for row in attempts),
-        input_cached_tokens=sum(row.input_cached_tokens for row in attempts),
-        output_tokens=sum(row.output_tokens for row in attempts),
-        reasoning_tokens=sum(row.reasoning_tokens for row in attempts),
+        escalated=escalated,
+        input_tokens=tokens,
+        input_cached_tokens=cached,
+        output_tokens=output,
+        reasoning_tokens=reasoning,
         attempts=attempts,
     )
 
@@ -336,8 +348,8 @@ class _Range:
         """Rows of Calls both of whose frames are here; fills `outcomes` and, at the end, `halves` in their order."""
         segment = self._segment
         fold = Fold()
-        waiting: dict[str, tuple[int, bytes]] = {}
-        late: list[tuple[int, bytes]] = []
+        waiting: dict[str, tuple[int, int]] = {}
+        lone: list[tuple[int, int]] = []
         for frame in frames(segment, self._damage, self._start):
             record = decoded(frame, segment, self._damage)
             self.end = frame.end
@@ -345,22 +357,22 @@ class _Range:
                 outcomes.append(outcome_row(record))
             elif isinstance(record, OpenedV1):
                 if record.call_id not in waiting:
-                    waiting[record.call_id] = (frame.offset, raw_frame(frame))
+                    waiting[record.call_id] = (frame.offset, frame.end)
                     fold.feed(record, segment, frame.offset, frame.end)
             elif isinstance(record, ClosedV1):
                 if record.call_id not in waiting:
-                    late.append((frame.offset, raw_frame(frame)))
+                    lone.append((frame.offset, frame.end))
                 else:
                     pair = fold.feed(record, segment, frame.offset, frame.end)
                     if pair is not None:
                         del waiting[record.call_id]
-                        yield call_row(pair, set())
+                        yield call_row(pair, NOBODY)
             if frame.end - self._start >= PART_BYTES:
                 break
         else:
             if not segment.live:
                 self.end = segment.size
-        halves.extend(raw for _, raw in sorted([*waiting.values(), *late]))
+        halves.extend(read_range(segment, offset, end) for offset, end in sorted([*waiting.values(), *lone]))
 
 
 def half_records(files: PartFiles, damage: list[Damage]) -> Iterator[tuple[int, int, Stored]]:

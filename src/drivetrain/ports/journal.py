@@ -33,4 +33,7 @@ class Vault(Protocol):
         """`payload` sealed for `subject`; `call_id` and `kind` are bound to it."""
 
     def open(self, call_id: str, kind: str, sealed: bytes) -> bytes | None:
-        """The payload; None where its subject was erased or its time is over. Raises: ValueError where it was altered."""
+        """The payload; None where its subject was erased or its time is over.
+
+        Raises: ValueError where it was altered.
+        """

@@ -89,6 +89,7 @@ class OpenAIChat:
             completion = _COMPLETION.decode(body)
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
             return _read_loosely(body)
+        require_utf8(body)
         choices = completion.choices
         if not choices:
             raise Unusable("the answer has no choices")
@@ -136,10 +137,17 @@ class OpenAIRelay:
             data, self._partial = whole_events(self._partial + data)
             if not data:
                 return b""
+        if not data.isascii():
+            require_utf8(data)
         # Every event that matters holds one of these; text inside JSON strings cannot, its quotes are escaped.
-        if b'_tokens"' in data or b"[DONE]" in data or b'"error"' in data or b'finish_reason":"' in data:
-            return self._read_events(data)
-        if b'finish_reason": "' in data or self.done:
+        if (
+            b'_tokens"' in data
+            or b"[DONE]" in data
+            or b'"error"' in data
+            or b'finish_reason":"' in data
+            or b'finish_reason": "' in data
+            or self.done
+        ):
             return self._read_events(data)
         return data
 
@@ -181,6 +189,16 @@ class OpenAIRelay:
             if not event.choices and not self._include_usage:
                 return False
         return True
+
+
+def require_utf8(data: bytes) -> None:
+    """The decoder skips what it does not read, so bad UTF-8 there would reach the client. Raises: Unusable."""
+    if data.isascii():
+        return
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        raise Unusable(f"the answer is no UTF-8: {error.reason}") from error
 
 
 def whole_events(data: bytes) -> tuple[bytes, bytes]:
@@ -289,6 +307,7 @@ def _read_loosely(body: bytes) -> Reading:
         completion = _LOOSE.decode(body)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise Unusable(f"the answer is no chat completion: {error}") from error
+    require_utf8(body)
     if not completion.choices:
         raise Unusable("the answer has no choices")
     usage = read_usage(completion.usage)

@@ -1,0 +1,200 @@
+"""The demo's report for people, and as one JSON object. Owns wording and layout; it computes shares, never sums."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from drivetrain.cli.demo_report import DemoReport, Share
+from drivetrain.cli.demo_texts import Texts
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+WIDTH_MAX = 100
+QUESTION = "I lost my card. What now?"
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the demo is."""
+
+    folder: Path
+    url: str
+    """Of the gateway, without `/v1`."""
+    key: str
+    """The key of team web-chat."""
+    running: bool
+    """Whether it stays after the report."""
+
+
+def curl_line(place: Place) -> str:
+    """A request to paste into a shell."""
+    return (
+        f"curl -s {place.url}/v1/chat/completions -H 'authorization: Bearer {place.key}' "
+        "-H 'content-type: application/json' "
+        f"""-d '{{"model": "assistant", "messages": [{{"role": "user", "content": "{QUESTION}"}}]}}'"""
+    )
+
+
+def sdk_snippet(place: Place) -> str:
+    """Five lines to paste into Python, with the package `openai` installed."""
+    return (
+        "from openai import OpenAI\n"
+        f'client = OpenAI(base_url="{place.url}/v1", api_key="{place.key}")\n'
+        f'messages = [{{"role": "user", "content": "{QUESTION}"}}]\n'
+        'answer = client.chat.completions.create(model="assistant", messages=messages)\n'
+        "print(answer.choices[0].message.content)"
+    )
+
+
+def report_json(report: DemoReport, texts: Texts, place: Place) -> bytes:
+    """Everything as one JSON object; money as integers of nano-USD."""
+    return msgspec.json.encode(
+        {
+            "simulated": "answers, accuracies and delays; prices are real",
+            "texts": {"name": texts.name, "attribution": texts.attribution, "messages": len(texts.examples)},
+            "calls": report.calls,
+            "tokens": report.tokens,
+            "cost_nano_usd": report.cost_nano_usd,
+            "route": [_share_json(one) for one in report.route],
+            "route_total": _share_json(report.route_total),
+            "frontier_only": _share_json(report.frontier_only),
+            "efficient_only": _share_json(report.efficient_only),
+            "spend": report.spend,
+            "adds_up": report.adds_up,
+            "checks": report.checks,
+            "problems": report.problems,
+            "project": str(place.folder),
+            "gateway": place.url if place.running else None,
+            "curl": curl_line(place) if place.running else None,
+            "sdk": sdk_snippet(place) if place.running else None,
+        }
+    )
+
+
+def print_report(report: DemoReport, texts: Texts, place: Place) -> None:
+    """The report, and how to go on from it."""
+    import sys
+
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=False)
+    if not sys.stdout.isatty() or console.width > WIDTH_MAX:
+        console = Console(highlight=False, width=WIDTH_MAX)
+    console.print(f"\n[bold]{len(texts.examples):,} messages[/bold]", end="")
+    console.print(f"   Texts: {texts.attribution}.", markup=False)
+    console.print("Answers, accuracies and delays are simulated, as simulator.toml declares; prices are real.\n")
+    console.print(_route_table(report))
+    console.print("Declared: a model's accuracy over all messages; `right` is over those it answered.\n", style="dim")
+    console.print(_verdict(report), style="bold")
+    console.print()
+    console.print(_spend_table(report))
+    console.print("By variant, a call that escalated counts with each variant that it asked.\n", style="dim")
+    _print_checks(report, console)
+    for problem in report.problems:
+        console.print(f"warning: {problem}", style="yellow", markup=False)
+    _print_ways_on(place)
+
+
+def usd_exact(nano: int) -> str:
+    """USD with all nine decimals, so that a column adds up by eye."""
+    return f"{nano // 1_000_000_000:,}.{nano % 1_000_000_000:09d}"
+
+
+def _route_table(report: DemoReport) -> Table:
+    table = _table("answered by", "model (simulated)", "asked", "answered", "right", "declared", "USD", left=2)
+    for one in report.route:
+        _add(table, one.variant, one)
+    table.add_section()
+    _add(table, "the route", report.route_total, model="all of the above", style="bold")
+    _add(table, "only frontier", report.frontier_only)
+    _add(table, "only efficient", report.efficient_only)
+    return table
+
+
+def _add(table: Table, name: str, one: Share, *, model: str = "", style: str = "") -> None:
+    right = "-" if one.accuracy is None else f"{one.accuracy:.1%}"
+    declared = "-" if one.accuracy_declared is None else f"{one.accuracy_declared:.0%}"
+    said = model or one.model.partition("/")[2] or "a rule"
+    table.add_row(
+        name, said, f"{one.asked:,}", f"{one.answered:,}", right, declared, usd_exact(one.cost_nano_usd), style=style
+    )
+
+
+def _verdict(report: DemoReport) -> str:
+    route, frontier = report.route_total, report.frontier_only
+    if not frontier.cost_nano_usd or route.accuracy is None or frontier.accuracy is None:
+        return ""
+    cost = route.cost_nano_usd / frontier.cost_nano_usd
+    return (
+        f"Against everything to the frontier model, the route costs {cost:.1%} "
+        f"and is right {route.accuracy:.1%} of the time instead of {frontier.accuracy:.1%} (both simulated)."
+    )
+
+
+def _spend_table(report: DemoReport) -> Table:
+    table = _table("spend by", "", "calls", "tokens", "USD", left=2)
+    for dimension, rows in report.spend.items():
+        for place, row in enumerate(rows):
+            label = dimension.replace("_", " ") if place == 0 else ""
+            table.add_row(label, row.name, f"{row.calls:,}", f"{row.tokens:,}", usd_exact(row.cost_nano_usd))
+        table.add_section()
+    table.add_row(
+        "in all", "", f"{report.calls:,}", f"{report.tokens:,}", usd_exact(report.cost_nano_usd), style="bold"
+    )
+    return table
+
+
+def _table(*columns: str, left: int) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False)
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="left" if place < left else "right", no_wrap=True)
+    return table
+
+
+def _print_checks(report: DemoReport, console: Console) -> None:
+    if report.adds_up:
+        attributions, others = report.checks[:-2], report.checks[-2:]
+        total = f"{report.calls:,} calls, {report.tokens:,} tokens, {usd_exact(report.cost_nano_usd)} USD"
+        console.print(
+            f"adds up: {total} by every attribution "
+            f"({', '.join(check.what for check in attributions)}), and by "
+            f"{' and '.join(check.what for check in others)}.",
+            style="green",
+        )
+        return
+    console.print("DOES NOT ADD UP. The ledger's total is", style="bold red", end=" ")
+    console.print(f"{report.calls:,} calls, {report.tokens:,} tokens, {usd_exact(report.cost_nano_usd)} USD; but by")
+    for check in report.checks:
+        if not check.ok:
+            counts = [f"{check.calls:,} calls"] if check.calls is not None else []
+            counts += [f"{check.tokens:,} tokens"] if check.tokens is not None else []
+            console.print(f"  {check.what}: {', '.join([*counts, usd_exact(check.cost_nano_usd)])} USD", style="red")
+
+
+def _print_ways_on(place: Place) -> None:
+    """Plainly, without wrapping: these lines are pasted."""
+    import typer
+
+    where = place.folder
+    if place.folder.is_relative_to(Path.cwd()):
+        where = place.folder.relative_to(Path.cwd())
+    typer.echo(f"\nThe project and its ledger are in {where}: look around with")
+    typer.echo(f"  drivetrain cost --by team,workflow,variant --project {where}")
+    if not place.running:
+        return
+    typer.echo(f"\nThe gateway is on {place.url}/v1, until Ctrl-C. In another terminal:\n")
+    typer.echo(curl_line(place))
+    typer.echo("\nor in Python:\n")
+    typer.echo(sdk_snippet(place))
+    typer.echo("")
+
+
+def _share_json(one: Share) -> dict[str, Any]:
+    return {**msgspec.to_builtins(one), "accuracy": one.accuracy}

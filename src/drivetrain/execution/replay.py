@@ -1,0 +1,217 @@
+"""A recorded Call through the same machine again, without network, clock or ledger, and how the two compare.
+
+What the world did is fed back from the record: statuses, bodies, failures, pauses, the client leaving. What we
+did is decided anew: rules, checks, escalations, prices on the recorded date.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from drivetrain.core.calls import RETAINED_FULL, Answers, AttemptV1, Call
+from drivetrain.core.errors import DrivetrainError, RequestError
+from drivetrain.execution.call import CallResult, Environment, Execution
+from drivetrain.execution.plan import Plans
+from drivetrain.ports.journal import Vault
+from drivetrain.ports.transport import Attempt, UpstreamFailure, UpstreamHead, UpstreamRequest, UpstreamSink
+
+_ANSWERS: msgspec.msgpack.Decoder[Answers] = msgspec.msgpack.Decoder(Answers)
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """A Call with its payloads opened."""
+
+    call: Call
+    request: bytes
+    answers: Answers
+
+    @property
+    def answer(self) -> bytes:
+        """The body that the client got; of a stream, the provider's events."""
+        if self.answers.answer is not None:
+            return self.answers.answer
+        return self.answers.attempts[-1] if self.answers.attempts else b""
+
+
+class Replay(msgspec.Struct, frozen=True):
+    """How the two runs compare."""
+
+    result: CallResult
+    stream: bytes
+    """The events a streaming client would have got before the last ones."""
+    differences: tuple[str, ...]
+    """Empty where route, verdicts, cost and answer are the same."""
+
+
+def open_payloads(call: Call, vault: Vault) -> Recorded:
+    """Raises: DrivetrainError where the Call has not ended or its payloads were not kept."""
+    if call.status in ("running", "interrupted"):
+        raise DrivetrainError(f"Call {call.call_id} is {call.status}: there is no end to compare with.")
+    if call.retained != RETAINED_FULL:
+        raise DrivetrainError(
+            f"Call {call.call_id} cannot be replayed: its prompt and answers were not kept.",
+            do=f'Set retention = "full" (or "sampled") for workflow `{call.workflow}`; it holds for later Calls.',
+        )
+    request = vault.open(call.call_id, "request", call.request)
+    answers = vault.open(call.call_id, "answers", call.answers)
+    if request is None or answers is None:
+        raise DrivetrainError(f"Call {call.call_id} cannot be replayed: its payloads were erased or are too old.")
+    return Recorded(call, request, _ANSWERS.decode(answers))
+
+
+def replay(recorded: Recorded, plans: Plans) -> Replay:
+    """`recorded` through the workflows of `plans`. Raises: DrivetrainError where they lack its workflow."""
+    call = recorded.call
+    plan = plans.workflows.get(call.workflow)
+    if plan is None:
+        raise DrivetrainError(f"Snapshot {plans.snapshot.short_hash} has no workflow `{call.workflow}`.")
+    try:
+        admitted = plan.admit(call.door, recorded.request)
+    except RequestError as error:
+        raise DrivetrainError(f"Call {call.call_id} is not admitted any more: {error}") from error
+    world = _World(recorded)
+    client = _Listener()
+    execution = Execution(
+        plan,
+        admitted,
+        call.attribution,
+        call_id=call.call_id,
+        opened_ns=call.opened_ns,
+        day=call.prices_date,
+        door=call.door,
+        env=world.environment(),
+        client=client,
+    )
+    world.execution = execution
+    execution.start()
+    world.run()
+    if client.result is None:
+        raise DrivetrainError(f"Call {call.call_id} did not end when it was replayed.")
+    return Replay(client.result, b"".join(client.stream), tuple(_differences(recorded, client.result, world.unused)))
+
+
+class _World:
+    """Transport, journal and timer of a replay: what was recorded, one step after the other."""
+
+    failed = ""
+
+    def __init__(self, recorded: Recorded) -> None:
+        pairs = zip(recorded.call.attempts, recorded.answers.attempts, strict=True)
+        self._sent = deque((attempt, body) for attempt, body in pairs if _was_sent(attempt))
+        self._steps: deque[Callable[[], None]] = deque()
+        self.execution: Execution | None = None
+
+    @property
+    def unused(self) -> int:
+        """Recorded attempts that were not made again."""
+        return len(self._sent)
+
+    def environment(self) -> Environment:
+        return Environment(
+            transport=self,
+            journal=self,
+            vault=None,
+            now_ns=lambda: 0,
+            monotonic_ns=lambda: 0,
+            call_later=self._later,
+            random=lambda: 0.0,
+        )
+
+    def run(self) -> None:
+        while self._steps:
+            self._steps.popleft()()
+
+    # ports.transport.Transport
+
+    def send(self, request: UpstreamRequest, sink: UpstreamSink) -> Attempt:
+        exchange = _Exchange()
+        if self._sent:
+            attempt, body = self._sent.popleft()
+            self._steps.append(lambda: self._answer(attempt, body, sink, exchange))
+        else:
+            failure = UpstreamFailure("connect", "the record holds no further attempt", False)
+            self._steps.append(lambda: sink.on_failure(failure))
+        return exchange
+
+    def _answer(self, attempt: AttemptV1, body: bytes, sink: UpstreamSink, exchange: _Exchange) -> None:
+        if attempt.status:
+            headers = {b"content-type": b"text/event-stream" if attempt.streamed else b"application/json"}
+            if attempt.retry_after_ms >= 0:
+                headers[b"retry-after-ms"] = b"%d" % attempt.retry_after_ms
+            sink.on_head(UpstreamHead(attempt.status, headers))
+            if body and not exchange.cancelled:
+                sink.on_chunk(body)
+        if exchange.cancelled:
+            return
+        if attempt.verdict == "aborted" and self.execution is not None:
+            self.execution.abort()
+        elif attempt.failure:
+            sink.on_failure(UpstreamFailure(attempt.failure, attempt.reason, True))
+        else:
+            sink.on_end()
+
+    # ports.journal.Journal
+
+    def append(self, record: Any, then: Callable[[bool], None] | None = None, *, sync: bool = False) -> None:
+        if then is not None:
+            self._steps.append(lambda: then(True))
+
+    def _later(self, _delay_s: float, callback: Callable[[], None]) -> None:
+        self._steps.append(callback)
+
+
+class _Exchange:
+    cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def pause(self) -> None:
+        """Nobody is slow here."""
+
+    def resume(self) -> None:
+        """Nobody is slow here."""
+
+
+class _Listener:
+    def __init__(self) -> None:
+        self.stream: list[bytes] = []
+        self.result: CallResult | None = None
+
+    def on_stream(self, data: bytes) -> None:
+        self.stream.append(data)
+
+    def on_finished(self, result: CallResult) -> None:
+        self.result = result
+
+
+def _was_sent(attempt: AttemptV1) -> bool:
+    return bool(attempt.model) and bool(attempt.status or attempt.failure or attempt.verdict == "aborted")
+
+
+def _differences(recorded: Recorded, result: CallResult, unused: int) -> list[str]:
+    call = recorded.call
+    found = []
+    before = [(one.variant, one.purpose, one.verdict) for one in call.attempts]
+    now = [(one.variant, one.purpose, one.verdict) for one in result.attempts]
+    if before != now:
+        found.append(f"route: {_said(before)} became {_said(now)}")
+    if unused:
+        found.append(f"{unused} recorded attempts were not made again")
+    if call.status != result.status and not (call.status == "aborted" and result.status == "answered"):
+        found.append(f"status: {call.status} became {result.status}")
+    if call.variant != result.variant:
+        found.append(f"variant: {call.variant or '-'} became {result.variant or '-'}")
+    if call.cost_nano_usd != result.cost_nano_usd:
+        found.append(f"cost: {call.cost_nano_usd} became {result.cost_nano_usd} nano-USD")
+    if call.status == "answered" and result.body and result.body != recorded.answer:
+        found.append("answer: another body")
+    return found
+
+
+def _said(route: list[tuple[str, str, str]]) -> str:
+    return " -> ".join(f"{variant} {verdict}" for variant, _, verdict in route) or "nothing"

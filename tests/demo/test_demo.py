@@ -1,0 +1,245 @@
+"""`drivetrain demo` through its public door: a command in, a report out, and the ledger that it must agree with."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from drivetrain.cli.demo_report import read_report
+from drivetrain.cli.demo_traffic import CHATS, Seen
+from drivetrain.core.money import nano_usd
+from drivetrain.ledger.queries import ATTEMPT_DIMENSIONS, CALL_DIMENSIONS, LedgerQueries
+from drivetrain.providers.pricing import price_book
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+BANKING77 = REPOSITORY.parent / "shared" / "data" / "banking77"
+COMMAND = [sys.executable, "-m", "drivetrain.cli.main", "demo"]
+CALLS = 150
+RUN_S = 60
+
+
+def demo(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], cwd=cwd, capture_output=True, text=True, timeout=RUN_S, check=False)
+
+
+def report_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    assert done.returncode == 0, done.stderr
+    shown: dict[str, Any] = json.loads(done.stdout)
+    return shown
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(scope="module")
+def report(place: Path) -> dict[str, Any]:
+    return report_of(demo("--once", "--json", "--calls", str(CALLS), "--dir", "first", cwd=place))
+
+
+def holds_together(report: dict[str, Any]) -> None:
+    """The promises that hold on any texts."""
+    messages = report["texts"]["messages"]
+    total = report["cost_nano_usd"]
+    assert report["adds_up"] is True
+    assert report["problems"] == []
+    assert report["calls"] == 3 * messages + CHATS
+    assert sum(row["answered"] for row in report["route"]) == messages
+    for row in (*report["route"], report["route_total"], report["frontier_only"], report["efficient_only"]):
+        assert row["judged"] == row["answered"], "every answered message has its truth"
+    for name, rows in report["spend"].items():
+        assert sum(row["cost_nano_usd"] for row in rows) == total, name
+        assert sum(row["tokens"] for row in rows) == report["tokens"], name
+        assert name == "variant" or sum(row["calls"] for row in rows) == report["calls"]
+    checks = {check["what"]: check for check in report["checks"]}
+    assert {name.replace("_", " ") for name in (*CALL_DIMENSIONS, *ATTEMPT_DIMENSIONS)} < set(checks)
+    assert all(check["cost_nano_usd"] == total for check in checks.values())
+    assert checks["the provider's invoice"]["tokens"] == report["tokens"]
+    assert checks["the clients' own count"]["calls"] == checks["answering variant"]["calls"] == report["calls"]
+
+
+def test_the_table_adds_up(report: dict[str, Any]) -> None:
+    holds_together(report)
+
+
+def test_it_shows_the_ledgers_own_totals(report: dict[str, Any]) -> None:
+    queries = LedgerQueries(Path(report["project"]) / ".drivetrain" / "data")
+    total = queries.cost().total
+    assert (total.calls, total.cost_nano_usd) == (report["calls"], report["cost_nano_usd"])
+    for name in ("team", "workflow", "use_case", "variant"):
+        shown = {row["name"]: row["cost_nano_usd"] for row in report["spend"][name]}
+        assert shown == {row.keys[0]: row.cost_nano_usd for row in queries.cost((name,)).rows}
+    assert queries.outcomes("correct", ()).total.count == queries.outcomes("label", ()).total.count == 3 * CALLS
+
+
+def test_the_route_is_cheaper_than_the_frontier_and_better_than_the_efficient_model(report: dict[str, Any]) -> None:
+    route, frontier, efficient = report["route_total"], report["frontier_only"], report["efficient_only"]
+    assert 0 < route["cost_nano_usd"] < frontier["cost_nano_usd"] // 2
+    assert efficient["accuracy"] < route["accuracy"]
+    assert {row["variant"] for row in report["route"]} >= {"efficient", "frontier"}
+    rules = [row for row in report["route"] if not row["model"]]
+    assert rules
+    assert all(row["cost_nano_usd"] == 0 and row["accuracy"] == 1.0 for row in rules)
+
+
+def test_models_are_as_right_as_declared(report: dict[str, Any]) -> None:
+    for row in (report["frontier_only"], report["efficient_only"]):
+        spread = (row["accuracy_declared"] * (1 - row["accuracy_declared"]) / row["judged"]) ** 0.5
+        assert abs(row["accuracy"] - row["accuracy_declared"]) < 4 * spread
+
+
+def test_prices_are_the_published_ones(report: dict[str, Any]) -> None:
+    settings = tomllib.loads((Path(report["project"]) / "drivetrain.toml").read_text())
+    for provider, base_url in (("openai", "https://api.openai.com/v1"), ("anthropic", "https://api.anthropic.com")):
+        own = "sim" if provider == "openai" else "sim-anthropic"
+        models = {name: price for name, price in settings["models"].items() if name.partition("/")[0] == own}
+        assert models
+        for name, price in models.items():
+            published = price_book(f"{provider}/{name.partition('/')[2]}", base_url, None).on("2025-12-01").base
+            assert nano_usd(price["usd_per_million_input"]) == published.input
+            assert nano_usd(price["usd_per_million_input_cached"]) == published.input_cached
+            assert nano_usd(price["usd_per_million_output"]) == published.output
+
+
+def test_a_difference_of_one_nano_dollar_is_told(report: dict[str, Any]) -> None:
+    folder = Path(report["project"]) / ".drivetrain" / "data"
+    total = report["cost_nano_usd"]
+    models = {"all": {"tokens_input": report["tokens"], "tokens_output": 0}}
+
+    def wrong(calls: int = 0, client: int = 0, provider: int = 0) -> list[str]:
+        seen = Seen(calls=report["calls"] + calls, cost_nano_usd=total + client)
+        invoice = {"models": models, "cost_nano_usd": total + provider}
+        return [check.what for check in read_report(folder, seen, invoice, {}).checks if not check.ok]
+
+    assert wrong() == []
+    assert wrong(calls=1) == wrong(client=1) == ["the clients' own count"]
+    assert wrong(provider=-1) == ["the provider's invoice"]
+
+
+def test_it_runs_again_in_its_folder_and_beside_a_taken_port(report: dict[str, Any], place: Path) -> None:
+    shutil.copytree(report["project"], place / "again")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = demo("--once", "--json", "--calls", "20", "--dir", "again", "--port", port, cwd=place)
+    holds_together(report_of(done))
+    assert f"port {port} is taken" in done.stderr
+
+
+def test_people_get_the_same_within_100_columns(place: Path) -> None:
+    done = demo("--once", "--calls", "20", "--dir", "people", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert max(len(line) for line in done.stdout.splitlines()) <= 100
+    for words in ("simulated", "only frontier", "spend by", "adds up: 80 calls", "--project people"):
+        assert words in done.stdout
+    assert (place / "people" / ".gitignore").read_text() == "*\n", "keys of a demo are not committed"
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A demo that stays, and what it printed."""
+    child = subprocess.Popen(
+        [*COMMAND, "--calls", "20", "--port", "0", "--dir", "stays"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert child.stdout is not None
+        shown = ""
+        for line in child.stdout:
+            shown += line
+            if line.startswith("print("):
+                break
+        yield child, shown
+    finally:
+        child.terminate()
+        child.communicate(timeout=RUN_S)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no `curl` on this machine to paste into")
+def test_the_curl_line_works_as_pasted(running: tuple[subprocess.Popen[str], str]) -> None:
+    pasted = next(line for line in running[1].splitlines() if line.startswith("curl "))
+    done = subprocess.run(["sh", "-c", pasted], capture_output=True, text=True, timeout=RUN_S, check=True)
+    assert "freeze the card" in json.loads(done.stdout)["choices"][0]["message"]["content"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("openai") is None, reason="the package `openai` is not installed")
+def test_the_sdk_snippet_works_as_pasted(running: tuple[subprocess.Popen[str], str]) -> None:
+    lines = running[1].splitlines()
+    pasted = lines[lines.index("from openai import OpenAI") :]
+    assert len(pasted) == 5
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(pasted)], capture_output=True, text=True, timeout=RUN_S, check=False
+    )
+    assert "freeze the card" in done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_it_ends_with_its_children_and_keeps_its_folder_to_itself(
+    running: tuple[subprocess.Popen[str], str], tmp_path: Path
+) -> None:
+    child, _ = running
+    second = demo("--once", "--calls", "5", "--dir", "stays", cwd=tmp_path)
+    assert second.returncode == 1
+    assert "still running" in second.stderr
+    children = _children(child.pid)
+    assert len(children) == 2, "the simulator and the gateway"
+    child.send_signal(signal.SIGINT)
+    assert child.wait(RUN_S) == 0
+    assert not [pid for pid in children if _lives(pid)]
+
+
+@pytest.mark.slow
+def test_children_end_when_the_demo_is_killed(running: tuple[subprocess.Popen[str], str]) -> None:
+    child, _ = running
+    children = _children(child.pid)
+    assert len(children) == 2
+    child.kill()
+    child.wait()
+    deadline_s = time.monotonic() + 20
+    while any(_lives(pid) for pid in children) and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    assert not [pid for pid in children if _lives(pid)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (BANKING77 / "test.csv").is_file(), reason="the real texts are absent: ../shared/data/banking77"
+)
+def test_on_real_texts_it_adds_up(place: Path) -> None:
+    report = report_of(demo("--once", "--json", "--data", str(BANKING77), "--dir", "banking77", cwd=place))
+    assert report["texts"] == {"name": "BANKING77", "attribution": "BANKING77, PolyAI, CC-BY-4.0", "messages": 3080}
+    holds_together(report)
+    test_models_are_as_right_as_declared(report)
+    test_the_route_is_cheaper_than_the_frontier_and_better_than_the_efficient_model(report)
+
+
+def _children(pid: int) -> list[int]:
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(line) for line in listed.stdout.split()]
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # Killed with its parent, it may wait as a zombie for whoever adopted it.
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return not state.stdout.strip().startswith("Z") and state.stdout.strip() != ""
