@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 WIDTH_MAX = 100
+SNAPSHOT_DATE = re.compile(r"-\d{4}-?\d{2}-?\d{2}$")
+"""Left out where people read, so that a row fits into 80 columns; JSON and the ledger have the pinned name."""
 QUESTION = "I lost my card. What now?"
 
 
@@ -105,7 +108,7 @@ def usd_exact(nano: int) -> str:
 
 
 def _route_table(report: DemoReport) -> Table:
-    table = _table("answered by", "model (simulated)", "asked", "answered", "right", "declared", "USD", left=2)
+    table = _table("answered by", "model", "asked", "answered", "right", "declared", "USD", left=2)
     for one in report.route:
         _add(table, one.variant, one)
     table.add_section()
@@ -118,7 +121,7 @@ def _route_table(report: DemoReport) -> Table:
 def _add(table: Table, name: str, one: Share, *, model: str = "", style: str = "") -> None:
     right = "-" if one.accuracy is None else f"{one.accuracy:.1%}"
     declared = "-" if one.accuracy_declared is None else f"{one.accuracy_declared:.0%}"
-    said = model or one.model.partition("/")[2] or "a rule"
+    said = model or SNAPSHOT_DATE.sub("", one.model.partition("/")[2]) or "a rule"
     table.add_row(
         name, said, f"{one.asked:,}", f"{one.answered:,}", right, declared, usd_exact(one.cost_nano_usd), style=style
     )
@@ -152,7 +155,7 @@ def _table(*columns: str, left: int) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1), header_style="bold", show_edge=False)
     for place, column in enumerate(columns):
         table.add_column(column, justify="left" if place < left else "right", no_wrap=True)
     return table
