@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
 from support import wire
 from support.projects import model, provider, settings, workflow
 from support.served import Served, served
@@ -35,7 +36,7 @@ KEY = "client-key-abcdefghij-very-secret"
 LIMITED_KEY = "client-key-limited-klmnop-very-secret"
 BODY_MAX = 1_048_576
 HEADER_MAX = 16_384
-HEADER_TIMEOUT_S, BODY_TIMEOUT_S, IDLE_TIMEOUT_S, WRITE_TIMEOUT_S = 0.4, 0.6, 2.0, 0.8
+HEADER_TIMEOUT_S, BODY_TIMEOUT_S, IDLE_TIMEOUT_S, WRITE_TIMEOUT_S = 0.3, 0.4, 0.8, 0.5
 SWEEP_S = 0.5
 SLACK_S = 0.7
 
@@ -63,11 +64,12 @@ def gateway(upstream: Upstream) -> Iterator[Served]:
         'may_override = ["team", "use_case", "user", "tags"]\n'
         '[keys.limited]\nsecret = "env:LIMITED_KEY"\nteam = "support"\nworkflows = ["chat"]\n',
         workflow("chat", "raw/m", more="attempts_max = 1\n"),
+        workflow("kept", "raw/m", more='retention = "full"\n'),
         workflow("other", "raw/m", more="attempts_max = 1\n"),
         workflow("claude", "claude/m", more="attempts_max = 1\n"),
         workflow("ruled", '{ rule = "all", matches = "hello|x|^$", answer = "by rule" }', "raw/m"),
     ]
-    files = {"drivetrain.toml": settings(gateway=limits, ledger='retention = "full"', tables="".join(tables))}
+    files = {"drivetrain.toml": settings(gateway=limits, tables="".join(tables))}
     environ = {"PROVIDER_KEY": PROVIDER_KEY, "CLIENT_KEY": KEY, "LIMITED_KEY": LIMITED_KEY}
     with served(files, environ) as running:
         yield running
@@ -75,7 +77,7 @@ def gateway(upstream: Upstream) -> Iterator[Served]:
         begun = time.monotonic()
         assert running.stop() == 0
         assert time.monotonic() - begun < 4, "a Call was never ended, so that the gateway waited for it"
-        assert "Traceback" not in running.stderr, running.stderr[-4_000:]
+        assert not running.faults, "\n".join(running.faults)
 
 
 @pytest.fixture(autouse=True)
@@ -191,15 +193,18 @@ def test_a_head_that_stalls_is_ended(gateway: Served) -> None:
     assert answer.headers["connection"] == "close"
 
 
+@pytest.mark.slow
 def test_a_dripping_head_is_ended(gateway: Served) -> None:
     begun = time.monotonic()
     with wire.connect(gateway.port) as connection:
         try:
-            for _ in range(40):
+            connection.sendall(b"GET /livez HTTP/1.1\r\nx: ")
+            for _ in range(60):
                 connection.sendall(b"x")
-                time.sleep(0.1)
+                time.sleep(0.05)
         except OSError:
             pass
+    assert time.monotonic() - begun >= HEADER_TIMEOUT_S
     assert time.monotonic() - begun < HEADER_TIMEOUT_S + SWEEP_S + SLACK_S
 
 
@@ -210,6 +215,7 @@ def test_a_body_that_stalls_is_ended(gateway: Served, upstream: Upstream) -> Non
     assert upstream.asked == []
 
 
+@pytest.mark.slow
 def test_an_idle_connection_is_closed(gateway: Served) -> None:
     begun = time.monotonic()
     with wire.connect(gateway.port) as connection:
@@ -334,13 +340,6 @@ def test_an_upgrade_gets_one_refusal_and_starts_nothing(gateway: Served, upstrea
 
 def test_a_head_request_has_no_body(gateway: Served) -> None:
     """Else its body would be read as the next answer."""
-    heard = wire.ask(
-        gateway.port,
-        wire.request(method="HEAD", path="/livez") + wire.request(method="GET", path="/unknown"),
-        answers=9,
-        wait_s=0.5,
-    )
-    raw = heard.rest
     with wire.connect(gateway.port) as connection:
         connection.sendall(wire.request(method="HEAD", path="/livez", headers="connection: close\r\n"))
         connection.settimeout(2)
@@ -515,7 +514,9 @@ def test_nesting_is_refused_or_answered_at_every_depth(gateway: Served, name: st
             assert heard.answers[0].status in (200, 400), (depth, heard)
 
 
-@pytest.mark.parametrize("number", ["123456789012345678901234567890", "-1e-400", "0.1e1", "1E5", "18446744073709551616"])
+@pytest.mark.parametrize(
+    "number", ["123456789012345678901234567890", "-1e-400", "0.1e1", "1E5", "18446744073709551616"]
+)
 def test_unusual_numbers_are_passed_on_or_refused(gateway: Served, upstream: Upstream, number: str) -> None:
     raw = json.dumps(CHAT)[:-1] + f',"x_number":{number}}}'
     answer = wire.one(gateway.port, chat(raw))
@@ -607,7 +608,11 @@ def test_no_value_in_a_message_breaks_a_connection(gateway: Served, name: str, r
         {"stop": [5]},
         {"stop": [["x"]]},
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png,x"}}]}]},
-        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/x;base64"}}]}]},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/x;base64"}}]}
+            ]
+        },
         {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": 5}]}]},
         {"messages": [{"role": "user", "content": [{"type": "file"}]}]},
         {"messages": [{"role": "system", "content": [{"type": "image_url", "image_url": {"url": "https://x/"}}]}]},
@@ -664,7 +669,9 @@ def test_a_missing_model_is_a_400(gateway: Served, given: dict[str, Any]) -> Non
     assert refused(gateway, chat({"messages": [USER], **given})).error["param"] == "model"
 
 
-@pytest.mark.parametrize("name", ["", "chatt", "CHAT", "chat ", "chat\x00", "../chat", "raw/m", "\u202echat", "a\r\nb: c"])
+@pytest.mark.parametrize(
+    "name", ["", "chatt", "CHAT", "chat ", "chat\x00", "../chat", "raw/m", "\u202echat", "a\r\nb: c"]
+)
 def test_an_unknown_workflow_is_a_404(gateway: Served, upstream: Upstream, name: str) -> None:
     answer = refused(gateway, chat({**CHAT, "model": name}), 404, "model_not_found")
     if name == "chatt":
@@ -675,7 +682,9 @@ def test_an_unknown_workflow_is_a_404(gateway: Served, upstream: Upstream, name:
 # Paths.
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/chat/completions/", "/v2/chat/completions", "/v1/embeddings", "//livez"])
+@pytest.mark.parametrize(
+    "path", ["/", "/v1", "/v1/chat/completions/", "/v2/chat/completions", "/v1/embeddings", "//livez"]
+)
 def test_an_unknown_path_is_a_404(gateway: Served, path: str) -> None:
     refused(gateway, chat(path=path), 404, "unknown_path")
 
@@ -882,17 +891,21 @@ def test_a_client_that_never_reads_a_large_stream_is_dropped_in_bounded_memory(
     assert settle(gateway, "drivetrain_connections", 1, 2) == 1
 
 
-@pytest.mark.parametrize("size", [50_000, 200_000, 900_000, 3_000_000])
-@pytest.mark.parametrize("close", [True, False], ids=["close", "keep-alive"])
-def test_a_client_that_never_reads_a_whole_answer_is_dropped(
-    gateway: Served, upstream: Upstream, size: int, close: bool
-) -> None:
-    upstream.on("/raw", http(completion("y" * size)))
-    with wire.connect(gateway.port, receive_bytes=4_096) as connection:
-        connection.sendall(chat(headers="connection: close\r\n" if close else ""))
-        time.sleep(0.1)
-        longest = max(WRITE_TIMEOUT_S, IDLE_TIMEOUT_S) + WRITE_TIMEOUT_S + 2 * SWEEP_S + SLACK_S
-        assert settle(gateway, "drivetrain_connections", 1, longest) == 1
+@pytest.mark.slow
+def test_clients_that_never_read_whole_answers_are_dropped(gateway: Served, upstream: Upstream) -> None:
+    """However much of an answer is left in the gateway: much of it, or less than it takes to stop writing."""
+    upstream.on("/raw", lambda one, to: to.send(http(completion("y" * one.json["seed"]))))
+    clients = []
+    for size in (50_000, 200_000, 900_000, 2_600_000, 2_700_000, 2_800_000, 3_000_000, 6_000_000):
+        for headers in ("", "connection: close\r\n"):
+            clients.append(wire.connect(gateway.port, receive_bytes=4_096))
+            clients[-1].sendall(chat({**CHAT, "seed": size}, headers=headers))
+    time.sleep(0.2)
+    longest_s = max(WRITE_TIMEOUT_S, IDLE_TIMEOUT_S) + WRITE_TIMEOUT_S + 2 * SWEEP_S + SLACK_S
+    left = settle(gateway, "drivetrain_connections", 1, longest_s)
+    for client in clients:
+        client.close()
+    assert left == 1, f"{left - 1:.0f} connections are held by clients that do not read"
 
 
 def test_a_slow_reader_gets_everything(gateway: Served, upstream: Upstream) -> None:
@@ -930,8 +943,8 @@ def test_no_header_of_a_client_reaches_the_provider(gateway: Served, upstream: U
 
 def test_no_header_of_a_provider_reaches_the_client(gateway: Served, upstream: Upstream) -> None:
     headers = (
-        "set-cookie: __cf_bm=1\r\nserver: secret-server\r\nx-request-id: req-provider\r\nopenai-organization: org-ours\r\n"
-        "x-ratelimit-remaining-requests: 5\r\nvia: 1.1 proxy\r\naccess-control-allow-origin: *\r\ncf-ray: 1\r\n"
+        "set-cookie: __cf_bm=1\r\nserver: secret-server\r\nx-request-id: req-provider\r\n"
+        "openai-organization: org-ours\r\nx-ratelimit-remaining-requests: 5\r\nvia: 1.1 proxy\r\naccess-control-allow-origin: *\r\ncf-ray: 1\r\n"
     )
     upstream.on("/raw", http(completion(), headers=headers))
     whole = wire.one(gateway.port, chat())
@@ -980,8 +993,11 @@ def test_secrets_stand_in_no_log_record_error_or_metric(gateway: Served, upstrea
 
 def test_payloads_are_not_written_in_the_clear(gateway: Served, upstream: Upstream) -> None:
     upstream.on("/raw", http(completion("a very private answer")))
-    answer = wire.one(gateway.port, chat({**CHAT, "messages": [{"role": "user", "content": "a very private question"}]}))
-    gateway.call(answer.headers["x-request-id"])
+    question = {"role": "user", "content": "a very private question"}
+    answer = wire.one(gateway.port, chat({"model": "kept", "messages": [question]}))
+    call = gateway.call(answer.headers["x-request-id"])
+    assert call.request
+    assert call.answers
     written = gateway.everything_written()
     assert b"very private" not in written
 

@@ -18,6 +18,7 @@ from drivetrain.core.calls import Call
 from drivetrain.ledger.reader import LedgerReader
 
 READY = re.compile(r"drivetrain serving .* on http://127\.0\.0\.1:(\d+)/v1")
+FAULT = re.compile(r"Traceback|Fatal error|drivetrain: call_\w+: \w+ at ")
 READY_TIMEOUT_S = 20.0
 START = "from drivetrain.cli.main import main; main()"
 STOP_TIMEOUT_S = 8.0
@@ -48,6 +49,11 @@ class Served:
     @property
     def stderr(self) -> str:
         return self._stderr.read_text(errors="replace")
+
+    @property
+    def faults(self) -> list[str]:
+        """Lines on stderr that tell of a fault of the gateway's own."""
+        return [line for line in self.stderr.splitlines() if FAULT.search(line)]
 
     @property
     def data_folder(self) -> Path:

@@ -178,7 +178,7 @@ class _Host:
 class _Exchange:
     """Implements `ports.transport.Attempt`."""
 
-    __slots__ = ("_pool", "connection", "deadline", "got_head", "host", "over", "request", "sink", "started")
+    __slots__ = ("_pool", "begun", "connection", "deadline", "got_head", "host", "over", "request", "sink", "started")
 
     def __init__(self, pool: HttpPool, host: _Host, request: UpstreamRequest, sink: UpstreamSink, now: float) -> None:
         self._pool = pool
@@ -189,6 +189,7 @@ class _Exchange:
         self.deadline = now + min(request.first_byte_timeout_ms, request.timeout_ms) / 1000
         self.connection: _Connection | None = None
         self.got_head = False
+        self.begun = False
         self.over = False
 
     def cancel(self) -> None:
@@ -205,19 +206,22 @@ class _Exchange:
     def fail(self, failure: UpstreamFailure) -> None:
         if not self.over:
             self._end()
-            self.sink.on_failure(failure)
+            try:
+                self.sink.on_failure(failure)
+            except Exception as fault:  # noqa: BLE001  the boundary to the sink
+                self.sink.on_fault(fault)
 
     def late(self) -> None:
         """The deadline has passed: of the first byte, or of the whole answer."""
         request, sent = self.request, self.connection is not None
-        if self.got_head:
+        if self.begun:
             self.fail(UpstreamFailure("timeout", f"the answer took longer than {request.timeout_ms} ms", True))
         else:
             limit = min(request.first_byte_timeout_ms, request.timeout_ms)
             self.fail(UpstreamFailure("first_byte_timeout", f"no answer within {limit} ms", sent))
 
-    def head_arrived(self) -> None:
-        self.got_head = True
+    def answering(self) -> None:
+        self.begun = True
         self.deadline = self.started + self.request.timeout_ms / 1000
 
     def finish(self) -> None:
@@ -225,6 +229,13 @@ class _Exchange:
         self.over = True
         self.connection = None
         self._pool.done(self)
+
+    def ended(self) -> None:
+        """Tell the sink that the answer is whole."""
+        try:
+            self.sink.on_end()
+        except Exception as fault:  # noqa: BLE001  the boundary to the sink
+            self.sink.on_fault(fault)
 
     def _end(self) -> None:
         self.over = True
@@ -326,6 +337,10 @@ class _Connection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             if self._parts:
                 self._deliver()
+            if self._complete:
+                self._dirty = True  # what follows a whole answer does not spoil it, but ends the connection
+                self._answered()
+                return
             running = self.exchange
             if running is not None:
                 running.fail(UpstreamFailure("protocol", f"the answer is no HTTP/1.1: {error}", True))
@@ -343,7 +358,10 @@ class _Connection(asyncio.Protocol):
         parts, self._parts = self._parts, []
         exchange = self.exchange
         if exchange is not None:
-            exchange.sink.on_chunk(parts[0] if len(parts) == 1 else b"".join(parts))
+            try:
+                exchange.sink.on_chunk(parts[0] if len(parts) == 1 else b"".join(parts))
+            except Exception as fault:  # noqa: BLE001  the boundary to the sink
+                exchange.sink.on_fault(fault)
 
     def _answered(self) -> None:
         """The parser has taken the whole answer: free the connection, then tell the sink."""
@@ -362,7 +380,7 @@ class _Connection(asyncio.Protocol):
         else:
             self.drop()
         if exchange is not None:
-            exchange.sink.on_end()
+            exchange.ended()
 
     def connection_lost(self, error: Exception | None) -> None:
         self.closed = True
@@ -376,7 +394,7 @@ class _Connection(asyncio.Protocol):
             exchange.connection = None
             if exchange.got_head and not self._framed and error is None:
                 exchange.finish()  # an answer without a length ends with its connection
-                exchange.sink.on_end()
+                exchange.ended()
             else:
                 kind = "cut" if exchange.got_head else "closed"
                 detail = (
@@ -405,7 +423,7 @@ class _Connection(asyncio.Protocol):
         if exchange is None or status < 200 or self._complete:
             return
         self._in_head = False
-        exchange.head_arrived()
+        exchange.got_head = True
         headers, self._headers = self._headers, {}
         encoding = headers.get(b"content-encoding", b"identity")
         if encoding.lower() != b"identity":
@@ -428,6 +446,7 @@ class _Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._status < 200:
             self._headers = {}
+            self._framed = False
         elif self.exchange is not None:
             self._complete = True
             # Only here: the parser forgets it with the next message.

@@ -19,10 +19,6 @@ CHOICES_MAX = 16
 """Of `n`; each choice is billed."""
 OUTPUT_TOKENS_MAX = 10_000_000
 """No model has more; larger numbers are mistakes."""
-STRUCTURAL = frozenset({"model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens"})
-"""Parameters that the gateway itself understands; no workflow needs to name them."""
-
-
 BEYOND_THE_ANSWER = frozenset(
     {"audio", "background", "modalities", "prediction", "service_tier", "store", "web_search_options"}
 )
@@ -67,32 +63,36 @@ def parse_body(raw: bytes) -> dict[str, Any]:
     return body
 
 
+def too_deep() -> RequestError:
+    """A 400 for what our own stack cannot walk; parsers and encoders stop at about a thousand levels."""
+    return bad_request("the body is nested too deeply", code="invalid_json")
+
+
 class ChatAdmission:
     """Admits chat requests to one workflow."""
 
-    __slots__ = (
-        "_fixed",
-        "_honoured",
-        "_ignored",
-        "_input",
-        "_messages_max",
-        "_needs_value",
-        "_others",
-        "_refused",
-        "_typed",
-    )
+    __slots__ = ("_fixed", "_input", "_messages_max", "_needs_value", "_others", "_refused", "_treatments")
 
     def __init__(self, workflow: Workflow[Any, Any], *, needs_value: bool, messages_max: int) -> None:
         declared: Parameters = workflow.parameters
         typed = workflow.input is not None or workflow.output is not None
-        self._honoured = frozenset(declared.honour)
-        self._ignored = frozenset(declared.ignore)
-        self._refused = frozenset(declared.refuse)
         self._fixed = dict(declared.fix)
+        self._refused = frozenset(declared.refuse)
         self._others = declared.others or ("refuse" if typed else "honour")
         self._messages_max = messages_max
         self._needs_value = needs_value
         self._input = chat_to_input(workflow) if workflow.input is not None else None
+        self._treatments: dict[str, str] = {
+            "model": "drop",
+            "messages": "drop",
+            "stream": "drop",
+            "stream_options": "stream options",
+            "max_tokens": "limit",
+            "max_completion_tokens": "limit",
+            **dict.fromkeys((*declared.ignore, *declared.fix), "drop"),
+            **dict.fromkeys(declared.honour, "pass"),
+        }
+        """What happens to a parameter; those that nobody names follow `others`."""
 
     def admit(self, body: dict[str, Any], raw: bytes) -> Admitted:
         """Raises: RequestError for what is wrong or refused, naming the parameter."""
@@ -105,21 +105,21 @@ class ChatAdmission:
         limit: int | None = None
         include_usage = False
         user = ""
+        treatments = self._treatments
         for name, value in body.items():
-            if name in STRUCTURAL:
-                if value is None or name in ("model", "messages", "stream"):
-                    continue
-                if name == "stream_options":
-                    include_usage = _include_usage(value)
-                    chat[name] = value
-                else:
-                    limit = _token_limit(name, value, limit)
-            elif name == "user":
+            if value is None:
+                continue
+            if name == "user":
                 user = _user(value)
-                if self._passes(name):
-                    chat[name] = value
-            elif value is not None and self._passes(name):
-                needs = _check_parameter(name, value, needs)
+            treatment = treatments.get(name) or self._unnamed(name)
+            if treatment == "pass":
+                if name in CHECKED:
+                    needs = _check_parameter(name, value, needs)
+                chat[name] = value
+            elif treatment == "limit":
+                limit = _token_limit(name, value, limit)
+            elif treatment == "stream options":
+                include_usage = _include_usage(value)
                 chat[name] = value
         if self._fixed:
             chat.update(self._fixed)
@@ -130,15 +130,12 @@ class ChatAdmission:
             value = Conversation(tuple(messages), last_user_text(messages))
         return Admitted(value, chat, stream is True, include_usage, limit, needs, raw, user)
 
-    def _passes(self, name: str) -> bool:
-        if name in self._honoured:
-            return True
-        if name in self._ignored or name in self._fixed:
-            return False
+    def _unnamed(self, name: str) -> str:
+        """The treatment of a parameter that neither we nor the workflow names. Raises: RequestError."""
         if name in self._refused or (self._others == "refuse" and name != "user"):
             raise bad_request(
-                f"this workflow does not take the parameter `{name}`; its owner can name it in parameters.honour",
-                param=name,
+                f"this workflow does not take the parameter `{name[:100]}`; its owner can name it in parameters.honour",
+                param=name[:100],
                 code="unsupported_parameter",
             )
         if name in BEYOND_THE_ANSWER:
@@ -147,7 +144,7 @@ class ChatAdmission:
                 param=name,
                 code="unsupported_parameter",
             )
-        return self._others == "honour"
+        return "pass" if self._others == "honour" else "drop"
 
     def _check_messages(self, messages: Any) -> frozenset[str]:
         if not isinstance(messages, list):
@@ -192,7 +189,7 @@ def admit_input(workflow: Workflow[Any, Any], decoder: msgspec.json.Decoder[Any]
     try:
         value = decoder.decode(raw)
     except RecursionError as error:
-        raise bad_request("the body is nested too deeply", code="invalid_json") from error
+        raise too_deep() from error
     except msgspec.ValidationError as error:
         path = str(error).partition(" - at ")[2]
         field = path.strip("`$.") or None
@@ -378,11 +375,11 @@ _TESTS: Mapping[str, Callable[[Any], str | None]] = {
 }
 
 
+CHECKED = frozenset(_TESTS)
+
+
 def _check_parameter(name: str, value: Any, needs: frozenset[str]) -> frozenset[str]:
-    test = _TESTS.get(name)
-    if test is None:
-        return needs
-    expected = test(value)
+    expected = _TESTS[name](value)
     if expected is not None:
         raise bad_request(f"`{name}` must be {expected}", param=name, code="invalid_type")
     if name == "tools" and value:

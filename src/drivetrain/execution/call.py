@@ -6,6 +6,9 @@ answers go out. The same machine serves live calls, plain Python calls and repla
 
 from __future__ import annotations
 
+import math
+import sys
+import traceback
 from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any, Protocol
@@ -25,13 +28,13 @@ from drivetrain.core.calls import (
 from drivetrain.core.codec import MSGPACK, MalformedJson, parse_json
 from drivetrain.core.errors import RequestError, error_body
 from drivetrain.core.money import NO_USAGE, Price, Usage, usd
-from drivetrain.execution.admission import Admitted
+from drivetrain.core.times import NS_PER_S
+from drivetrain.execution.admission import Admitted, too_deep
 from drivetrain.execution.completions import as_stream, completion, output_text, with_content
 from drivetrain.execution.plan import VariantStep, WorkflowPlan
 from drivetrain.ports.journal import Journal, Vault
 from drivetrain.ports.transport import Attempt, Transport, UpstreamFailure, UpstreamHead, UpstreamRequest
-from drivetrain.providers.answers import Relay, Unusable, estimated_tokens, message_of
-from drivetrain.providers.openai_chat import read_usage
+from drivetrain.providers.answers import ProviderError, Relay, Unusable, estimated_tokens, message_of
 from drivetrain.routing.checks import RuleStep, failing
 from drivetrain.routing.outputs import Misfit
 
@@ -39,6 +42,8 @@ RETRY_BASE_S = 0.1
 RETRY_MAX_S = 2.0
 RETRY_AFTER_MAX_MS = 5_000
 """A provider that asks for a longer pause is not asked again by this call."""
+PAUSE_MAX_MS = 7 * 86_400_000
+"""Longer pauses are recorded as this."""
 KEPT_BYTES_MAX = 1024 * 1024
 """Of a stream, for its record and for estimating what was delivered."""
 IMAGE_TOKENS_MAX = 16_384
@@ -148,7 +153,10 @@ class Execution:
 
     def start(self) -> None:
         """Begin. The client hears nothing before this returns, unless transport and journal are synchronous."""
-        self._advance()
+        try:
+            self._advance()
+        except Exception as fault:  # noqa: BLE001  a fault of ours ends its Call as failed, and no other
+            self.on_fault(fault)
 
     def abort(self) -> None:
         """The client left. A stream is cut and charged what was delivered; a whole answer is still awaited,
@@ -205,13 +213,13 @@ class Execution:
         self._bodies.append(b"")
         text = output_text(matched.output)
         body = completion(self.call_id, self.plan.name, text, self.opened_ns)
-        self._close_answered(step.name, body, matched.output, "stop", answer=body)
+        self._close_answered(step.name, body, matched.output, "stop", answer=body, tail=self._as_tail(body))
         return True
 
     def _prepare(self, step: VariantStep) -> bool:
         """Whether an attempt at `step` is on its way; otherwise why not is noted, and the route goes on."""
         admitted = self.admitted
-        missing = admitted.needs - step.target.capabilities if admitted.needs else None
+        missing = admitted.needs - step.can if admitted.needs else None
         if missing:
             named = ", ".join(sorted(missing))
             return self._cannot(step, RequestError(400, f"{step.target.reference} has no {named}", code="unsupported"))
@@ -226,6 +234,8 @@ class Execution:
             body = step.dialect.encode(self._chat(step), step.target, stream=live, max_output_tokens=limit)
         except RequestError as error:
             return self._cannot(step, error)
+        except RecursionError:
+            return self._cannot(step, too_deep())
         if self.plan.cost_max_nano_usd is not None:
             over = self._over_budget(step, price, len(body), limit)
             if over is not None:
@@ -320,14 +330,17 @@ class Execution:
         self._env.journal.append(opened, then, sync=self.plan.sync)
 
     def _opened_written(self, written: bool) -> None:
-        if not written:
-            self._request = None
-            self._finish_unrecorded()
-        elif self.left:
-            self._request = None
+        if written and not self.left:
+            try:
+                self._send()
+            except Exception as fault:  # noqa: BLE001  as in `start`
+                self.on_fault(fault)
+            return
+        self._request = None
+        if written:
             self._close_aborted()
         else:
-            self._send()
+            self._finish_unrecorded()
 
     # One attempt.
 
@@ -342,16 +355,19 @@ class Execution:
 
     def on_head(self, head: UpstreamHead) -> None:
         self._head = head
-        self._first_byte_us = self._elapsed_us()
         if self._live and head.status == 200:
             content_type = head.headers.get(b"content-type", b"")
             if content_type.startswith(b"text/event-stream"):
                 step = self._current()
-                self._relay = step.dialect.relay(include_usage=self.admitted.include_usage)
+                self._relay = step.dialect.relay(
+                    include_usage=self.admitted.include_usage, created_s=self.opened_ns // NS_PER_S
+                )
 
     def on_chunk(self, data: bytes) -> None:
         relay = self._relay
         if relay is None:
+            if not self._body:
+                self._begins()
             self._body.append(data)
             return
         if self._kept_bytes < KEPT_BYTES_MAX:
@@ -364,14 +380,26 @@ class Execution:
             self._broken_stream(str(fault))
             return
         if passed:
-            self._streamed = True
+            if not self._streamed:
+                self._begins()
+                self._streamed = True
             self._client.on_stream(passed)
         if relay.done:
             self._exchange = None
             self._close_stream(relay)
         elif relay.error is not None:
             self._stop_exchange()
-            self._broken_stream(f"the provider reported an error in the stream: {relay.error.message}")
+            self._broken_stream(self._said_in_stream(relay.error))
+
+    def _said_in_stream(self, error: ProviderError) -> str:
+        said = self._current().without_secrets(error.message.encode()).decode()
+        return f"the provider reported an error in the stream: {said}"
+
+    def _begins(self) -> None:
+        """The answer's first byte is here; a head, a comment or a ping is none."""
+        self._first_byte_us = self._elapsed_us()
+        if self._exchange is not None:
+            self._exchange.answering()
 
     def on_end(self) -> None:
         relay = self._relay
@@ -389,7 +417,7 @@ class Execution:
         if whole:
             self._close_stream(relay)
         elif relay.error is not None:
-            self._broken_stream(f"the provider reported an error in the stream: {relay.error.message}")
+            self._broken_stream(self._said_in_stream(relay.error))
         else:
             self._broken_stream("the stream ended without its end")
 
@@ -413,6 +441,25 @@ class Execution:
             )
         )
 
+    def on_fault(self, fault: Exception) -> None:
+        """Ends this Call after a fault of ours. Where it happened is printed; values, which may be private, are not."""
+        places = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(fault.__traceback__)]
+        print(f"drivetrain: {self.call_id}: {type(fault).__name__} at {' < '.join(places[::-1])}", file=sys.stderr)
+        if self.ended:
+            return
+        running = self._exchange is not None
+        self._stop_exchange()
+        error = RequestError(500, "the gateway failed at this call", code="internal_error", kind="server_error")
+        if self._result is not None:
+            self.ended = True
+            self._client.on_finished(msgspec.structs.replace(self._result, status="failed", error=error))
+            return
+        if running and self._price is not None:
+            self._settle("failed", f"a fault of the gateway: {type(fault).__name__}", self._delivered_usage())
+        tail = b"data: " + error.body() + b"\n\n" if self._streamed else b""
+        status = 200 if self._streamed else 500
+        self._close("failed", status, "", error.body(), None, error=error, tail=tail)
+
     def _judge(self) -> None:
         """A whole answer is here: refuse it, escalate it, or answer with it."""
         head, step = self._head, self._current()
@@ -422,22 +469,21 @@ class Execution:
             self._refused_by_provider(step, head, body)
             return
         try:
-            reading = step.dialect.read(body)
+            reading = step.dialect.read(body, created_s=self.opened_ns // NS_PER_S)
+            tail = self._as_tail(reading.body) if not step.buffered else b""
         except Unusable as fault:
-            self._settle("failed", str(fault), self._salvaged_usage(body), body)
+            self._settle("failed", str(fault), self._salvaged_usage(step, body), body)
             self._go_on_after(_unusable(step, str(fault)))
             return
         usage = reading.usage
         if usage.source == "none":
             usage = Usage(self._input_estimate(), 0, 0, 0, self._output_estimate(reading.body), 0, "estimated")
-        if not step.buffered:
-            self._settle("accepted", "", usage, body)
-            self._close_answered(
-                step.name, reading.body, None, reading.finish_reason,
-                answer=None if reading.body is body else reading.body,
-            )  # fmt: skip
+        if step.buffered:
+            self._judge_content(step, reading.body, reading.finish_reason, usage, body)
             return
-        self._judge_content(step, reading.body, reading.finish_reason, usage, body)
+        self._settle("accepted", "", usage, body)
+        answer = None if reading.body is body else reading.body
+        self._close_answered(step.name, reading.body, None, reading.finish_reason, answer=answer, tail=tail)
 
     def _judge_content(self, step: VariantStep, shaped: bytes, finish: str, usage: Usage, body: bytes) -> None:
         output: Any = None
@@ -455,6 +501,7 @@ class Execution:
                 output, repair = parsed.output, parsed.repair
                 if repair:
                     answer = with_content(shaped, parsed.text)
+            tail = self._as_tail(answer)
         except (Misfit, Unusable) as fault:
             self._settle("escalated", str(fault), usage, body)
             self._escalate(_unusable(step, str(fault)))
@@ -472,11 +519,12 @@ class Execution:
             )
             return
         self._settle("accepted", f"repaired: {repair}" if repair else "", usage, body, repaired=bool(repair))
-        self._close_answered(step.name, answer, output, finish, answer=None if answer is body else answer)
+        changed = None if answer is body else answer
+        self._close_answered(step.name, answer, output, finish, answer=changed, tail=tail)
 
     def _refused_by_provider(self, step: VariantStep, head: UpstreamHead, body: bytes) -> None:
-        said = step.dialect.error(head.status, body)
-        self._settle("failed", f"status {head.status}: {said.message}", self._salvaged_usage(body, 0), body)
+        said = step.dialect.error(head.status, step.without_secrets(body))
+        self._settle("failed", f"status {head.status}: {said.message}", self._salvaged_usage(step, body, 0), body)
         if head.status in FINAL_STATUSES and said.code != "context_length_exceeded":
             if head.status == 404:
                 message = f"the provider knows no model `{step.target.upstream_name}`: {said.message}"
@@ -522,11 +570,10 @@ class Execution:
         self._env.call_later(max(delay, pause_ms / 1000), self._retry)
 
     def _retry(self) -> None:
-        if not self.ended:
-            if self.left:
-                self._close_aborted()
-            else:
-                self._advance()
+        if self.left:
+            self._close_aborted()
+        elif not self.ended:
+            self.start()
 
     def _escalate(self, error: RequestError) -> None:
         self._last_error = error
@@ -540,7 +587,9 @@ class Execution:
     def _broken_stream(self, why: str, kind: str = "") -> None:
         relay = self._relay
         assert relay is not None
-        usage = self._delivered_usage() if self._streamed or relay.usage is not None else NO_USAGE
+        usage = self._delivered_usage()
+        if not usage.output_tokens and relay.usage is None and not self._streamed:
+            usage = NO_USAGE
         self._settle("failed", why, usage, b"".join(self._body), failure=kind)
         error = RequestError(502, f"the provider's stream broke: {why}", code="stream_interrupted", kind="server_error")
         if not self._streamed:
@@ -593,10 +642,14 @@ class Execution:
         self.attempts.append(AttemptV1(variant, model, self._purpose, "failed", reason, now_us, 0, now_us))
         self._bodies.append(b"")
 
-    def _close_answered(self, variant: str, body: bytes, output: Any, finish: str, *, answer: bytes | None) -> None:
-        tail = b""
-        if self.admitted.stream:
-            tail = as_stream(body, include_usage=self.admitted.include_usage)
+    def _as_tail(self, body: bytes) -> bytes:
+        """A whole answer as a stream, where the client wants one. Raises: Unusable."""
+        return as_stream(body, include_usage=self.admitted.include_usage) if self.admitted.stream else b""
+
+    def _close_answered(
+        self, variant: str, body: bytes, output: Any, finish: str, *, answer: bytes | None, tail: bytes
+    ) -> None:
+        """answer: what is recorded, where it is not the last attempt's body."""
         status = "aborted" if self.left else "answered"
         self._close(status, 200, variant, body, output, finish=finish, answer=answer, tail=tail)
 
@@ -735,13 +788,13 @@ class Execution:
             return reported
         return msgspec.structs.replace(reported, output_tokens=delivered, source="estimated")
 
-    def _salvaged_usage(self, body: bytes, otherwise: int | None = None) -> Usage:
+    def _salvaged_usage(self, step: VariantStep, body: bytes, otherwise: int | None = None) -> Usage:
         """Usage of an answer that cannot be used but was billed."""
         try:
             parsed = parse_json(body)
         except MalformedJson:
             parsed = None
-        usage = read_usage(parsed.get("usage")) if isinstance(parsed, dict) else NO_USAGE
+        usage = step.dialect.usage(parsed.get("usage")) if isinstance(parsed, dict) else NO_USAGE
         if usage.source != "none" or otherwise == 0:
             return usage
         return Usage(self._input_estimate(), 0, 0, 0, estimated_tokens(len(body)), 0, "estimated")
@@ -761,7 +814,7 @@ def _request_id(head: UpstreamHead | None) -> str:
 
 
 def _retry_after_ms(head: UpstreamHead | None) -> int:
-    """The pause a provider asked for; -1 where it named none, or one that is no number of seconds below a day."""
+    """The pause a provider asked for; -1 where it named none in seconds."""
     if head is None:
         return -1
     said, scale = head.headers.get(b"retry-after-ms"), 1
@@ -771,7 +824,9 @@ def _retry_after_ms(head: UpstreamHead | None) -> int:
         pause = float(said) * scale if said is not None else -1.0
     except ValueError:
         return -1
-    return int(pause) if 0 <= pause < 86_400_000 else -1
+    if math.isnan(pause):
+        return -1
+    return int(min(pause, PAUSE_MAX_MS)) if pause >= 0 else -1
 
 
 def _images(messages: list[Any]) -> tuple[int, int]:

@@ -8,6 +8,8 @@ import msgspec
 
 from drivetrain.core.codec import JSON, parse_json
 from drivetrain.core.times import NS_PER_S
+from drivetrain.providers.answers import Unusable
+from drivetrain.providers.openai_chat import DONE
 
 NO_TOKENS = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 
@@ -41,34 +43,38 @@ def with_content(body: bytes, text: str) -> bytes:
 
 class _Choice(msgspec.Struct):
     message: dict[str, Any]
-    index: int = 0
-    finish_reason: str | None = None
+    index: Any = 0
+    finish_reason: Any = None
 
 
 class _Whole(msgspec.Struct):
     choices: list[_Choice]
-    id: str = ""
-    created: int = 0
-    model: str = ""
+    id: Any = ""
+    created: Any = 0
+    model: Any = ""
     usage: Any = None
 
 
-_WHOLE: msgspec.json.Decoder[_Whole] = msgspec.json.Decoder(_Whole, strict=False)
+_WHOLE: msgspec.json.Decoder[_Whole] = msgspec.json.Decoder(_Whole)
 
 
 def as_stream(body: bytes, *, include_usage: bool) -> bytes:
-    """A whole completion as the events of a stream, `[DONE]` included."""
-    whole = _WHOLE.decode(body)
+    """A whole completion as the events of a stream, `[DONE]` included. Raises: Unusable."""
+    try:
+        whole = _WHOLE.decode(body)
+    except msgspec.MsgspecError as error:
+        raise Unusable(f"the answer is no chat completion: {error}") from error
     events: list[dict[str, Any]] = []
     for choice in whole.choices:
         delta = {name: value for name, value in choice.message.items() if value is not None}
         calls = delta.get("tool_calls")
         if isinstance(calls, list):
-            delta["tool_calls"] = [{"index": number, **call} for number, call in enumerate(calls)]
+            numbered = enumerate(call for call in calls if isinstance(call, dict))
+            delta["tool_calls"] = [{"index": number, **call} for number, call in numbered]
         delta.setdefault("role", "assistant")
         events.append({"choices": [{"index": choice.index, "delta": delta, "finish_reason": None}]})
         events.append({"choices": [{"index": choice.index, "delta": {}, "finish_reason": choice.finish_reason}]})
     if include_usage:
         events.append({"choices": [], "usage": whole.usage or NO_TOKENS})
     head = {"id": whole.id, "object": "chat.completion.chunk", "created": whole.created, "model": whole.model}
-    return b"".join(b"data: " + JSON.encode({**head, **event}) + b"\n\n" for event in events) + b"data: [DONE]\n\n"
+    return b"".join(b"data: " + JSON.encode({**head, **event}) + b"\n\n" for event in events) + DONE

@@ -37,6 +37,7 @@ class VariantStep:
 
     __slots__ = (
         "buffered",
+        "can",
         "checks",
         "dialect",
         "extra",
@@ -47,6 +48,7 @@ class VariantStep:
         "name",
         "parameters",
         "prices",
+        "secrets",
         "target",
         "timeout_ms",
         "unpriced",
@@ -58,17 +60,19 @@ class VariantStep:
         self.name = variant.name
         self.dialect: Dialect = DIALECTS[provider.dialect]
         self.target: Target = target(variant.model, provider.dialect, provider.endpoint, facts)
-        self.head = parts.head(provider, self.dialect)
+        self.can = self.target.capabilities | self.dialect.makes_up_for(self.target.capabilities)
+        """What a request may need: the model's capabilities, and what the dialect reaches by other means."""
+        self.head, self.secrets = parts.head(provider, self.dialect)
         self.checks: tuple[Check, ...] = compiled_checks(workflow, variant, parts.slow)
         self.buffered = bool(self.checks) or workflow.output is not None
         """Whether an answer is judged before any of it leaves."""
         self.max_output_tokens = variant.max_output_tokens
         self.timeout_ms = variant.timeout_ms
         self.first_byte_timeout_ms = variant.first_byte_timeout_ms
-        self.messages: Messages | None = _messages(workflow, variant, parts.templates, self.target)
+        self.messages: Messages | None = _messages(workflow, variant, parts.templates, self.can)
         """Builds the messages; None: the conversation as it is."""
         self.parameters = dict(variant.parameters)
-        self.extra: dict[str, Any] = _structured(workflow, self.target)
+        self.extra: dict[str, Any] = _structured(workflow, self.can)
         """What makes the answer fit the output type; a variant's own parameters win over it."""
         self.prices: PriceBook | None = None
         self.unpriced = ""
@@ -78,6 +82,12 @@ class VariantStep:
             self.prices = price_book(variant.model, url, facts)
         except UnknownPrice as problem:
             self.unpriced = str(problem)
+
+    def without_secrets(self, said: bytes) -> bytes:
+        """What a provider said, with our own secrets cut out: some repeat the key that they refuse."""
+        for secret in self.secrets:
+            said = said.replace(secret, b"[secret]")
+        return said
 
 
 class WorkflowPlan:
@@ -170,7 +180,7 @@ class _Parts:
         # Prompts are text, not HTML: nothing in them is escaped, and user text is only ever a value.
         self.templates.auto_escape_callback = lambda _name: False
         self._resolve = resolve
-        self._heads: dict[str, bytes] = {}
+        self._heads: dict[str, tuple[bytes, tuple[bytes, ...]]] = {}
 
     def provider(self, variant: Variant) -> Provider:
         provider = self.snapshot.providers[variant.model.partition("/")[0]]
@@ -180,10 +190,19 @@ class _Parts:
             return msgspec.structs.replace(provider, endpoint=resolved)
         return provider
 
-    def head(self, provider: Provider, dialect: Dialect) -> bytes:
+    def head(self, provider: Provider, dialect: Dialect) -> tuple[bytes, tuple[bytes, ...]]:
+        """(the head of every request, the secrets in it)."""
         known = self._heads.get(provider.name)
         if known is None:
-            known = self._heads[provider.name] = request_head(provider, dialect, self._resolve)
+            secrets: list[bytes] = []
+
+            def resolve(reference: SecretRef) -> str:
+                secret = self._resolve(reference)
+                secrets.append(secret.encode("latin-1"))
+                return secret
+
+            head = request_head(provider, dialect, resolve)
+            known = self._heads[provider.name] = (head, tuple(secrets))
         return known
 
 
@@ -229,8 +248,8 @@ def _request_target(endpoint: Endpoint, dialect_path: str) -> str:
     return path
 
 
-def _structured(workflow: Workflow[Any, Any], model: Target) -> dict[str, Any]:
-    if workflow.output is None or "json_schema" not in model.capabilities:
+def _structured(workflow: Workflow[Any, Any], can: frozenset[str]) -> dict[str, Any]:
+    if workflow.output is None or "json_schema" not in can:
         return {}
     schema, strict = output_schema(workflow.output)
     name = workflow.output.__name__
@@ -240,11 +259,11 @@ def _structured(workflow: Workflow[Any, Any], model: Target) -> dict[str, Any]:
 
 
 def _messages(
-    workflow: Workflow[Any, Any], variant: Variant, templates: minijinja.Environment, model: Target
+    workflow: Workflow[Any, Any], variant: Variant, templates: minijinja.Environment, can: frozenset[str]
 ) -> Messages | None:
     typed = workflow.input is not None
     hint = ""
-    if workflow.output is not None and "json_schema" not in model.capabilities:
+    if workflow.output is not None and "json_schema" not in can:
         schema = msgspec.json.encode(output_schema(workflow.output)[0]).decode()
         hint = f"Answer with one JSON object that fits this JSON schema, and with nothing else:\n{schema}"
     if not typed and variant.prompt is None and variant.system is None and not hint:

@@ -167,6 +167,9 @@ class _World:
 class _Exchange:
     cancelled = False
 
+    def answering(self) -> None:
+        """No deadline holds here."""
+
     def cancel(self) -> None:
         self.cancelled = True
 

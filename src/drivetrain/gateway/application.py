@@ -16,7 +16,7 @@ import msgspec
 from drivetrain.core.errors import RequestError, did_you_mean
 from drivetrain.core.money import usd
 from drivetrain.embedded.runtime import Runtime
-from drivetrain.execution.admission import Admitted, bad_request, parse_body
+from drivetrain.execution.admission import Admitted, bad_request, parse_body, too_deep
 from drivetrain.execution.call import CallResult, Execution
 from drivetrain.execution.plan import Plans, WorkflowPlan
 from drivetrain.gateway.http import Connection, Exchange, Request
@@ -75,14 +75,17 @@ class Gateway:
     # gateway.http.Application
 
     def handle(self, request: Request, connection: Connection) -> Exchange | None:
-        handler = self._handlers.get((request.method, request.path))
+        method = b"GET" if request.method == b"HEAD" else request.method
+        handler = self._handlers.get((method, request.path))
         try:
             if handler is not None:
                 return handler(request, connection)
             return self._other(request, connection)
         except RequestError as error:
             self._refuse(connection, error)
-            return None
+        except RecursionError:
+            self._refuse(connection, too_deep())
+        return None
 
     def _other(self, request: Request, connection: Connection) -> Exchange | None:
         path = request.path.split(b"?", 1)[0]

@@ -66,6 +66,8 @@ class Request(msgspec.Struct):
     """Lower-case names; only those in `READ_HEADERS`."""
     body: bytes
     keep_alive: bool
+    version: str
+    """`1.1` or `1.0`."""
 
 
 class Exchange(Protocol):
@@ -142,13 +144,17 @@ class Connection(asyncio.Protocol):
         "_head_bytes",
         "_header_count",
         "_headers",
+        "_large_read",
+        "_owed",
         "_parser",
         "_path",
         "_paused_reading",
         "_queue",
+        "_raw_head_bytes",
         "_request",
         "_stage",
         "_streaming",
+        "_version",
         "_writable",
         "all",
         "credentials",
@@ -166,6 +172,9 @@ class Connection(asyncio.Protocol):
         self._headers: dict[bytes, bytes] = {}
         self._header_count = 0
         self._head_bytes = 0
+        self._raw_head_bytes = 0
+        self._large_read = False
+        self._version = "1.1"
         self._path = b""
         self._body: list[bytes] = []
         self._body_bytes = 0
@@ -177,6 +186,7 @@ class Connection(asyncio.Protocol):
         self._streaming = False
         self._paused_reading = False
         self._writable = True
+        self._owed = 0
 
     # What the application calls.
 
@@ -187,7 +197,9 @@ class Connection(asyncio.Protocol):
             return
         keep = request.keep_alive and not self.all.application.draining
         end = b"content-length: %d\r\n\r\n" if keep else b"connection: close\r\ncontent-length: %d\r\n\r\n"
-        self.transport.write(b"".join((_status_line(status), headers, end % len(body), body)))
+        self.transport.write(
+            b"".join((_status_line(status), headers, end % len(body), body if request.method != b"HEAD" else b""))
+        )
         self._finished(keep)
 
     def begin_stream(self, headers: bytes) -> None:
@@ -196,12 +208,14 @@ class Connection(asyncio.Protocol):
         if request is None:
             return
         self._streaming = True
-        self.transport.write(_status_line(200) + headers + STREAM_HEAD)
+        framing = b"transfer-encoding: chunked\r\n\r\n" if request.version == "1.1" else b"connection: close\r\n\r\n"
+        self.transport.write(b"".join((_status_line(200), headers, STREAM_HEAD, framing)))
 
     def send(self, data: bytes) -> None:
         """A part of the stream."""
-        if self._streaming:
-            self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        if self._streaming and self._request is not None:
+            chunked = self._request.version == "1.1"
+            self.transport.write(b"%x\r\n%b\r\n" % (len(data), data) if chunked else data)
 
     def end_stream(self, data: bytes) -> None:
         """The last part of the stream, and its end."""
@@ -209,14 +223,17 @@ class Connection(asyncio.Protocol):
         if request is None or not self._streaming:
             return
         self._streaming = False
-        last = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n"
-        self.transport.write(last)
+        if request.version != "1.1":  # its end is the connection's
+            self.transport.write(data)
+            self._finished(keep=False)
+            return
+        self.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n")
         self._finished(request.keep_alive and not self.all.application.draining)
 
     def close_if_idle(self) -> None:
         """Close where nothing is being read or answered."""
         if self._request is None and self._stage == "idle" and self.transport is not None:
-            self.transport.close()
+            self._close()
 
     @property
     def started_streaming(self) -> bool:
@@ -246,15 +263,15 @@ class Connection(asyncio.Protocol):
             exchange.abort()
 
     def data_received(self, data: bytes) -> None:
-        if self._fault is not None:
+        if self._fault is not None or self._stage == "closing":
             return
         stage = self._stage
-        if stage != "body":
-            self._head_bytes = len(data) if stage == "idle" else self._head_bytes + len(data)
+        # A head within a small read is small; only others are counted.
+        self._large_read = len(data) > self.all.settings.header_bytes_max
+        if stage == "head":
+            self._raw_head_bytes += len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._refuse(400, "upgrade_refused", "this gateway upgrades to no other protocol")
         except httptools.HttpParserCallbackError:
             # Only our own callbacks raise this: `_Refused` is how they stop the parser.
             if self._fault is None:
@@ -270,25 +287,26 @@ class Connection(asyncio.Protocol):
         stage, settings = self._stage, self.all.settings
         if stage == "idle":
             return
-        if stage == "head" and self._head_bytes > settings.header_bytes_max:
-            self._refuse(
-                431, "headers_too_large", f"the request's head is longer than {settings.header_bytes_max} bytes"
-            )
+        if stage == "head" and self._raw_head_bytes > settings.header_bytes_max:
+            # One header that never ends reaches no callback.
+            self._refuse(431, "headers_too_large", self._head_too_large())
         elif stage != before and self._request is None:
-            limit_ms = settings.header_timeout_ms if stage == "head" else settings.body_timeout_ms
-            self.deadline = self.all.now + SWEEP_S + limit_ms / 1000
+            self.deadline = self._arrival_deadline()
 
     def eof_received(self) -> bool:
         return False  # a client that stops sending has left
 
     def pause_writing(self) -> None:
         self._writable = False
-        self.deadline = self.all.now + SWEEP_S + self.all.settings.write_timeout_ms / 1000
+        self._await_reader()
         if self._exchange is not None:
             self._exchange.pause()
 
     def resume_writing(self) -> None:
         self._writable = True
+        self._owed = 0
+        if self._stage == "closing":
+            return
         self.deadline = NEVER if self._request is not None else self._idle_deadline()
         if self._exchange is not None:
             self._exchange.resume()
@@ -297,6 +315,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._stage = "head"
+        self._raw_head_bytes = self._head_bytes = 0
         self._headers = {}
         self._header_count = 0
         self._path = b""
@@ -308,6 +327,8 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._header_count += 1
+        if self._large_read:
+            self._head_bytes += len(name) + len(value)
         name = name.lower()
         if name in READ_HEADERS:
             if name in self._headers:
@@ -319,8 +340,13 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         settings = self.all.settings
         headers = self._headers
-        if self._parser.get_http_version() not in ("1.1", "1.0"):
+        self._version = self._parser.get_http_version()
+        if self._version not in ("1.1", "1.0"):
             self._stop(400, "http_version", "this gateway speaks HTTP/1.1")
+        if self._large_read and self._head_bytes + len(self._path) > settings.header_bytes_max:
+            self._stop(431, "headers_too_large", self._head_too_large())
+        if self._parser.should_upgrade():
+            self._stop(400, "upgrade_refused", "this gateway upgrades to no other protocol and opens no tunnel")
         if b"content-encoding" in headers and headers[b"content-encoding"].lower() != b"identity":
             self._stop(415, "encoded_body", "request bodies must not be encoded (no gzip)")
         length = headers.get(b"content-length")
@@ -345,9 +371,10 @@ class Connection(asyncio.Protocol):
             self._headers,
             body[0] if len(body) == 1 else b"".join(body),
             self._parser.should_keep_alive(),
+            self._version,
         )
         self._body = []
-        if self._request is None:
+        if self._request is None and not self._queue:
             self._begin(request)
             return
         self._queue.append(request)
@@ -370,13 +397,13 @@ class Connection(asyncio.Protocol):
         self._request = None
         self._exchange = None
         if not keep:
-            self.transport.close()
+            self._close()
             return
         if self._queue:
             # Not from here: a long pipeline must not grow the stack.
             self.all.loop.call_soon(self._next)
-        elif self._stage == "idle":
-            self.deadline = self._idle_deadline() if self._writable else self.deadline
+        elif self._writable:
+            self.deadline = self._idle_deadline() if self._stage == "idle" else self._arrival_deadline()
 
     def _next(self) -> None:
         if self._request is None and self._queue:
@@ -386,22 +413,44 @@ class Connection(asyncio.Protocol):
                 self.transport.resume_reading()
             self._begin(request)
 
+    def _arrival_deadline(self) -> float:
+        settings = self.all.settings
+        limit_ms = settings.header_timeout_ms if self._stage == "head" else settings.body_timeout_ms
+        return self.all.now + SWEEP_S + limit_ms / 1000
+
     def _idle_deadline(self) -> float:
         return self.all.now + SWEEP_S + self.all.idle_timeout_s
 
     def late(self) -> None:
         """A deadline has passed."""
         self.deadline = NEVER
-        if not self._writable:
+        owed = self.transport.get_write_buffer_size()
+        if owed and (not self._owed or owed < self._owed):
+            self._await_reader()  # it takes its time, but it takes
+        elif owed or self._stage == "closing":
             self.all.refuse("slow_reader")
             self.transport.abort()
-        elif self._stage != "idle":
+        elif self._stage == "idle":
+            self._close()
+        else:
             what = "head" if self._stage == "head" else "body"
             self._refuse(408, f"stalled_{what}", f"the request's {what} did not arrive in time")
-        else:
-            self.transport.close()
+
+    def _await_reader(self) -> None:
+        """Give the client another while to take a byte of what it is owed."""
+        self._owed = self.transport.get_write_buffer_size()
+        self.deadline = self.all.now + SWEEP_S + self.all.settings.write_timeout_ms / 1000
+
+    def _close(self) -> None:
+        """Close once the client has taken what it is owed, or takes nothing more."""
+        self._stage = "closing"
+        self._await_reader()
+        self.transport.close()
 
     # Refusals before any route.
+
+    def _head_too_large(self) -> str:
+        return f"the request's head is longer than {self.all.settings.header_bytes_max} bytes"
 
     def _too_large(self) -> None:
         limit = self.all.settings.body_bytes_max
@@ -422,16 +471,14 @@ class Connection(asyncio.Protocol):
                 + b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body)
                 + body
             )
-        self.transport.close()
+        self._close()
 
 
 class _Refused(Exception):
     """Stops the parser."""
 
 
-STREAM_HEAD = (
-    b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\ntransfer-encoding: chunked\r\n\r\n"
-)
+STREAM_HEAD = b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\n"
 _LINES = {status: f"HTTP/1.1 {status} {reason}\r\n".encode() for status, reason in REASONS.items()}
 
 

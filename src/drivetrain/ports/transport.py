@@ -57,9 +57,15 @@ class UpstreamSink(Protocol):
     def on_failure(self, failure: UpstreamFailure) -> None:
         """There will be no more."""
 
+    def on_fault(self, fault: Exception) -> None:
+        """One of the other methods raised this: a fault of ours, which may end this exchange and no other."""
+
 
 class Attempt(Protocol):
     """A running exchange."""
+
+    def answering(self) -> None:
+        """The sink has seen the answer begin: from now on only the deadline of the whole answer holds."""
 
     def cancel(self) -> None:
         """Stop; the sink hears nothing more. Its connection is closed, so the provider stops as well."""

@@ -12,6 +12,8 @@ from drivetrain.core.money import Usage
 
 BYTES_PER_TOKEN = 4
 """Of the estimate where a provider reports no usage."""
+COUNT_MAX = 1_000_000_000
+"""Tokens; a provider that reports more is mistaken."""
 PARTIAL_EVENT_BYTES_MAX = 1024 * 1024
 """A longer event of a stream is no answer but an attack or a fault."""
 
@@ -89,10 +91,16 @@ class Dialect(Protocol):
     def encode(self, chat: dict[str, Any], target: Target, *, stream: bool, max_output_tokens: int) -> bytes:
         """The request body. Raises: RequestError where the dialect cannot say what the client asked."""
 
-    def read(self, body: bytes) -> Reading:
-        """A whole answer. Raises: Unusable."""
+    def makes_up_for(self, capabilities: frozenset[str]) -> frozenset[str]:
+        """What a model with these capabilities can be brought to by the dialect's own means."""
 
-    def relay(self, *, include_usage: bool) -> Relay:
+    def usage(self, reported: Any) -> Usage:
+        """The usage object of an answer; impossible parts are mended and marked."""
+
+    def read(self, body: bytes, *, created_s: int = 0) -> Reading:
+        """A whole answer. created_s: Unix time for a dialect whose answers carry none. Raises: Unusable."""
+
+    def relay(self, *, include_usage: bool, created_s: int = 0) -> Relay:
         """A reader of one stream; include_usage: whether the client asked for the usage event."""
 
     def delivered(self, stream: bytes) -> tuple[int, int]:
@@ -150,6 +158,4 @@ def estimated_tokens(size_bytes: int, events: int = 0) -> int:
 
 def count(value: Any) -> int | None:
     """A token count as a provider may report it; None where it is none (negative, no integer, absurd)."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0 or value > 1_000_000_000:
-        return None
-    return value
+    return value if type(value) is int and 0 <= value <= COUNT_MAX else None

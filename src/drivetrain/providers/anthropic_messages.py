@@ -18,7 +18,7 @@ from drivetrain.providers.answers import (
     count,
     error_text,
 )
-from drivetrain.providers.openai_chat import content_size, event_data, text_bytes, whole_events
+from drivetrain.providers.openai_chat import DONE, content_size, event_data, text_bytes, whole_events
 
 VERSION = "2023-06-01"
 ANSWER_TOOL = "drivetrain_answer"
@@ -94,7 +94,13 @@ class AnthropicMessages:
             body["system"] = "\n\n".join(system)
         return JSON.encode(body)
 
-    def read(self, body: bytes) -> Reading:
+    def makes_up_for(self, capabilities: frozenset[str]) -> frozenset[str]:
+        return frozenset({"json_schema"}) if "tools" in capabilities else frozenset()
+
+    def usage(self, reported: Any) -> Usage:
+        return read_usage(reported)
+
+    def read(self, body: bytes, *, created_s: int = 0) -> Reading:
         try:
             parsed = parse_json(body)
         except MalformedJson as error:
@@ -109,15 +115,15 @@ class AnthropicMessages:
         completion = {
             "id": str(parsed.get("id") or ""),
             "object": "chat.completion",
-            "created": 0,
+            "created": created_s,
             "model": str(parsed.get("model") or ""),
             "choices": [{"index": 0, "message": message, "finish_reason": finish, "logprobs": None}],
             "usage": usage_object(usage),
         }
         return Reading(JSON.encode(completion), finish, usage)
 
-    def relay(self, *, include_usage: bool) -> AnthropicRelay:
-        return AnthropicRelay(include_usage)
+    def relay(self, *, include_usage: bool, created_s: int = 0) -> AnthropicRelay:
+        return AnthropicRelay(include_usage, created_s)
 
     def delivered(self, stream: bytes) -> tuple[int, int]:
         return content_size(stream, _delta_bytes)
@@ -130,6 +136,7 @@ class AnthropicRelay:
     """Turns message events into `chat.completion.chunk` events."""
 
     __slots__ = (
+        "_created_s",
         "_id",
         "_include_usage",
         "_model",
@@ -144,8 +151,9 @@ class AnthropicRelay:
         "usage",
     )
 
-    def __init__(self, include_usage: bool) -> None:
+    def __init__(self, include_usage: bool, created_s: int) -> None:
         self._include_usage = include_usage
+        self._created_s = created_s
         self._partial = b""
         self._id = ""
         self._model = ""
@@ -201,7 +209,7 @@ class AnthropicRelay:
             self.done = True
             self.usage = read_usage(self._raw_usage)
             usage_event = self._usage_chunk() if self._include_usage else b""
-            self.tail = usage_event + b"data: [DONE]\n\n"
+            self.tail = usage_event + DONE
         elif kind == "error":
             self.error = error_text(0, JSON.encode(event))
 
@@ -220,14 +228,14 @@ class AnthropicRelay:
 
     def _delta(self, event: dict[str, Any], chunks: list[bytes]) -> None:
         delta, index = event.get("delta"), event.get("index")
-        if not isinstance(delta, dict):
+        if not isinstance(delta, dict) or not isinstance(index, int):
             return
         if delta.get("type") == "text_delta" and isinstance(delta.get("text"), str):
             chunks.append(self._chunk({"content": delta["text"]}))
         elif delta.get("type") == "input_json_delta" and isinstance(delta.get("partial_json"), str):
             if index in self._unwrapped:
                 chunks.append(self._chunk({"content": delta["partial_json"]}))
-            elif isinstance(index, int) and index in self._tool_indexes:
+            elif index in self._tool_indexes:
                 call = {"index": self._tool_indexes[index], "function": {"arguments": delta["partial_json"]}}
                 chunks.append(self._chunk({"tool_calls": [call]}))
 
@@ -240,7 +248,7 @@ class AnthropicRelay:
         chunk = {
             "id": self._id,
             "object": "chat.completion.chunk",
-            "created": 0,
+            "created": self._created_s,
             "model": self._model,
             "choices": [{"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}],
         }
@@ -250,7 +258,7 @@ class AnthropicRelay:
         chunk = {
             "id": self._id,
             "object": "chat.completion.chunk",
-            "created": 0,
+            "created": self._created_s,
             "model": self._model,
             "choices": [],
             "usage": usage_object(self.usage or NO_USAGE),
@@ -388,17 +396,27 @@ def _assistant_blocks(message: dict[str, Any], param: str) -> list[dict[str, Any
     text = _plain_text(message.get("content"), param)
     if text:
         blocks.append({"type": "text", "text": text})
-    for call in message.get("tool_calls") or []:
+    for call in _list(message, "tool_calls", param):
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict):
             raise _cannot(f"{param}.tool_calls", "only function calls can be said in Anthropic messages")
         try:
-            arguments = parse_json((function.get("arguments") or "{}").encode())
+            arguments = parse_json(str(function.get("arguments") or "{}").encode())
         except MalformedJson as error:
             raise _cannot(f"{param}.tool_calls", f"arguments of a tool call are no JSON: {error}") from error
         use = {"type": "tool_use", "id": str(call.get("id") or ""), "name": str(function.get("name") or "")}
         blocks.append({**use, "input": arguments})
     return blocks
+
+
+def _list(holder: dict[str, Any], name: str, param: str) -> list[Any]:
+    """A list that may be absent. Raises: RequestError where it is something else."""
+    value = holder.get(name)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise _cannot(f"{param}.{name}" if param else name, f"`{name}` must be a list")
+    return value
 
 
 def _sampling(chat: dict[str, Any], body: dict[str, Any]) -> None:
@@ -421,7 +439,7 @@ def _sampling(chat: dict[str, Any], body: dict[str, Any]) -> None:
 
 
 def _tools(chat: dict[str, Any], body: dict[str, Any]) -> None:
-    tools = chat.get("tools")
+    tools = _list(chat, "tools", "")
     if not tools:
         return
     body["tools"] = [_tool(tool) for tool in tools]
@@ -435,7 +453,7 @@ def _tools(chat: dict[str, Any], body: dict[str, Any]) -> None:
         said = {"type": "tool", "name": choice["function"].get("name")}
     elif choice is not None:
         raise _cannot("tool_choice", f"tool_choice {choice!r} cannot be said in Anthropic messages")
-    if chat.get("parallel_tool_calls") is False:
+    if chat.get("parallel_tool_calls") is False and choice != "none":
         said = {**(said or {"type": "auto"}), "disable_parallel_tool_use": True}
     if said is not None:
         body["tool_choice"] = said
@@ -462,7 +480,8 @@ def _structured(chat: dict[str, Any], body: dict[str, Any], target: Target) -> l
         return []
     if kind == "json_object":
         return ["Answer with one JSON object and nothing else."]
-    schema = (wanted.get("json_schema") or {}).get("schema") if isinstance(wanted, dict) else None
+    declared = wanted.get("json_schema") if isinstance(wanted, dict) else None
+    schema = declared.get("schema") if isinstance(declared, dict) else None
     if kind != "json_schema" or not isinstance(schema, dict):
         raise _cannot("response_format", f"response_format {kind!r} cannot be said in Anthropic messages")
     if "json_schema" in target.capabilities:

@@ -14,6 +14,7 @@ import msgspec
 from drivetrain.core.codec import JSON, MalformedJson, parse_json
 from drivetrain.core.money import NO_USAGE, Usage
 from drivetrain.providers.answers import (
+    COUNT_MAX,
     PARTIAL_EVENT_BYTES_MAX,
     ProviderError,
     Reading,
@@ -22,6 +23,8 @@ from drivetrain.providers.answers import (
     count,
     error_text,
 )
+
+DONE = b"data: [DONE]\n\n"
 
 
 class _PromptDetails(msgspec.Struct):
@@ -84,7 +87,13 @@ class OpenAIChat:
             del body["stream_options"]
         return JSON.encode(body)
 
-    def read(self, body: bytes) -> Reading:
+    def makes_up_for(self, capabilities: frozenset[str]) -> frozenset[str]:
+        return frozenset()
+
+    def usage(self, reported: Any) -> Usage:
+        return read_usage(reported)
+
+    def read(self, body: bytes, *, created_s: int = 0) -> Reading:
         try:
             completion = _COMPLETION.decode(body)
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
@@ -108,7 +117,7 @@ class OpenAIChat:
             ),
         )
 
-    def relay(self, *, include_usage: bool) -> OpenAIRelay:
+    def relay(self, *, include_usage: bool, created_s: int = 0) -> OpenAIRelay:
         return OpenAIRelay(include_usage)
 
     def delivered(self, stream: bytes) -> tuple[int, int]:
@@ -121,11 +130,12 @@ class OpenAIChat:
 class OpenAIRelay:
     """Passes events on as they are; holds back parts of events, the usage nobody asked for, and the end."""
 
-    __slots__ = ("_include_usage", "_partial", "done", "error", "finish_reason", "tail", "usage")
+    __slots__ = ("_begun", "_include_usage", "_partial", "done", "error", "finish_reason", "tail", "usage")
 
     def __init__(self, include_usage: bool) -> None:
         self._include_usage = include_usage
         self._partial = b""
+        self._begun = False
         self.usage: Usage | None = None
         self.finish_reason = ""
         self.done = False
@@ -133,62 +143,61 @@ class OpenAIRelay:
         self.tail = b""
 
     def feed(self, data: bytes) -> bytes:
-        if self._partial or not data.endswith(b"\n\n") or b"\r" in data:
-            data, self._partial = whole_events(self._partial + data)
-            if not data:
-                return b""
-        if not data.isascii():
-            require_utf8(data)
-        # Every event that matters holds one of these; text inside JSON strings cannot, its quotes are escaped.
-        if (
-            b'_tokens"' in data
-            or b"[DONE]" in data
-            or b'"error"' in data
-            or b'finish_reason":"' in data
-            or b'finish_reason": "' in data
-            or self.done
-        ):
-            return self._read_events(data)
-        return data
+        if not self._partial and data.startswith(b"data: {") and data.endswith(b"}\n\n") and data.count(b"\n") == 2:
+            # One whole event on one line, as nearly all reads bring it.
+            return data if self._keeps(data[6:-2]) else b""
+        data, self._partial = whole_events(self._partial + data)
+        passed = b""
+        kept_from = start = 0
+        # Events that pass are cut from `data` in as few pieces as there are events that do not.
+        while (end := data.find(b"\n\n", start) + 2) != 1:
+            payload = event_data(data[start : end - 2])
+            # Without data it is a comment or a ping, which is no answer yet.
+            if not (self._begun and not self.done if payload is None else self._keeps(payload)):
+                passed += data[kept_from:start]
+                kept_from = end
+            start = end
+        return passed + data[kept_from:] if kept_from else data
 
     def ended(self) -> bool:
         if self._partial.strip() and self.error is None:
             # A last event without its blank line still counts where it is whole: some servers forget it.
             rest, self._partial = self._partial + b"\n\n", b""
-            self.tail = self._read_events(rest) + self.tail
-        return self.done or (bool(self.finish_reason) and self.error is None)
+            self.tail = self.feed(rest) + self.tail
+        if self.done:
+            return True
+        if self.finish_reason and self.error is None:
+            self.tail += DONE  # the answer is whole, its server forgot to say so
+            return True
+        return False
 
-    def _read_events(self, data: bytes) -> bytes:
-        passed = []
-        for block in data.split(b"\n\n"):
-            if not block or self.done:
-                continue
-            payload = event_data(block)
-            if payload is None:
-                passed.append(block + b"\n\n")
-            elif payload == b"[DONE]":
-                self.done = True
-                self.tail = b"data: [DONE]\n\n"
-            elif self._keep(payload):
-                passed.append(block + b"\n\n")
-        return b"".join(passed)
-
-    def _keep(self, payload: bytes) -> bool:
+    def _keeps(self, payload: bytes) -> bool:
+        """Whether an event goes on to the client now. Raises: Unusable."""
+        if self.done or self.error is not None:
+            return False
+        if payload == b"[DONE]":
+            self.done = True
+            self.tail = DONE
+            return False
         try:
             event = _EVENT.decode(payload)
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise Unusable(f"an event of the stream is malformed: {error}") from error
+        if not payload.isascii():
+            require_utf8(payload)
         if event.error is not None:
             self.error = error_text(0, JSON.encode({"error": event.error}))
             return False
+        self._begun = True
         for choice in event.choices:
-            if choice.finish_reason:
+            if choice.finish_reason is not None:
                 self.finish_reason = choice.finish_reason
-        if event.usage is not None:
-            self.usage = read_usage(event.usage)
-            if not event.choices and not self._include_usage:
-                return False
-        return True
+        if event.usage is None:
+            return True
+        usage = read_usage(event.usage)
+        if usage.source != "none":
+            self.usage = usage
+        return bool(event.choices) or self._include_usage
 
 
 def require_utf8(data: bytes) -> None:
@@ -251,16 +260,20 @@ def text_bytes(texts: Iterable[Any]) -> int:
 
 def _delta_bytes(event: dict[str, Any]) -> int:
     texts: list[Any] = []
-    for choice in event.get("choices") or []:
+    for choice in _list(event.get("choices")):
         delta = choice.get("delta") if isinstance(choice, dict) else None
         if not isinstance(delta, dict):
             continue
         texts += [delta.get("content"), delta.get("refusal"), delta.get("reasoning_content"), delta.get("reasoning")]
-        for call in delta.get("tool_calls") or []:
+        for call in _list(delta.get("tool_calls")):
             function = call.get("function") if isinstance(call, dict) else None
             if isinstance(function, dict):
                 texts += [function.get("name"), function.get("arguments")]
     return text_bytes(texts)
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def read_usage(usage: Any) -> Usage:
@@ -270,22 +283,19 @@ def read_usage(usage: Any) -> Usage:
     """
     if not isinstance(usage, dict):
         return NO_USAGE
-    prompt, output = count(usage.get("prompt_tokens")), count(usage.get("completion_tokens"))
-    if prompt is None and output is None:
-        return NO_USAGE
     details, output_details = usage.get("prompt_tokens_details"), usage.get("completion_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, dict) else 0
-    reasoning = output_details.get("reasoning_tokens") if isinstance(output_details, dict) else 0
-    sound = _sound_usage(
-        prompt or 0, output or 0, 0 if cached is None else cached, 0 if reasoning is None else reasoning
-    )
-    if prompt is None or output is None:
-        return msgspec.structs.replace(sound, source="mended")
-    return sound
+    # What is no object is passed on, to be found impossible.
+    cached = details.get("cached_tokens") if isinstance(details, dict) else details
+    reasoning = output_details.get("reasoning_tokens") if isinstance(output_details, dict) else output_details
+    return _sound_usage(usage.get("prompt_tokens"), usage.get("completion_tokens"), cached or 0, reasoning or 0)
 
 
 def _sound_usage(prompt: Any, output: Any, cached: Any, reasoning: Any) -> Usage:
-    if 0 <= cached <= prompt <= 1_000_000_000 and 0 <= reasoning <= output <= 1_000_000_000:
+    if (
+        type(prompt) is type(output) is type(cached) is type(reasoning) is int
+        and 0 <= cached <= prompt <= COUNT_MAX
+        and 0 <= reasoning <= output <= COUNT_MAX
+    ):
         return Usage(prompt, cached, 0, 0, output, reasoning, "reported")
     prompt_sound, output_sound = count(prompt), count(output)
     if prompt_sound is None and output_sound is None:
