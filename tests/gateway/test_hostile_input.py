@@ -944,7 +944,8 @@ def test_no_header_of_a_client_reaches_the_provider(gateway: Served, upstream: U
 def test_no_header_of_a_provider_reaches_the_client(gateway: Served, upstream: Upstream) -> None:
     headers = (
         "set-cookie: __cf_bm=1\r\nserver: secret-server\r\nx-request-id: req-provider\r\n"
-        "openai-organization: org-ours\r\nx-ratelimit-remaining-requests: 5\r\nvia: 1.1 proxy\r\naccess-control-allow-origin: *\r\ncf-ray: 1\r\n"
+        "openai-organization: org-ours\r\nx-ratelimit-remaining-requests: 5\r\n"
+        "via: 1.1 proxy\r\naccess-control-allow-origin: *\r\ncf-ray: 1\r\n"
     )
     upstream.on("/raw", http(completion(), headers=headers))
     whole = wire.one(gateway.port, chat())

@@ -65,6 +65,11 @@ def gateway(upstream: Upstream) -> Iterator[Served]:
             f'{{ name = "cheap", model = "{MINI}", accept = {{ chars_min = 100 }} }}',
             f'{{ name = "dear", model = "{OPUS}" }}',
         ),
+        workflow(
+            "bounded",
+            f'{{ name = "five", model = "{HOUSE}", max_output_tokens = 1000, parameters = {{ n = 5 }} }}',
+            more='budget = { usd_per_call = "0.0017" }\n',
+        ),
         workflow("retries", MINI, more="attempts_max = 3\n"),
     ]
     with served({"drivetrain.toml": settings(tables="".join(tables))}) as running:
@@ -312,6 +317,16 @@ def test_a_model_without_a_price_is_refused_with_what_to_write(gateway: Served, 
     assert answer.error["code"] == "unknown_price"
     for words in ('[models."house/unheard-of"]', "usd_per_million_input", "usd_per_million_output", "price_as"):
         assert words in answer.error["message"]
+    assert upstream.asked == []
+
+
+def test_the_choices_that_a_variant_asks_for_count_in_its_worst_case(gateway: Served, upstream: Upstream) -> None:
+    # 1,000 x 150 + 1,000,000 and the input are below 1,700,000; 5 x 1,000 x 150 + 1,000,000 alone are above
+    upstream.forget()
+    upstream.on("/house", http(completion(usage=openai_usage(1, 5_000))))
+    answer = wire.one(gateway.port, request("bounded"))
+    assert answer.status == 400
+    assert answer.error["code"] == "budget_per_call_exceeded"
     assert upstream.asked == []
 
 

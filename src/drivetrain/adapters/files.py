@@ -89,6 +89,7 @@ class FileVault:
     __slots__ = (
         "__weakref__",
         "_checked_ns",
+        "_digest_key",
         "_fd",
         "_files",
         "_folder",
@@ -134,6 +135,7 @@ class FileVault:
             )
         master = key_file(master_path)
         self._master = AESGCM(hashlib.blake2b(b"wrap", key=master, digest_size=32).digest())
+        self._digest_key = hashlib.blake2b(b"digest", key=master, digest_size=32).digest()
         self._subject_key = hashlib.blake2b(b"subject", key=master, digest_size=32).digest()
         self._writer = f"{os.getpid():x}.{secrets.token_hex(6)}"
         self._fd = -1
@@ -169,6 +171,10 @@ class FileVault:
         live.counter += 1
         nonce = live.counter.to_bytes(12, "big")
         return live.head + nonce + live.encrypt(nonce, payload, f"{call_id}\0{kind}".encode())
+
+    def digest(self, payload: bytes) -> bytes:
+        """32 bytes that tell whether two payloads are the same, to nobody without the master key."""
+        return hashlib.blake2b(payload, key=self._digest_key, digest_size=32).digest()
 
     def open(self, call_id: str, kind: str, sealed: bytes) -> bytes | None:
         """The payload; None where its subject was forgotten or its time is over.

@@ -139,6 +139,8 @@ class HttpPool:
     # Deadlines.
 
     def _sweep(self) -> None:
+        # First: nothing that goes wrong below may end the deadlines of a worker.
+        self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
         now = self._loop.time()
         late = [one for one in self._exchanges if now >= one.deadline]
         for exchange in late:
@@ -147,7 +149,6 @@ class HttpPool:
         for host in self._hosts.values():
             while host.idle and now - host.idle[0].idle_since > host.endpoint.idle_s:
                 host.idle.pop(0).drop()
-        self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
 
 
 class _Host:
@@ -334,7 +335,7 @@ class _Connection(asyncio.Protocol):
             self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             if self._parts:
                 self._deliver()
             if self._complete:

@@ -17,6 +17,7 @@ COMMANDS = {
     "cost": ("drivetrain.cli.cost", "cost_command"),
     "replay": ("drivetrain.cli.replay", "replay_command"),
     "audit": ("drivetrain.cli.audit", "app"),
+    "forget": ("drivetrain.cli.forget", "forget_command"),
 }
 """Name -> where the command, or the group of commands, is."""
 

@@ -7,6 +7,8 @@ project) and `RequestError` (an HTTP answer in OpenAI's error shape).
 from __future__ import annotations
 
 import difflib
+import sys
+import traceback
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -92,6 +94,12 @@ def error_body(message: str, *, kind: str, code: str, param: str | None = None) 
     """OpenAI's error shape: `{"error": {"message", "type", "param", "code"}}`."""
     error: dict[str, Any] = {"message": message, "type": kind, "param": param, "code": code}
     return msgspec.json.encode({"error": error})
+
+
+def report_fault(where: str, fault: BaseException) -> None:
+    """Prints a fault of ours to standard error: its type and places. Values, which may be private, are not printed."""
+    places = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(fault.__traceback__)]
+    print(f"drivetrain: {where}: {type(fault).__name__} at {' < '.join(places[::-1])}", file=sys.stderr)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

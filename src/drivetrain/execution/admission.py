@@ -24,6 +24,9 @@ BEYOND_THE_ANSWER = frozenset(
 )
 """Parameters that change price or privacy: passed on only where a workflow names them in `honour`."""
 
+TOKEN_LIMITS_ELSEWHERE = frozenset({"max_output_tokens", "max_new_tokens", "max_tokens_to_sample", "num_predict"})
+"""What other interfaces call the limit of output tokens."""
+
 
 class Admitted(msgspec.Struct, frozen=True):
     """One input, ready to go through a route."""
@@ -141,6 +144,13 @@ class ChatAdmission:
         if name in BEYOND_THE_ANSWER:
             raise bad_request(
                 f"`{name}` changes what a call costs or keeps; the workflow's owner can name it in parameters.honour",
+                param=name,
+                code="unsupported_parameter",
+            )
+        if name in TOKEN_LIMITS_ELSEWHERE:
+            # Passed on, it would bound nothing.
+            raise bad_request(
+                f"chat requests have no `{name}`. Did you mean `max_completion_tokens`?",
                 param=name,
                 code="unsupported_parameter",
             )

@@ -7,8 +7,6 @@ answers go out. The same machine serves live calls, plain Python calls and repla
 from __future__ import annotations
 
 import math
-import sys
-import traceback
 from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any, Protocol
@@ -26,7 +24,7 @@ from drivetrain.core.calls import (
     OpenedV1,
 )
 from drivetrain.core.codec import MSGPACK, MalformedJson, parse_json
-from drivetrain.core.errors import RequestError, error_body
+from drivetrain.core.errors import RequestError, error_body, report_fault
 from drivetrain.core.money import NO_USAGE, Price, Usage, usd
 from drivetrain.core.times import NS_PER_S
 from drivetrain.execution.admission import Admitted, too_deep
@@ -231,13 +229,14 @@ class Execution:
             limit = admitted.max_output_tokens
         live = admitted.stream and not step.buffered
         try:
-            body = step.dialect.encode(self._chat(step), step.target, stream=live, max_output_tokens=limit)
+            chat = self._chat(step)
+            body = step.dialect.encode(chat, step.target, stream=live, max_output_tokens=limit)
         except RequestError as error:
             return self._cannot(step, error)
         except RecursionError:
             return self._cannot(step, too_deep())
         if self.plan.cost_max_nano_usd is not None:
-            over = self._over_budget(step, price, len(body), limit)
+            over = self._over_budget(step, chat, price, len(body), limit)
             if over is not None:
                 return self._cannot(step, over)
         self._price = price
@@ -264,11 +263,13 @@ class Execution:
             built["messages"] = step.messages(self.admitted.value, chat.get("messages"))
         return built
 
-    def _over_budget(self, step: VariantStep, price: Price, body_bytes: int, limit: int) -> RequestError | None:
-        choices = self.admitted.chat.get("n") or 1
+    def _over_budget(
+        self, step: VariantStep, chat: dict[str, Any], price: Price, body_bytes: int, limit: int
+    ) -> RequestError | None:
+        choices = chat.get("n") or 1
         input_bound = body_bytes + REQUEST_OVERHEAD_TOKENS
         if "images" in self.admitted.needs:
-            inline, linked = _images(self.admitted.chat.get("messages") or [])
+            inline, linked = _images(chat["messages"])
             if linked:
                 message = "an image by URL has no bound on its tokens, and this workflow has a budget per call"
                 return RequestError(400, f"{message}; send it as a data URL", code="unbounded_cost", param="messages")
@@ -294,23 +295,24 @@ class Execution:
 
     def _retention(self) -> int:
         retention = self.plan.retention
-        if retention == "hash":
-            return RETAINED_HASH
         if self._env.vault is None:
             return RETAINED_NONE
+        if retention == "hash":
+            return RETAINED_HASH
         if retention == "sampled":
             drawn = int.from_bytes(blake2b(self.call_id.encode(), digest_size=4).digest(), "big")
             return RETAINED_FULL if drawn % SAMPLED_ONE_IN == 0 else RETAINED_NONE
         return RETAINED_FULL
 
     def _sealed(self, kind: str, payload: bytes) -> bytes:
-        if self._retained == RETAINED_FULL and self._env.vault is not None:
-            whose = self.attribution
-            subject = whose.user or whose.key or whose.team or "-"
-            return self._env.vault.seal(subject, self.call_id, kind, payload)
+        vault = self._env.vault
+        if vault is None:
+            return b""
         if self._retained == RETAINED_HASH:
-            return blake2b(payload, digest_size=32).digest()
-        return b""
+            return vault.digest(payload)
+        whose = self.attribution
+        subject = whose.user or whose.key or whose.team or "-"
+        return vault.seal(subject, self.call_id, kind, payload)
 
     def _write_opened(self, then: Callable[[bool], None] | None) -> None:
         self._opened = True
@@ -356,7 +358,7 @@ class Execution:
     def on_head(self, head: UpstreamHead) -> None:
         self._head = head
         if self._live and head.status == 200:
-            content_type = head.headers.get(b"content-type", b"")
+            content_type = head.headers.get(b"content-type", b"").lower()
             if content_type.startswith(b"text/event-stream"):
                 step = self._current()
                 self._relay = step.dialect.relay(
@@ -442,9 +444,8 @@ class Execution:
         )
 
     def on_fault(self, fault: Exception) -> None:
-        """Ends this Call after a fault of ours. Where it happened is printed; values, which may be private, are not."""
-        places = [f"{frame.filename}:{frame.lineno}" for frame in traceback.extract_tb(fault.__traceback__)]
-        print(f"drivetrain: {self.call_id}: {type(fault).__name__} at {' < '.join(places[::-1])}", file=sys.stderr)
+        """Ends this Call after a fault of ours."""
+        report_fault(self.call_id, fault)
         if self.ended:
             return
         running = self._exchange is not None

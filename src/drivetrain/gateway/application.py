@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from drivetrain.core.errors import RequestError, did_you_mean
+from drivetrain.core.errors import RequestError, did_you_mean, report_fault
 from drivetrain.core.money import usd
 from drivetrain.embedded.runtime import Runtime
 from drivetrain.execution.admission import Admitted, bad_request, parse_body, too_deep
@@ -85,6 +85,10 @@ class Gateway:
             self._refuse(connection, error)
         except RecursionError:
             self._refuse(connection, too_deep())
+        except Exception as fault:  # noqa: BLE001  a fault of ours ends this request, and no other
+            report_fault("gateway", fault)
+            message = "the gateway failed at this request"
+            self._refuse(connection, RequestError(500, message, code="internal_error", kind="server_error"))
         return None
 
     def _other(self, request: Request, connection: Connection) -> Exchange | None:

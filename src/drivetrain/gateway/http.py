@@ -124,10 +124,11 @@ class Connections:
         self._sweeper.cancel()
 
     def _sweep(self) -> None:
+        # First: nothing that goes wrong below may end the deadlines of a worker.
+        self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
         now = self.now = self.loop.time()
         for connection in [one for one in self.open if now >= one.deadline]:
             connection.late()
-        self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
 
 
 NEVER = float("inf")
@@ -277,7 +278,7 @@ class Connection(asyncio.Protocol):
             if self._fault is None:
                 raise
             self._refuse(*self._fault)
-        except httptools.HttpParserError as problem:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as problem:
             self._refuse(400, "malformed_http", f"the request is no HTTP/1.1: {problem}")
         else:
             self._watch(stage)

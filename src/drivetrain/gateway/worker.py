@@ -26,6 +26,7 @@ from drivetrain.project.snapshot import SecretRef, Snapshot
 DRAIN_S = 30.0
 """How long calls may take to end after SIGTERM; then they are cut, and recorded as such."""
 PUBLISH_S = 0.5
+DAY_S = 86_400
 BACKLOG = 2048
 
 
@@ -77,7 +78,7 @@ async def _serve(snapshot: Snapshot, listening: socket.socket, name: str, ready:
     loop.add_signal_handler(signal.SIGHUP, _reload, runtime, gateway, snapshot.root, snapshot.environment)
     server = await loop.create_server(connections, sock=listening)
     gateway.started = True
-    publisher = loop.create_task(_publish(gateway, run_folder, name))
+    tasks = [loop.create_task(_publish(gateway, run_folder, name)), loop.create_task(_expire_daily(runtime))]
     # What start-up made stays: the collector need not look at it again.
     gc.collect()
     gc.freeze()
@@ -92,7 +93,8 @@ async def _serve(snapshot: Snapshot, listening: socket.socket, name: str, ready:
     while gateway.counters.running and loop.time() < deadline:
         await asyncio.sleep(0.02)
         connections.close_idle()
-    publisher.cancel()
+    for task in tasks:
+        task.cancel()
     connections.stop()
     for connection in list(connections.open):
         connection.close_if_idle()
@@ -105,6 +107,13 @@ async def _publish(gateway: Gateway, run_folder: Path, name: str) -> None:
         with contextlib.suppress(OSError):  # a full disk is told by the ledger
             publish(run_folder, name, gateway.published())
         await asyncio.sleep(PUBLISH_S)
+
+
+async def _expire_daily(runtime: Runtime) -> None:
+    while True:
+        with contextlib.suppress(OSError):  # tried again tomorrow; payloads past their days are refused all the same
+            runtime.expire_payloads()
+        await asyncio.sleep(DAY_S)
 
 
 def key_ring(plans: Plans) -> KeyRing:

@@ -32,6 +32,9 @@ class Vault(Protocol):
     def seal(self, subject: str, call_id: str, kind: str, payload: bytes) -> bytes:
         """`payload` sealed for `subject`; `call_id` and `kind` are bound to it."""
 
+    def digest(self, payload: bytes) -> bytes:
+        """32 bytes that tell whether two payloads are the same; short texts cannot be guessed from them."""
+
     def open(self, call_id: str, kind: str, sealed: bytes) -> bytes | None:
         """The payload; None where its subject was erased or its time is over.
 

@@ -45,7 +45,7 @@ PROVIDER_KEYS = (
 MODEL_KEYS = (
     "upstream_name", "capabilities", "max_tokens_field", "price_as",
     "usd_per_million_input", "usd_per_million_output", "usd_per_million_input_cached",
-    "usd_per_million_cache_write", "usd_per_request",
+    "usd_per_million_cache_write", "usd_per_million_cache_write_1h", "usd_per_request",
 )  # fmt: skip
 TEAM_KEYS = ("owner", "description")
 KEY_KEYS = ("secret", "tenant", "team", "use_case", "workflows", "may_override")
@@ -408,6 +408,7 @@ def _models(tables: Table, providers: frozenset[str]) -> dict[str, ModelFacts]:
             output_nano_per_million=prices["usd_per_million_output"],
             input_cached_nano_per_million=prices["usd_per_million_input_cached"],
             cache_write_nano_per_million=prices["usd_per_million_cache_write"],
+            cache_write_1h_nano_per_million=prices["usd_per_million_cache_write_1h"],
             nano_per_request=prices["usd_per_request"] or 0,
             line=table.line(),
         )

@@ -54,6 +54,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     output_nano_per_million: int | None = None
     input_cached_nano_per_million: int | None = None
     cache_write_nano_per_million: int | None = None
+    cache_write_1h_nano_per_million: int | None = None
     nano_per_request: int = 0
     line: int = 0
 

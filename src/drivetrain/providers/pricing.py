@@ -47,6 +47,7 @@ def price_book(reference: str, base_url: str, facts: ModelFacts | None) -> Price
             output=facts.output_nano_per_million,
             input_cached=facts.input_cached_nano_per_million,
             cache_write=facts.cache_write_nano_per_million,
+            cache_write_1h=facts.cache_write_1h_nano_per_million,
             request=facts.nano_per_request,
         )
         return PriceBook(((FIRST_DAY, Price(base=rates)),))

@@ -1,0 +1,28 @@
+"""`drivetrain forget`: make what a person said unreadable, and leave every total as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def forget_command(
+    user: Annotated[str, typer.Argument(help="The user, as x-drivetrain-user named them; else the key's name.")],
+    project: Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")] = None,
+) -> None:
+    """Destroy the keys of a person's prompts and answers. It cannot be undone."""
+    from drivetrain.adapters.files import FileVault
+    from drivetrain.adapters.sqlite import SqliteControlLog
+    from drivetrain.cli.places import ledger_places
+    from drivetrain.embedded.calls import person
+
+    places = ledger_places(project)
+    vault = FileVault(places.keys_folder, payload_days=places.payload_days)
+    keys = vault.forget(user)
+    # The log says that somebody was forgotten, not who: it is kept for ever.
+    SqliteControlLog(places.control_log, places.keys_folder).append(
+        kind="forget", actor=person(), subject=vault.digest(user.encode()).hex()[:16], body={"keys": keys}
+    )
+    typer.echo(f"{keys} keys destroyed; the payloads sealed with them cannot be read any more")
