@@ -15,10 +15,10 @@ demo: $(VENV)/run.done ## Run the main job against the simulator; ONCE=1 ends by
 	@$(BIN)/drivetrain demo $(DEMO_FLAGS)
 
 test: $(VENV)/test.done ## Run every test, the slow ones too
-	@$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	@$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_FLAGS)
 
 test-fast: $(VENV)/test.done ## Run the tests that finish while you wait
-	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_FLAGS)
+	@$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow" $(PYTEST_FLAGS)
 
 lint: $(VENV)/test.done ## Format check, linter, types, import directions
 	@$(BIN)/ruff format --check src tests benchmarks

@@ -42,14 +42,16 @@ class HttpPool:
         self._hosts: dict[Endpoint, _Host] = {}
         self._exchanges: set[_Exchange] = set()
         self._connecting: set[asyncio.Task[None]] = set()
+        self._now = loop.time()
+        """At most `SWEEP_S` old."""
         self._sweeper = loop.call_later(SWEEP_S, self._sweep)
 
     def send(self, request: UpstreamRequest, sink: UpstreamSink) -> _Exchange:
         host = self._hosts.get(request.endpoint)
         if host is None:
             host = self._hosts[request.endpoint] = _Host(request.endpoint)
-        now = self._loop.time()
-        exchange = _Exchange(self, host, request, sink, now)
+        # A deadline counts from the next sweep, so that it never falls short.
+        exchange = _Exchange(self, host, request, sink, self._now + SWEEP_S)
         self._exchanges.add(exchange)
         while host.idle:
             connection = host.idle.pop()
@@ -120,11 +122,11 @@ class HttpPool:
 
     def free(self, host: _Host, connection: _Connection) -> None:
         """`connection` has nothing to carry: give it the next waiting exchange, or keep it."""
-        waiting = host.next_waiting()
+        waiting = host.next_waiting() if host.waiting else None
         if waiting is not None:
             connection.carry(waiting)
         else:
-            connection.idle_since = self._loop.time()
+            connection.idle_since = self._now
             host.idle.append(connection)
 
     def lost(self, host: _Host) -> None:
@@ -141,7 +143,7 @@ class HttpPool:
     def _sweep(self) -> None:
         # First: nothing that goes wrong below may end the deadlines of a worker.
         self._sweeper = self._loop.call_later(SWEEP_S, self._sweep)
-        now = self._loop.time()
+        now = self._now = self._loop.time()
         late = [one for one in self._exchanges if now >= one.deadline]
         for exchange in late:
             if exchange in self._exchanges:

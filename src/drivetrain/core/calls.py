@@ -13,7 +13,7 @@ from drivetrain.core.money import NO_USAGE, Usage
 RETAINED_NONE, RETAINED_HASH, RETAINED_FULL = 0, 1, 2
 
 
-class Attribution(msgspec.Struct, frozen=True, array_like=True):
+class Attribution(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Who a Call is for; every cent is attributed to each of these."""
 
     tenant: str = ""
@@ -26,7 +26,7 @@ class Attribution(msgspec.Struct, frozen=True, array_like=True):
     """`name` or `name=value`, sorted."""
 
 
-class AttemptV1(msgspec.Struct, frozen=True, array_like=True):
+class AttemptV1(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One try of one variant."""
 
     variant: str
@@ -56,7 +56,7 @@ class AttemptV1(msgspec.Struct, frozen=True, array_like=True):
     """Whether the provider answered with an event stream."""
 
 
-class OpenedV1(msgspec.Struct, frozen=True, array_like=True, tag="opened.1"):
+class OpenedV1(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="opened.1"):
     """Written before the first upstream byte."""
 
     call_id: str
@@ -75,7 +75,7 @@ class OpenedV1(msgspec.Struct, frozen=True, array_like=True, tag="opened.1"):
     """The request: nothing, a hash, or encrypted under the subject's key."""
 
 
-class ClosedV1(msgspec.Struct, frozen=True, array_like=True, tag="closed.1"):
+class ClosedV1(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="closed.1"):
     """Written before the last byte to the client."""
 
     call_id: str
@@ -95,7 +95,7 @@ class ClosedV1(msgspec.Struct, frozen=True, array_like=True, tag="closed.1"):
     """The providers' answers and ours: nothing, a hash, or encrypted under the subject's key."""
 
 
-class OutcomeV1(msgspec.Struct, frozen=True, array_like=True, tag="outcome.1"):
+class OutcomeV1(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="outcome.1"):
     """The truth about a Call, arriving later. The latest arrival per (call, metric, source) holds."""
 
     call_id: str
@@ -107,7 +107,7 @@ class OutcomeV1(msgspec.Struct, frozen=True, array_like=True, tag="outcome.1"):
     key: str = ""
 
 
-class SegmentV1(msgspec.Struct, frozen=True, array_like=True, tag="segment.1"):
+class SegmentV1(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="segment.1"):
     """First frame of each segment."""
 
     writer: str

@@ -41,7 +41,7 @@ def usd(nano: int) -> str:
     return f"{sign}{whole}.{decimals}"
 
 
-class Usage(msgspec.Struct, frozen=True, array_like=True):
+class Usage(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Tokens of one attempt, as the provider reported them or as we estimated them."""
 
     input_tokens: int = 0
@@ -104,6 +104,8 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
     def cost_nano_usd(self, usage: Usage) -> int:
         """The cost of an attempt in nano-USD."""
         rates = self.base
+        if not self.tiers:
+            return rates.cost_nano_usd(usage)
         for above_tokens, dearer in self.tiers:
             if usage.input_tokens > above_tokens:
                 rates = dearer

@@ -154,7 +154,10 @@ class ChatAdmission:
                 param=name,
                 code="unsupported_parameter",
             )
-        return "pass" if self._others == "honour" else "drop"
+        treatment = "pass" if self._others == "honour" else "drop"
+        if name in CHECKED:  # only known names, so that clients cannot make this grow
+            self._treatments[name] = treatment
+        return treatment
 
     def _check_messages(self, messages: Any) -> frozenset[str]:
         if not isinstance(messages, list):

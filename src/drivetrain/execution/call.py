@@ -223,13 +223,14 @@ class Execution:
             return self._cannot(step, RequestError(400, f"{step.target.reference} has no {named}", code="unsupported"))
         if step.prices is None:
             return self._cannot(step, RequestError(500, step.unpriced, code="unknown_price", kind="server_error"))
-        price = step.prices.on(self.day)
+        prices = step.prices.prices
+        price = prices[0][1] if len(prices) == 1 else step.prices.on(self.day)
         limit = step.max_output_tokens
         if admitted.max_output_tokens is not None and admitted.max_output_tokens < limit:
             limit = admitted.max_output_tokens
         live = admitted.stream and not step.buffered
         try:
-            chat = self._chat(step)
+            chat = self.admitted.chat if step.as_it_is else self._chat(step)
             body = step.dialect.encode(chat, step.target, stream=live, max_output_tokens=limit)
         except RequestError as error:
             return self._cannot(step, error)
@@ -256,8 +257,6 @@ class Execution:
 
     def _chat(self, step: VariantStep) -> dict[str, Any]:
         chat = self.admitted.chat
-        if step.messages is None and not step.parameters and not step.extra:
-            return chat
         built = {**chat, **step.extra, **step.parameters}
         if step.messages is not None:
             built["messages"] = step.messages(self.admitted.value, chat.get("messages"))

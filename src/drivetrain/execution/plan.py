@@ -36,6 +36,7 @@ class VariantStep:
     """A variant with a model, ready to be tried."""
 
     __slots__ = (
+        "as_it_is",
         "buffered",
         "can",
         "checks",
@@ -74,6 +75,8 @@ class VariantStep:
         self.parameters = dict(variant.parameters)
         self.extra: dict[str, Any] = _structured(workflow, self.can)
         """What makes the answer fit the output type; a variant's own parameters win over it."""
+        self.as_it_is = self.messages is None and not self.parameters and not self.extra
+        """Whether the client's chat goes to the model as it was admitted."""
         self.prices: PriceBook | None = None
         self.unpriced = ""
         endpoint = provider.endpoint

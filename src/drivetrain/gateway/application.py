@@ -136,7 +136,8 @@ class Gateway:
 
     def _plan(self, name: str, identity: Identity, param: str) -> WorkflowPlan:
         plan = self._plans.workflows.get(name)
-        if plan is None or not identity.may_call(name):
+        allowed = identity.workflows
+        if plan is None or (allowed is not None and name not in allowed):
             known = [one for one in self._plans.workflows if identity.may_call(one)]
             shown = name[:100] if name.isprintable() else "that name"
             message = f"no workflow `{shown}` is served to this key. {did_you_mean(name[:100], known)}"
@@ -257,7 +258,7 @@ class _CallClient:
 
     def on_stream(self, data: bytes) -> None:
         connection = self._connection
-        if not connection.started_streaming:
+        if not connection.streaming:
             connection.begin_stream(b"x-request-id: %b\r\n" % self.call_id.encode())
         connection.send(data)
 
@@ -268,7 +269,7 @@ class _CallClient:
         gateway.counters.count(self._plan.name, result, took_us)
         if result.status == "aborted":
             return
-        if connection.started_streaming:
+        if connection.streaming:
             connection.end_stream(result.tail)
             return
         headers = (

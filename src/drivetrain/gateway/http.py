@@ -99,7 +99,7 @@ class Connections:
         self.loop = loop
         self.application = application
         self.settings = settings
-        self.idle_timeout_s = settings.idle_timeout_ms / 1000
+        self.idle_s = SWEEP_S + settings.idle_timeout_ms / 1000
         self.open: set[Connection] = set()
         self.refused: dict[str, int] = {}
         """Requests that never reached a route, by reason."""
@@ -154,12 +154,12 @@ class Connection(asyncio.Protocol):
         "_raw_head_bytes",
         "_request",
         "_stage",
-        "_streaming",
         "_version",
         "_writable",
         "all",
         "credentials",
         "deadline",
+        "streaming",
         "transport",
     )
 
@@ -184,7 +184,8 @@ class Connection(asyncio.Protocol):
         self._queue: deque[Request] = deque()
         self._request: Request | None = None
         self._exchange: Exchange | None = None
-        self._streaming = False
+        self.streaming = False
+        """Whether a stream's head has left, and its end has not."""
         self._paused_reading = False
         self._writable = True
         self._owed = 0
@@ -208,22 +209,22 @@ class Connection(asyncio.Protocol):
         request = self._request
         if request is None:
             return
-        self._streaming = True
+        self.streaming = True
         framing = b"transfer-encoding: chunked\r\n\r\n" if request.version == "1.1" else b"connection: close\r\n\r\n"
         self.transport.write(b"".join((_status_line(200), headers, STREAM_HEAD, framing)))
 
     def send(self, data: bytes) -> None:
         """A part of the stream."""
-        if self._streaming and self._request is not None:
+        if self.streaming and self._request is not None:
             chunked = self._request.version == "1.1"
             self.transport.write(b"%x\r\n%b\r\n" % (len(data), data) if chunked else data)
 
     def end_stream(self, data: bytes) -> None:
         """The last part of the stream, and its end."""
         request = self._request
-        if request is None or not self._streaming:
+        if request is None or not self.streaming:
             return
-        self._streaming = False
+        self.streaming = False
         if request.version != "1.1":  # its end is the connection's
             self.transport.write(data)
             self._finished(keep=False)
@@ -235,11 +236,6 @@ class Connection(asyncio.Protocol):
         """Close where nothing is being read or answered."""
         if self._request is None and self._stage == "idle" and self.transport is not None:
             self._close()
-
-    @property
-    def started_streaming(self) -> bool:
-        """Whether a stream's head has left."""
-        return self._streaming
 
     # asyncio.Protocol
 
@@ -281,13 +277,12 @@ class Connection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as problem:
             self._refuse(400, "malformed_http", f"the request is no HTTP/1.1: {problem}")
         else:
-            self._watch(stage)
+            if self._stage != "idle":
+                self._watch(stage)
 
     def _watch(self, before: str) -> None:
         """Bound what is still missing of a request."""
         stage, settings = self._stage, self.all.settings
-        if stage == "idle":
-            return
         if stage == "head" and self._raw_head_bytes > settings.header_bytes_max:
             # One header that never ends reaches no callback.
             self._refuse(431, "headers_too_large", self._head_too_large())
@@ -404,7 +399,8 @@ class Connection(asyncio.Protocol):
             # Not from here: a long pipeline must not grow the stack.
             self.all.loop.call_soon(self._next)
         elif self._writable:
-            self.deadline = self._idle_deadline() if self._stage == "idle" else self._arrival_deadline()
+            idle = self._stage == "idle"
+            self.deadline = self.all.now + self.all.idle_s if idle else self._arrival_deadline()
 
     def _next(self) -> None:
         if self._request is None and self._queue:
@@ -420,7 +416,7 @@ class Connection(asyncio.Protocol):
         return self.all.now + SWEEP_S + limit_ms / 1000
 
     def _idle_deadline(self) -> float:
-        return self.all.now + SWEEP_S + self.all.idle_timeout_s
+        return self.all.now + self.all.idle_s
 
     def late(self) -> None:
         """A deadline has passed."""
@@ -465,7 +461,7 @@ class Connection(asyncio.Protocol):
     def _refuse(self, status: int, code: str, message: str) -> None:
         self._fault = (status, code, message)
         self.all.refuse(code)
-        if self._request is None and not self._streaming:
+        if self._request is None and not self.streaming:
             body = error_body(message, kind="invalid_request_error", code=code)
             self.transport.write(
                 _status_line(status)

@@ -21,7 +21,7 @@ class UpstreamFailure(msgspec.Struct, frozen=True):
     """Whether the request may have reached the upstream."""
 
 
-class UpstreamHead(msgspec.Struct, frozen=True):
+class UpstreamHead(msgspec.Struct, frozen=True, gc=False):
     """Status and the headers that somebody reads."""
 
     status: int
@@ -77,7 +77,7 @@ class Attempt(Protocol):
         """Read on."""
 
 
-class UpstreamRequest(msgspec.Struct, frozen=True):
+class UpstreamRequest(msgspec.Struct, frozen=True, gc=False):
     """One HTTP exchange, its head complete but for the length of the body."""
 
     endpoint: Endpoint

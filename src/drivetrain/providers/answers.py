@@ -33,7 +33,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens_field: str
 
 
-class Reading(msgspec.Struct, frozen=True):
+class Reading(msgspec.Struct, frozen=True, gc=False):
     """One whole answer in OpenAI's shape."""
 
     body: bytes

@@ -98,7 +98,8 @@ class OpenAIChat:
             completion = _COMPLETION.decode(body)
         except (msgspec.MsgspecError, UnicodeError, RecursionError):
             return _read_loosely(body)
-        require_utf8(body)
+        if not body.isascii():
+            require_utf8(body)
         choices = completion.choices
         if not choices:
             raise Unusable("the answer has no choices")
