@@ -6,7 +6,6 @@ answers go out. The same machine serves live calls, plain Python calls and repla
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any, Protocol
@@ -23,16 +22,34 @@ from drivetrain.core.calls import (
     ClosedV1,
     OpenedV1,
 )
-from drivetrain.core.codec import MSGPACK, MalformedJson, parse_json
-from drivetrain.core.errors import RequestError, error_body, report_fault
-from drivetrain.core.money import NO_USAGE, Price, Usage, usd
+from drivetrain.core.codec import MSGPACK
+from drivetrain.core.errors import RequestError, report_fault
+from drivetrain.core.money import NO_USAGE, Price, Usage
 from drivetrain.core.times import NS_PER_S
 from drivetrain.execution.admission import Admitted, too_deep
+from drivetrain.execution.charging import (
+    cut_usage,
+    delivered_usage,
+    over_budget,
+    reported_usage,
+    salvaged_usage,
+    whole_usage,
+)
 from drivetrain.execution.completions import as_stream, completion, output_text, with_content
 from drivetrain.execution.plan import VariantStep, WorkflowPlan
-from drivetrain.ports.journal import Journal, Vault
+from drivetrain.execution.refusals import (
+    Refusal,
+    interrupted,
+    not_accepted,
+    provider_request_id,
+    refusal,
+    retry_after_ms,
+    unanswered,
+    unusable,
+)
+from drivetrain.ports.journal import Journal, JournalFull, Vault
 from drivetrain.ports.transport import Attempt, Transport, UpstreamFailure, UpstreamHead, UpstreamRequest
-from drivetrain.providers.answers import ProviderError, Relay, Unusable, estimated_tokens, message_of
+from drivetrain.providers.answers import Relay, Unusable, message_of
 from drivetrain.routing.checks import RuleStep, failing
 from drivetrain.routing.outputs import Misfit
 
@@ -40,16 +57,10 @@ RETRY_BASE_S = 0.1
 RETRY_MAX_S = 2.0
 RETRY_AFTER_MAX_MS = 5_000
 """A provider that asks for a longer pause is not asked again by this call."""
-PAUSE_MAX_MS = 7 * 86_400_000
-"""Longer pauses are recorded as this."""
-KEPT_BYTES_MAX = 1024 * 1024
-"""Of a stream, for its record and for estimating what was delivered."""
-IMAGE_TOKENS_MAX = 16_384
-"""Upper bound on the input tokens of one inline image."""
-REQUEST_OVERHEAD_TOKENS = 64
-"""Upper bound on the tokens that providers add around a request."""
-FINAL_STATUSES = frozenset({400, 404, 405, 413, 415, 422})
-"""Refusals that another try, or another provider, would repeat."""
+KEPT_BYTES_MAX = 4 * 1024 * 1024
+"""Of a stream, for its record and for counting what was delivered; what is longer cannot be replayed."""
+REASON_CHARS_MAX = 300
+"""Of what the project's own code says against an answer."""
 SAMPLED_ONE_IN = 100
 
 
@@ -105,8 +116,9 @@ class Execution:
     _purpose = "answer"
     _opened = False
     _streamed = False
-    _live = False
-    _kept_bytes = 0
+    live = False
+    """Whether the running attempt's answer goes to the client as it comes."""
+    _arrived_bytes = 0
     _charged = 0
     _sent = 0
     _attempt_started_us = 0
@@ -153,6 +165,8 @@ class Execution:
         """Begin. The client hears nothing before this returns, unless transport and journal are synchronous."""
         try:
             self._advance()
+        except (JournalFull, OSError):
+            self._finish_unrecorded()
         except Exception as fault:  # noqa: BLE001  a fault of ours ends its Call as failed, and no other
             self.on_fault(fault)
 
@@ -162,10 +176,10 @@ class Execution:
         if self.ended or self.left:
             return
         self.left = True
-        if self._exchange is not None and self._live:
+        if self._exchange is not None and self.live:
             self._exchange.cancel()
             self._exchange = None
-            self._settle("aborted", "the client left", self._delivered_usage())
+            self._settle("aborted", "the client left", self._delivered(), b"".join(self._body))
             self._close_aborted()
         elif self._exchange is None and self._opened and self._request is None:
             self._close_aborted()
@@ -237,15 +251,15 @@ class Execution:
         except RecursionError:
             return self._cannot(step, too_deep())
         if self.plan.cost_max_nano_usd is not None:
-            over = self._over_budget(step, chat, price, len(body), limit)
+            over = over_budget(self.plan, step, chat, price, body_bytes=len(body), limit=limit, charged=self._charged)
             if over is not None:
                 return self._cannot(step, over)
         self._price = price
-        self._live = live
+        self.live = live
         self._head = None
         self._relay = None
         self._body = []
-        self._kept_bytes = 0
+        self._arrived_bytes = 0
         self._request = UpstreamRequest(
             step.target.endpoint, step.head, body, step.first_byte_timeout_ms, step.timeout_ms
         )
@@ -261,27 +275,6 @@ class Execution:
         if step.messages is not None:
             built["messages"] = step.messages(self.admitted.value, chat.get("messages"))
         return built
-
-    def _over_budget(
-        self, step: VariantStep, chat: dict[str, Any], price: Price, body_bytes: int, limit: int
-    ) -> RequestError | None:
-        choices = chat.get("n") or 1
-        input_bound = body_bytes + REQUEST_OVERHEAD_TOKENS
-        if "images" in self.admitted.needs:
-            inline, linked = _images(chat["messages"])
-            if linked:
-                message = "an image by URL has no bound on its tokens, and this workflow has a budget per call"
-                return RequestError(400, f"{message}; send it as a data URL", code="unbounded_cost", param="messages")
-            input_bound += inline * IMAGE_TOKENS_MAX
-        worst = price.worst_case_nano_usd(input_bound, limit * choices) + self._charged
-        allowed = self.plan.cost_max_nano_usd or 0
-        if worst <= allowed:
-            return None
-        message = (
-            f"this call may cost up to {usd(worst)} USD with `{step.name}`, more than the {usd(allowed)} USD "
-            f"that workflow `{self.plan.name}` allows per call; shorten the input or lower max_tokens"
-        )
-        return RequestError(400, message, code="budget_per_call_exceeded")
 
     def _cannot(self, step: VariantStep, error: RequestError) -> bool:
         if self._last_error is None or self._last_error.status == 400:
@@ -312,6 +305,9 @@ class Execution:
         whose = self.attribution
         subject = whose.user or whose.key or whose.team or "-"
         return vault.seal(subject, self.call_id, kind, payload)
+
+    def _sealed_answers(self, answer: bytes | None) -> bytes:
+        return self._sealed("answers", MSGPACK.encode(Answers(tuple(self._bodies), answer)))
 
     def _write_opened(self, then: Callable[[bool], None] | None) -> None:
         self._opened = True
@@ -356,7 +352,7 @@ class Execution:
 
     def on_head(self, head: UpstreamHead) -> None:
         self._head = head
-        if self._live and head.status == 200:
+        if self.live and head.status == 200:
             content_type = head.headers.get(b"content-type", b"").lower()
             if content_type.startswith(b"text/event-stream"):
                 step = self._current()
@@ -371,15 +367,10 @@ class Execution:
                 self._begins()
             self._body.append(data)
             return
-        if self._kept_bytes < KEPT_BYTES_MAX:
+        if self._arrived_bytes < KEPT_BYTES_MAX:
             self._body.append(data)
-            self._kept_bytes += len(data)
-        try:
-            passed = relay.feed(data)
-        except Unusable as fault:
-            self._stop_exchange()
-            self._broken_stream(str(fault))
-            return
+        self._arrived_bytes += len(data)
+        passed = relay.feed(data)
         if passed:
             if not self._streamed:
                 self._begins()
@@ -388,12 +379,14 @@ class Execution:
         if relay.done:
             self._exchange = None
             self._close_stream(relay)
-        elif relay.error is not None:
+        elif relay.fault or relay.error is not None:
             self._stop_exchange()
-            self._broken_stream(self._said_in_stream(relay.error))
+            self._broken_stream(self._why_broken(relay))
 
-    def _said_in_stream(self, error: ProviderError) -> str:
-        said = self._current().without_secrets(error.message.encode()).decode()
+    def _why_broken(self, relay: Relay) -> str:
+        if relay.error is None:
+            return relay.fault or "the stream ended without its end"
+        said = self._current().without_secrets(relay.error.message.encode()).decode()
         return f"the provider reported an error in the stream: {said}"
 
     def _begins(self) -> None:
@@ -410,17 +403,10 @@ class Execution:
         if relay is None:
             self._judge()
             return
-        try:
-            whole = relay.ended()
-        except Unusable as fault:
-            self._broken_stream(str(fault))
-            return
-        if whole:
+        if relay.ended():
             self._close_stream(relay)
-        elif relay.error is not None:
-            self._broken_stream(self._said_in_stream(relay.error))
         else:
-            self._broken_stream("the stream ended without its end")
+            self._broken_stream(self._why_broken(relay))
 
     def on_failure(self, failure: UpstreamFailure) -> None:
         self._exchange = None
@@ -429,18 +415,8 @@ class Execution:
         if self._relay is not None:
             self._broken_stream(failure.detail, failure.kind)
             return
-        delivered = self._delivered_usage() if self._body else NO_USAGE
-        body = b"".join(self._body)
-        self._settle("failed", failure.detail, delivered, body, failure=failure.kind)
-        timed_out = failure.kind in ("first_byte_timeout", "timeout", "connect_timeout")
-        self._go_on_after(
-            RequestError(
-                504 if timed_out else 502,
-                f"the provider of `{self._current().name}` did not answer: {failure.kind}",
-                code="upstream_timeout" if timed_out else "upstream_unreachable",
-                kind="server_error",
-            )
-        )
+        self._settle("failed", failure.detail, self._delivered(), b"".join(self._body), failure=failure.kind)
+        self._go_on_after(unanswered(self._current(), failure))
 
     def on_fault(self, fault: Exception) -> None:
         """Ends this Call after a fault of ours."""
@@ -455,8 +431,8 @@ class Execution:
             self._client.on_finished(msgspec.structs.replace(self._result, status="failed", error=error))
             return
         if running and self._price is not None:
-            self._settle("failed", f"a fault of the gateway: {type(fault).__name__}", self._delivered_usage())
-        tail = b"data: " + error.body() + b"\n\n" if self._streamed else b""
+            self._settle("failed", f"a fault of the gateway: {type(fault).__name__}", self._delivered())
+        tail = _error_event(error) if self._streamed else b""
         status = 200 if self._streamed else 500
         self._close("failed", status, "", error.body(), None, error=error, tail=tail)
 
@@ -472,12 +448,12 @@ class Execution:
             reading = step.dialect.read(body, created_s=self.opened_ns // NS_PER_S)
             tail = self._as_tail(reading.body) if not step.buffered else b""
         except Unusable as fault:
-            self._settle("failed", str(fault), self._salvaged_usage(step, body), body)
-            self._go_on_after(_unusable(step, str(fault)))
+            self._settle("failed", str(fault), salvaged_usage(step.dialect, self.admitted.raw, body), body)
+            self._go_on_after(Refusal(unusable(step, str(fault))))
             return
         usage = reading.usage
         if usage.source == "none":
-            usage = Usage(self._input_estimate(), 0, 0, 0, self._output_estimate(reading.body), 0, "estimated")
+            usage = whole_usage(usage, self.admitted.raw, reading.body)
         if step.buffered:
             self._judge_content(step, reading.body, reading.finish_reason, usage, body)
             return
@@ -504,19 +480,12 @@ class Execution:
             tail = self._as_tail(answer)
         except (Misfit, Unusable) as fault:
             self._settle("escalated", str(fault), usage, body)
-            self._escalate(_unusable(step, str(fault)))
+            self._escalate(unusable(step, str(fault)))
             return
         reason = failing(step.checks, output, self.admitted.value)
         if reason is not None:
-            self._settle("escalated", reason[:300], usage, body)
-            self._escalate(
-                RequestError(
-                    502,
-                    f"no variant of workflow `{self.plan.name}` gave an acceptable answer: {reason[:300]}",
-                    code="no_acceptable_answer",
-                    kind="server_error",
-                )
-            )
+            self._settle("escalated", reason[:REASON_CHARS_MAX], usage, body)
+            self._escalate(not_accepted(self.plan.name, reason[:REASON_CHARS_MAX]))
             return
         self._settle("accepted", f"repaired: {repair}" if repair else "", usage, body, repaired=bool(repair))
         changed = None if answer is body else answer
@@ -524,50 +493,30 @@ class Execution:
 
     def _refused_by_provider(self, step: VariantStep, head: UpstreamHead, body: bytes) -> None:
         said = step.dialect.error(head.status, step.without_secrets(body))
-        self._settle("failed", f"status {head.status}: {said.message}", self._salvaged_usage(step, body, 0), body)
-        if head.status in FINAL_STATUSES and said.code != "context_length_exceeded":
-            if head.status == 404:
-                message = f"the provider knows no model `{step.target.upstream_name}`: {said.message}"
-                error = RequestError(502, message, code="upstream_model_not_found", kind="server_error")
-            else:
-                error = RequestError(head.status, said.message, code=said.code or "invalid_value", param=said.param)
-            self._fail(error)
-            return
-        if head.status in (401, 403):
-            message = f"the provider refused the key of `{step.target.endpoint.name}`"
-            self._go_on_after(RequestError(502, message, code="upstream_auth", kind="server_error"), retry=False)
-        elif head.status == 429:
-            pause_ms = _retry_after_ms(head)
-            message = f"the provider of `{step.name}` limits the rate: {said.message}"
-            retry_after_s = max(1, -(-pause_ms // 1000)) if pause_ms >= 0 else None
-            error = RequestError(
-                429, message, code="rate_limit_exceeded", kind="rate_limit_error", retry_after_s=retry_after_s
-            )
-            self._go_on_after(error, pause_ms=pause_ms)
-        else:
-            message = f"the provider of `{step.name}` answered {head.status}: {said.message}"
-            error = RequestError(502, message, code="upstream_error", kind="server_error")
-            self._go_on_after(error, pause_ms=_retry_after_ms(head))
+        reported = reported_usage(step.dialect, body)
+        self._settle("failed", f"status {head.status}: {said.message}", reported, body)
+        self._go_on_after(refusal(step, head, said))
 
-    def _go_on_after(self, error: RequestError, *, retry: bool = True, pause_ms: int = -1) -> None:
+    def _go_on_after(self, refused: Refusal) -> None:
         """After a failure: the next variant, else the same one again while the attempt budget lasts."""
-        self._last_error = error
+        self._last_error = refused.error
         if self.left:
             self._close_aborted()
-            return
-        steps = self.plan.steps
-        if self._step + 1 < len(steps):
+        elif refused.final:
+            self._fail(refused.error)
+        elif self._step + 1 < len(self.plan.steps):
             self._step += 1
             self._purpose = "fallback"
             self._advance()
-            return
-        if not retry or self._sent >= self.plan.workflow.attempts_max or pause_ms > RETRY_AFTER_MAX_MS:
-            self._fail(error)
-            return
-        # Full jitter: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
-        delay = self._env.random() * min(RETRY_MAX_S, RETRY_BASE_S * 2 ** len(self.attempts))
-        self._purpose = "retry"
-        self._env.call_later(max(delay, pause_ms / 1000), self._retry)
+        elif (
+            not refused.retry or self._sent >= self.plan.workflow.attempts_max or refused.pause_ms > RETRY_AFTER_MAX_MS
+        ):
+            self._fail(refused.error)
+        else:
+            # Full jitter: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
+            delay = self._env.random() * min(RETRY_MAX_S, RETRY_BASE_S * 2 ** len(self.attempts))
+            self._purpose = "retry"
+            self._env.call_later(max(delay, refused.pause_ms / 1000), self._retry)
 
     def _retry(self) -> None:
         if self.left:
@@ -587,16 +536,15 @@ class Execution:
     def _broken_stream(self, why: str, kind: str = "") -> None:
         relay = self._relay
         assert relay is not None
-        usage = self._delivered_usage()
+        usage = self._delivered()
         if not usage.output_tokens and relay.usage is None and not self._streamed:
             usage = NO_USAGE
         self._settle("failed", why, usage, b"".join(self._body), failure=kind)
-        error = RequestError(502, f"the provider's stream broke: {why}", code="stream_interrupted", kind="server_error")
+        error = interrupted(why)
         if not self._streamed:
-            self._go_on_after(error)
+            self._go_on_after(Refusal(error))
             return
-        tail = b"data: " + error_body(error.what, kind=error.kind, code=error.code) + b"\n\n"
-        self._close("failed", 200, "", b"", None, error=error, tail=tail)
+        self._close("failed", 200, "", b"", None, error=error, tail=_error_event(error))
 
     # Settling and closing.
 
@@ -629,10 +577,10 @@ class Execution:
                 usage,
                 cost,
                 price.source,
-                _request_id(head),
+                provider_request_id(head) if head is not None else "",
                 repaired,
                 failure,
-                -1 if status == 200 else _retry_after_ms(head),
+                -1 if head is None or status == 200 else retry_after_ms(head),
                 self._relay is not None,
             )
         )
@@ -658,7 +606,7 @@ class Execution:
             return
         usage = relay.usage
         if usage is None or usage.source == "none":
-            usage = self._delivered_usage()
+            usage = self._delivered()
         step = self._current()
         self._settle("accepted", "", usage, b"".join(self._body))
         status = "aborted" if self.left else "answered"
@@ -696,6 +644,11 @@ class Execution:
             self.call_id, status, http_status, body, output, variant, self._charged, attempts, error, tail
         )
         retained = self._retained
+        try:
+            payload = self._sealed_answers(answer) if retained else b""
+        except (JournalFull, OSError):
+            self._finish_unrecorded()
+            return
         closed = ClosedV1(
             self.call_id,
             self.opened_ns + self._env.monotonic_ns() - self._started,
@@ -707,7 +660,7 @@ class Execution:
             error.code if error is not None else "",
             finish,
             retained,
-            self._sealed("answers", MSGPACK.encode(Answers(tuple(self._bodies), answer))) if retained else b"",
+            payload,
         )
         self._env.journal.append(closed, self._closed_written, sync=self.plan.sync)
 
@@ -732,7 +685,7 @@ class Execution:
             kind="server_error",
             retry_after_s=1,
         )
-        tail = b"data: " + error.body() + b"\n\n" if self._streamed else b""
+        tail = _error_event(error) if self._streamed else b""
         status = 200 if self._streamed else 503
         self._client.on_finished(
             CallResult(
@@ -755,88 +708,13 @@ class Execution:
             self._exchange.cancel()
             self._exchange = None
 
-    def _input_estimate(self) -> int:
-        return estimated_tokens(len(self.admitted.raw))
-
-    def _output_estimate(self, body: bytes) -> int:
-        try:
-            message = message_of(body)
-        except Unusable:
-            return estimated_tokens(len(body))
-        size = len((message.content or "").encode("utf-8", "replace"))
-        for call in message.tool_calls or []:
-            function = call.get("function")
-            if isinstance(function, dict):
-                size += len(str(function.get("arguments") or "")) + len(str(function.get("name") or ""))
-        return estimated_tokens(size)
-
-    def _delivered_usage(self) -> Usage:
-        """What a cut answer is charged: what the provider reported so far, at least what it delivered."""
-        relay = self._relay
-        if relay is None:
-            size = sum(len(part) for part in self._body)
-            return Usage(self._input_estimate(), 0, 0, 0, estimated_tokens(size), 0, "estimated")
-        raw = b"".join(self._body)
-        size, events = self._current().dialect.delivered(raw)
-        if self._kept_bytes >= KEPT_BYTES_MAX:
-            size = max(size, self._kept_bytes // 8)
-        delivered = estimated_tokens(size, events)
-        reported = relay.usage
-        if reported is None or reported.source == "none":
-            return Usage(self._input_estimate(), 0, 0, 0, delivered, 0, "estimated")
-        if reported.output_tokens >= delivered or relay.done:
-            return reported
-        return msgspec.structs.replace(reported, output_tokens=delivered, source="estimated")
-
-    def _salvaged_usage(self, step: VariantStep, body: bytes, otherwise: int | None = None) -> Usage:
-        """Usage of an answer that cannot be used but was billed."""
-        try:
-            parsed = parse_json(body)
-        except MalformedJson:
-            parsed = None
-        usage = step.dialect.usage(parsed.get("usage")) if isinstance(parsed, dict) else NO_USAGE
-        if usage.source != "none" or otherwise == 0:
-            return usage
-        return Usage(self._input_estimate(), 0, 0, 0, estimated_tokens(len(body)), 0, "estimated")
+    def _delivered(self) -> Usage:
+        """What an answer is charged that ends here."""
+        kept = b"".join(self._body)
+        if self._relay is None:
+            return cut_usage(self.admitted.raw, kept)
+        return delivered_usage(self._current().dialect, self._relay, self.admitted.raw, kept, self._arrived_bytes)
 
 
-def _unusable(step: VariantStep, why: str) -> RequestError:
-    return RequestError(
-        502, f"the answer of `{step.name}` cannot be used: {why}", code="unusable_answer", kind="server_error"
-    )
-
-
-def _request_id(head: UpstreamHead | None) -> str:
-    if head is None:
-        return ""
-    found = head.headers.get(b"x-request-id") or head.headers.get(b"request-id")
-    return found.decode("latin-1")[:100] if found else ""
-
-
-def _retry_after_ms(head: UpstreamHead | None) -> int:
-    """The pause a provider asked for; -1 where it named none in seconds."""
-    if head is None:
-        return -1
-    said, scale = head.headers.get(b"retry-after-ms"), 1
-    if said is None:
-        said, scale = head.headers.get(b"retry-after"), 1000
-    try:
-        pause = float(said) * scale if said is not None else -1.0
-    except ValueError:
-        return -1
-    if math.isnan(pause):
-        return -1
-    return int(min(pause, PAUSE_MAX_MS)) if pause >= 0 else -1
-
-
-def _images(messages: list[Any]) -> tuple[int, int]:
-    """(inline images, images by URL) in a conversation."""
-    inline = linked = 0
-    for message in messages:
-        content = message.get("content")
-        for part in content if isinstance(content, list) else []:
-            if part.get("type") == "image_url":
-                by_url = not part["image_url"]["url"].startswith("data:")
-                linked += by_url
-                inline += not by_url
-    return inline, linked
+def _error_event(error: RequestError) -> bytes:
+    return b"data: " + error.body() + b"\n\n"

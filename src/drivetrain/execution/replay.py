@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from drivetrain.core.calls import RETAINED_FULL, Answers, AttemptV1, Call
+from drivetrain.core.calls import RETAINED_FULL, Answers, AttemptV1, Call, OpenedV1
 from drivetrain.core.errors import DrivetrainError, RequestError
 from drivetrain.execution.call import CallResult, Environment, Execution
 from drivetrain.execution.plan import Plans
@@ -102,6 +102,7 @@ class _World:
     def __init__(self, recorded: Recorded) -> None:
         pairs = zip(recorded.call.attempts, recorded.answers.attempts, strict=True)
         self._sent = deque((attempt, body) for attempt, body in pairs if _was_sent(attempt))
+        self._client_leaves = recorded.call.status == "aborted"
         self._steps: deque[Callable[[], None]] = deque()
         self.execution: Execution | None = None
 
@@ -132,12 +133,21 @@ class _World:
         if self._sent:
             attempt, body = self._sent.popleft()
             self._steps.append(lambda: self._answer(attempt, body, sink, exchange))
-        else:
+        elif not self._leave():
             failure = UpstreamFailure("connect", "the record holds no further attempt", False)
             self._steps.append(lambda: sink.on_failure(failure))
         return exchange
 
+    def _leave(self) -> bool:
+        """Where the record ends because the client left, it leaves here too."""
+        if not self._client_leaves or self._sent or self.execution is None:
+            return False
+        self.execution.abort()
+        return True
+
     def _answer(self, attempt: AttemptV1, body: bytes, sink: UpstreamSink, exchange: _Exchange) -> None:
+        if self.execution is not None and not self.execution.live:
+            self._leave()  # a whole answer is awaited all the same
         if attempt.status:
             headers = {b"content-type": b"text/event-stream" if attempt.streamed else b"application/json"}
             if attempt.retry_after_ms >= 0:
@@ -157,11 +167,14 @@ class _World:
     # ports.journal.Journal
 
     def append(self, record: Any, then: Callable[[bool], None] | None = None, *, sync: bool = False) -> None:
+        if isinstance(record, OpenedV1):
+            self._leave()
         if then is not None:
             self._steps.append(lambda: then(True))
 
     def _later(self, _delay_s: float, callback: Callable[[], None]) -> None:
-        self._steps.append(callback)
+        if not self._leave():
+            self._steps.append(callback)
 
 
 class _Exchange:
@@ -205,7 +218,7 @@ def _differences(recorded: Recorded, result: CallResult, unused: int) -> list[st
         found.append(f"route: {_said(before)} became {_said(now)}")
     if unused:
         found.append(f"{unused} recorded attempts were not made again")
-    if call.status != result.status and not (call.status == "aborted" and result.status == "answered"):
+    if call.status != result.status:
         found.append(f"status: {call.status} became {result.status}")
     if call.variant != result.variant:
         found.append(f"variant: {call.variant or '-'} became {result.variant or '-'}")

@@ -69,11 +69,13 @@ class Relay(Protocol):
     """The stream has ended well."""
     error: ProviderError | None
     """The provider ended the stream with an error event."""
+    fault: str
+    """Why the stream cannot be read on; nothing behind that place is passed on."""
     tail: bytes
     """The last events, which leave after the record is written."""
 
     def feed(self, data: bytes) -> bytes:
-        """Whole events to pass on now; parts of events wait. Raises: Unusable."""
+        """Whole events to pass on now; parts of events wait. The same, however the stream is split."""
 
     def ended(self) -> bool:
         """The body has ended; whether the answer is whole."""

@@ -11,6 +11,7 @@ from drivetrain.core.codec import JSON, MalformedJson, parse_json
 from drivetrain.core.errors import RequestError
 from drivetrain.core.money import NO_USAGE, Usage
 from drivetrain.providers.answers import (
+    PARTIAL_EVENT_BYTES_MAX,
     ProviderError,
     Reading,
     Target,
@@ -18,7 +19,7 @@ from drivetrain.providers.answers import (
     count,
     error_text,
 )
-from drivetrain.providers.openai_chat import DONE, content_size, event_data, text_bytes, whole_events
+from drivetrain.providers.openai_chat import DONE, TOO_LONG, content_size, event_data, text_bytes, whole_events
 
 VERSION = "2023-06-01"
 ANSWER_TOOL = "drivetrain_answer"
@@ -146,6 +147,7 @@ class AnthropicRelay:
         "_unwrapped",
         "done",
         "error",
+        "fault",
         "finish_reason",
         "tail",
         "usage",
@@ -164,22 +166,27 @@ class AnthropicRelay:
         self.finish_reason = ""
         self.done = False
         self.error: ProviderError | None = None
+        self.fault = ""
         self.tail = b""
 
     def feed(self, data: bytes) -> bytes:
         data, self._partial = whole_events(self._partial + data)
+        if len(self._partial) > PARTIAL_EVENT_BYTES_MAX:
+            self.fault, self._partial = TOO_LONG, b""
         chunks: list[bytes] = []
         for block in data.split(b"\n\n"):
             payload = event_data(block) if block else None
-            if payload is None or self.done:
+            if payload is None or self.done or self.error is not None or self.fault:
                 continue
             try:
                 event = parse_json(payload)
             except MalformedJson as error:
-                raise Unusable(f"an event of the stream is malformed: {error}") from error
-            if not isinstance(event, dict):
-                raise Unusable("an event of the stream is no object")
-            self._take(event, chunks)
+                self.fault = f"an event of the stream is malformed: {error}"
+                continue
+            if isinstance(event, dict):
+                self._take(event, chunks)
+            else:
+                self.fault = "an event of the stream is no object"
         return b"".join(chunks)
 
     def ended(self) -> bool:

@@ -25,6 +25,7 @@ from drivetrain.providers.answers import (
 )
 
 DONE = b"data: [DONE]\n\n"
+TOO_LONG = f"an event of the stream is longer than {PARTIAL_EVENT_BYTES_MAX} bytes"
 
 
 class _PromptDetails(msgspec.Struct):
@@ -131,7 +132,7 @@ class OpenAIChat:
 class OpenAIRelay:
     """Passes events on as they are; holds back parts of events, the usage nobody asked for, and the end."""
 
-    __slots__ = ("_begun", "_include_usage", "_partial", "done", "error", "finish_reason", "tail", "usage")
+    __slots__ = ("_begun", "_include_usage", "_partial", "done", "error", "fault", "finish_reason", "tail", "usage")
 
     def __init__(self, include_usage: bool) -> None:
         self._include_usage = include_usage
@@ -141,6 +142,7 @@ class OpenAIRelay:
         self.finish_reason = ""
         self.done = False
         self.error: ProviderError | None = None
+        self.fault = ""
         self.tail = b""
 
     def feed(self, data: bytes) -> bytes:
@@ -148,33 +150,39 @@ class OpenAIRelay:
             # One whole event on one line, as nearly all reads bring it.
             return data if self._keeps(data[6:-2]) else b""
         data, self._partial = whole_events(self._partial + data)
+        if len(self._partial) > PARTIAL_EVENT_BYTES_MAX:
+            self.fault, self._partial = TOO_LONG, b""
         passed = b""
         kept_from = start = 0
         # Events that pass are cut from `data` in as few pieces as there are events that do not.
         while (end := data.find(b"\n\n", start) + 2) != 1:
             payload = event_data(data[start : end - 2])
             # Without data it is a comment or a ping, which is no answer yet.
-            if not (self._begun and not self.done if payload is None else self._keeps(payload)):
+            if not (self._begun and not self._over if payload is None else self._keeps(payload)):
                 passed += data[kept_from:start]
                 kept_from = end
             start = end
         return passed + data[kept_from:] if kept_from else data
 
     def ended(self) -> bool:
-        if self._partial.strip() and self.error is None:
+        if self._partial.strip() and not self._over:
             # A last event without its blank line still counts where it is whole: some servers forget it.
             rest, self._partial = self._partial + b"\n\n", b""
             self.tail = self.feed(rest) + self.tail
         if self.done:
             return True
-        if self.finish_reason and self.error is None:
+        if self.finish_reason and not self._over:
             self.tail += DONE  # the answer is whole, its server forgot to say so
             return True
         return False
 
+    @property
+    def _over(self) -> bool:
+        return self.done or self.error is not None or bool(self.fault)
+
     def _keeps(self, payload: bytes) -> bool:
-        """Whether an event goes on to the client now. Raises: Unusable."""
-        if self.done or self.error is not None:
+        """Whether an event goes on to the client now."""
+        if self._over:
             return False
         if payload == b"[DONE]":
             self.done = True
@@ -182,10 +190,10 @@ class OpenAIRelay:
             return False
         try:
             event = _EVENT.decode(payload)
-        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-            raise Unusable(f"an event of the stream is malformed: {error}") from error
-        if not payload.isascii():
             require_utf8(payload)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError, Unusable) as error:
+            self.fault = f"an event of the stream is malformed: {error}"
+            return False
         if event.error is not None:
             self.error = error_text(0, JSON.encode({"error": event.error}))
             return False
@@ -212,10 +220,7 @@ def require_utf8(data: bytes) -> None:
 
 
 def whole_events(data: bytes) -> tuple[bytes, bytes]:
-    """(whole events with LF line ends, the part of an event behind them).
-
-    Raises: Unusable where that part is longer than any event may be.
-    """
+    """(whole events with LF line ends, the part of an event behind them)."""
     held = b""
     if b"\r" in data:
         if data.endswith(b"\r"):  # a line's end may be split between two reads
@@ -224,8 +229,6 @@ def whole_events(data: bytes) -> tuple[bytes, bytes]:
     end = data.rfind(b"\n\n") + 2
     if end == 1:
         end = 0
-    if len(data) - end > PARTIAL_EVENT_BYTES_MAX:
-        raise Unusable(f"an event of the stream is longer than {PARTIAL_EVENT_BYTES_MAX} bytes")
     return data[:end], data[end:] + held
 
 
