@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEMO_FLAGS := $(if $(ONCE),--once) $(if $(DATA),--data $(DATA)) $(if $(JSON),--json)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint format bench bench-peers soak docs-check lock clean
+.PHONY: help demo test test-fast lint format bench bench-peers soak lock clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'

@@ -6,6 +6,7 @@ Pages are written for a project on its usual ports. Here the addresses `http://1
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -31,10 +32,8 @@ class DocProject:
         self._simulator_url = simulator_url
         self._gateway: subprocess.Popen[str] | None = None
         self._gateway_url = ""
-        try:
+        with contextlib.suppress(SystemExit):
             main(["init", str(root)])
-        except SystemExit as ended:
-            assert not ended.code
         settings = root / "drivetrain.toml"
         text = settings.read_text()
         assert SIMULATOR in text, "the template's simulator has another port than the pages say"
@@ -42,11 +41,14 @@ class DocProject:
 
     def python(self, code: str) -> subprocess.CompletedProcess[str]:
         """`code` as a program of its own, in the project's folder."""
-        return self._run([sys.executable, "-c", self._placed(code)])
+        return self._run([sys.executable, "-W", "error", "-c", self._placed(code)])
 
-    def bash(self, script: str) -> subprocess.CompletedProcess[str]:
-        """`script` in one shell that ends at the first command that fails; stderr is part of stdout."""
-        return self._run(["bash", "-e", "-o", "pipefail", "-c", f"exec 2>&1\n{self._placed(script)}"])
+    def bash(self, command: str, folder: Path) -> tuple[subprocess.CompletedProcess[str], Path]:
+        """One command of a block, in `folder`; stderr is part of stdout. The second is where a `cd` has led."""
+        now = self.root.parent / "folder-now"
+        script = f"exec 2>&1\ncd '{folder}'\n{self._placed(command)}\npwd > '{now}'"
+        ran = self._run(["bash", "-e", "-o", "pipefail", "-c", script])
+        return ran, Path(now.read_text().strip()) if ran.returncode == 0 else folder
 
     def close(self) -> None:
         """Ends the gateway."""
@@ -56,7 +58,7 @@ class DocProject:
 
     def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-        environ = {**os.environ, "PATH": path, "PYTHONPATH": str(self.root), "PYTHONWARNINGS": "error", "NO_COLOR": "1"}
+        environ = {**os.environ, "PATH": path, "PYTHONPATH": str(self.root), "NO_COLOR": "1"}
         return subprocess.run(
             command, cwd=self.root, env=environ, capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False
         )

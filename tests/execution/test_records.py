@@ -73,7 +73,7 @@ def test_a_client_that_left_hears_nothing_of_a_full_disk(plans: Plans) -> None:
     assert len(world.client.finished) == 1
 
 
-@pytest.mark.parametrize("fault", [OSError, JournalFull])
+@pytest.mark.parametrize("fault", [OSError, JournalFull, RuntimeError])
 @pytest.mark.parametrize("stream", [False, True])
 def test_no_answer_leaves_where_its_payload_cannot_be_sealed(
     plans: Plans, stream: bool, fault: type[Exception], capfd: pytest.CaptureFixture[str]
@@ -86,7 +86,7 @@ def test_no_answer_leaves_where_its_payload_cannot_be_sealed(
     assert b"Fine." not in world.result.body + world.result.tail
 
 
-@pytest.mark.parametrize("fault", [OSError, JournalFull])
+@pytest.mark.parametrize("fault", [OSError, JournalFull, RuntimeError])
 @pytest.mark.parametrize("refused", [{"request"}, {"request", "answers"}])
 @pytest.mark.parametrize("workflow", ["plain", "triage", "frugal"])
 def test_nobody_is_asked_where_the_request_cannot_be_sealed(
@@ -163,3 +163,30 @@ def test_a_client_that_breaks_when_it_is_told_does_not_spoil_its_record(
     assert len(world.closed) == 1
     assert world.closed[0].status == "failed"
     assert world.closed[0].cost_nano_usd > 0
+
+
+@pytest.mark.parametrize("attempt", [1, 2, 3])
+def test_a_transport_that_breaks_ends_the_call(
+    plans: Plans, attempt: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    world = World(plans, *[refuses(500)] * (attempt - 1))
+    send = world.send
+
+    def breaking(request: Any, sink: Any) -> Any:
+        if len(world.exchanges) == attempt - 1:
+            raise RuntimeError("no more sockets")
+        return send(request, sink)
+
+    world.send = breaking  # type: ignore[method-assign]
+    world.call("plain", chat())
+    assert world.result.status == "failed"
+    assert world.result.http_status == 500
+    assert len(world.closed) == 1
+
+
+def test_a_fault_when_the_client_leaves_ends_the_call(plans: Plans, capfd: pytest.CaptureFixture[str]) -> None:
+    world = World(plans, streams(events("x", "y")))
+    world.vault.refuse, world.vault.fault = frozenset({"answers"}), RuntimeError
+    world.abort_at = 5
+    world.call("plain", chat(stream=True))
+    assert len(world.client.finished) == 1

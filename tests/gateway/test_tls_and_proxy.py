@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
 import socket
 import threading
@@ -56,6 +57,17 @@ class World:
         self.tunnels = Tunnels()
         self.mute = socket.create_server(("127.0.0.1", 0), backlog=64)
         """Connections come about, in the kernel; nobody ever says a word."""
+        self.no_tls = socket.create_server(("127.0.0.1", 0), backlog=64)
+        threading.Thread(target=self._speak_plainly, daemon=True).start()
+
+    def _speak_plainly(self) -> None:
+        """Answers whatever comes as a server without TLS does."""
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self.no_tls.accept()
+                with connection:
+                    connection.recv(65_536)
+                    connection.sendall(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")
 
     @property
     def upstreams(self) -> list[Upstream]:
@@ -78,7 +90,7 @@ class World:
             "no-pem": (self.good.url, 'ca_file = "certificates/text.pem"\n' + key),
             "misnamed": (self.misnamed.url, CA_LINE + key),
             "expired": (self.expired.url, CA_LINE + key),
-            "no-tls": (f"https://127.0.0.1:{self.plain.port}", CA_LINE + key),
+            "no-tls": (f"https://127.0.0.1:{self.no_tls.getsockname()[1]}", CA_LINE + key),
             "mute": (f"https://127.0.0.1:{self.mute.getsockname()[1]}", CA_LINE + hurried + key),
             "tunnel": (self.good.url, CA_LINE + through + hurried + key),
             "secret-tunnel": (self.good.url, CA_LINE + secret + key),
@@ -98,6 +110,8 @@ class World:
         for name in providers:
             variant = f'{{ name = "only", model = "{name}/m", first_byte_timeout_ms = 3_000 }}'
             tables += [model(f"{name}/m"), workflow(name, variant), workflow(f"{name}-once", variant, more=ONCE)]
+        hurried_variant = '{ name = "only", model = "few/m", first_byte_timeout_ms = 300 }'
+        tables.append(workflow("few-hurried", hurried_variant, more=ONCE))
         return settings(tables="".join(tables))
 
     def answer(self, script: Any) -> None:
@@ -121,6 +135,8 @@ def world() -> Iterator[World]:
             made.six.__exit__()
             made.six_tls.__exit__()
         made.mute.close()
+        made.no_tls.shutdown(socket.SHUT_RDWR)
+        made.no_tls.close()
 
 
 @pytest.fixture(scope="module")
@@ -258,15 +274,10 @@ def test_a_ca_file_that_is_none_is_an_error_and_never_the_systems(gateway: Serve
     assert world.good.asked == []
 
 
-def test_a_provider_that_speaks_no_tls_is_a_502(gateway: Served, world: World) -> None:
-    def plain(_asked: Asked, _to: Wire) -> None:
-        raise AssertionError("a request reached a port without TLS")
-
-    world.plain.on("", plain)
-    # The plain server reads the greeting as a head without end, so its own side must end it.
-    answer = asked(gateway, "mute-once")
-    assert answer.status == 504
-    assert world.plain.asked == []
+def test_a_provider_that_speaks_no_tls_is_a_502(gateway: Served) -> None:
+    answer = asked(gateway, "no-tls-once")
+    assert answer.status == 502
+    assert records(gateway, answer).attempts[0].failure == "tls"
 
 
 def test_a_handshake_that_never_ends_is_a_504_in_time(gateway: Served) -> None:
@@ -331,11 +342,11 @@ def test_an_http_provider_is_asked_for_by_its_whole_address(gateway: Served, wor
 @pytest.mark.parametrize("status", [b"407 Proxy Authentication Required", b"403 Forbidden", b"502 Bad Gateway"])
 def test_a_proxy_that_opens_no_tunnel_is_a_502_that_says_so(gateway: Served, world: World, status: bytes) -> None:
     world.tunnels.answer = REFUSED % status
-    # Tunnels that are open already would be used.
     answer = asked(gateway, "expired-tunnel")
     assert answer.status == 502
     assert answer.error["code"] == "upstream_unreachable"
     call = records(gateway, answer)
+    assert world.expired.asked == []
     assert len(world.tunnels.heads) == len(call.attempts) <= 4
     assert {one.failure for one in call.attempts} == {"connect"}
     assert f"the proxy answered {status[:3].decode()}" in call.attempts[0].reason
@@ -471,10 +482,9 @@ def test_who_waits_too_long_for_a_connection_is_a_504_and_takes_none(gateway: Se
         first = [clients.submit(asked, gateway, "few-once") for _ in range(2)]
         while len(world.plain.below("/few")) < 2:
             time.sleep(0.01)
-        answer = asked(gateway, "few-once")
+        answer = asked(gateway, "few-hurried")
         held.set()
-        for one in first:
-            one.result()
+        assert [text(one.result()) for one in first] == ["late", "late"]
     assert answer.status == 504
     assert len(world.plain.below("/few")) == 2
     world.plain.on("/few", http(completion("free again")))

@@ -16,11 +16,14 @@ def forget_command(
     from drivetrain.adapters.files import FileVault
     from drivetrain.adapters.sqlite import SqliteControlLog
     from drivetrain.cli.places import ledger_places
-    from drivetrain.embedded.calls import person
+    from drivetrain.embedded.applying import person
 
     places = ledger_places(project)
     vault = FileVault(places.keys_folder, payload_days=places.payload_days)
     keys = vault.forget(user)
+    if not keys:
+        typer.echo(f"no payload of `{user}` is kept; is it spelled as `drivetrain calls show` has it?", err=True)
+        raise typer.Exit(1)
     # The log says that somebody was forgotten, not who: it is kept for ever.
     SqliteControlLog(places.control_log, places.keys_folder).append(
         kind="forget", actor=person(), subject=vault.digest(user.encode()).hex()[:16], body={"keys": keys}

@@ -46,6 +46,7 @@ def application(given: list[str]) -> Any:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # its markup would swallow `[gateway]`
     )
 
     @app.callback(invoke_without_command=True)

@@ -36,11 +36,7 @@ def replay_command(
     def plans_of(short_hash: str) -> Plans:
         wanted = present.short_hash if current else short_hash
         if wanted not in stored:
-            snapshot = (
-                present
-                if wanted == present.short_hash
-                else load_stored(present.data_folder.parent / "snapshots", wanted, root)
-            )
+            snapshot = present if wanted == present.short_hash else load_stored(present.snapshots_folder, wanted, root)
             stored[wanted] = compile_plans(snapshot, lambda _reference: "replay-needs-no-secret")
         return stored[wanted]
 

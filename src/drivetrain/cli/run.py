@@ -27,7 +27,7 @@ def run_command(
     root = project or find_root(Path.cwd())
     result = calls.call(root, workflow, raw, env)
     if result.error is not None:
-        typer.echo(f"drivetrain: {result.error}\nCall {result.call_id}: see `drivetrain calls show`.", err=True)
+        typer.echo(f"drivetrain: {calls.explained(result, result.error)}", err=True)
         raise typer.Exit(1)
     output = calls.output_of(result, calls.project(root, env).snapshot.workflows[workflow])
     text = output if isinstance(output, str) else msgspec.json.encode(output).decode()

@@ -16,20 +16,13 @@ def serve_command(
     workers: Annotated[int, typer.Option(min=1, max=256, help="Worker processes; one per core is best.")] = 1,
 ) -> None:
     """Serve a project: POST /v1/chat/completions with a workflow's name as the model."""
-    from drivetrain.adapters.sqlite import SqliteControlLog
-    from drivetrain.embedded.calls import person
+    from drivetrain.embedded.applying import apply
     from drivetrain.gateway.supervisor import serve
     from drivetrain.project.files import find_root
     from drivetrain.project.load import load
-    from drivetrain.project.stored import store
-    from drivetrain.version import VERSION
 
     snapshot = load(project or find_root(Path.cwd()), env)
-    store(snapshot, snapshot.data_folder.parent / "snapshots")
-    body = {"project": snapshot.name, "environment": snapshot.environment, "version": VERSION}
-    SqliteControlLog(snapshot.data_folder / "control.db", snapshot.keys_folder).append(
-        kind="apply", actor=person(), subject=snapshot.hash, body=body
-    )
+    apply(snapshot)
 
     def announce(bound_host: str, bound_port: int) -> None:
         shown = f"[{bound_host}]" if ":" in bound_host else bound_host

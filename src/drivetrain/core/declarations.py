@@ -10,7 +10,7 @@ import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
-from typing import Any, Generic, Never, TypeVar
+from typing import Any, Generic, Never, TypeVar, dataclass_transform
 
 import msgspec
 
@@ -25,6 +25,7 @@ DURABILITIES = ("write", "audit")
 CHAT_INPUTS = ("last_user_message", "json", "conversation")
 
 
+@dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
 class Record(msgspec.Struct, frozen=True):
     """Base of a workflow's input and output types; fields are typed as in any msgspec Struct."""
 

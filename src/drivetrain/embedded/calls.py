@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import getpass
 import os
 import threading
 import time
@@ -17,6 +16,7 @@ import msgspec
 from drivetrain.core.calls import Attribution
 from drivetrain.core.declarations import Workflow
 from drivetrain.core.errors import DrivetrainError, RequestError, did_you_mean
+from drivetrain.embedded.applying import keep, person
 from drivetrain.embedded.runtime import Runtime
 from drivetrain.execution.admission import Admitted
 from drivetrain.execution.call import CallResult, Execution
@@ -34,6 +34,7 @@ class Project:
 
     def __init__(self, root: Path, environment: str | None) -> None:
         self.snapshot = load(root, environment)
+        keep(self.snapshot)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="drivetrain", daemon=True)
         self._thread.start()
@@ -129,8 +130,17 @@ def answer(workflow: Workflow[Any, Any], value: Any) -> Any:
     root = Path(workflow.project) if workflow.project else find_root(Path(workflow.place.file).parent)
     result = project(root).call(workflow.name, _as_json(workflow, value))
     if result.error is not None:
-        raise result.error
+        raise explained(result, result.error)
     return output_of(result, workflow)
+
+
+def explained(result: CallResult, error: RequestError) -> RequestError:
+    """The error with what the last attempt said, for whoever runs this process and may know its addresses."""
+    reason = result.attempts[-1].reason if result.attempts else ""
+    what = error.what if not reason or reason in error.what else f"{error.what} ({reason})"
+    told = RequestError(error.status, what, code=error.code, kind=error.kind, param=error.param)
+    told.do = f"`drivetrain calls show {result.call_id}` tells what was tried."
+    return told
 
 
 def output_of(result: CallResult, workflow: Workflow[Any, Any]) -> Any:
@@ -148,14 +158,6 @@ def _as_json(workflow: Workflow[Any, Any], value: Any) -> bytes:
     if workflow.input is None and isinstance(value, str):
         value = {"messages": [{"role": "user", "content": value}]}
     return msgspec.json.encode(value)
-
-
-def person() -> str:
-    """Who runs this process; empty where the system does not say."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return ""
 
 
 __all__ = ["Project", "RequestError", "answer", "call", "close", "output_of", "project"]

@@ -80,7 +80,7 @@ class Gateway:
         try:
             if handler is not None:
                 return handler(request, connection)
-            return self._other(request, connection)
+            return self._other(method, request, connection)
         except RequestError as error:
             self._refuse(connection, error)
         except RecursionError:
@@ -91,15 +91,15 @@ class Gateway:
             self._refuse(connection, RequestError(500, message, code="internal_error", kind="server_error"))
         return None
 
-    def _other(self, request: Request, connection: Connection) -> Exchange | None:
+    def _other(self, method: bytes, request: Request, connection: Connection) -> Exchange | None:
         path = request.path.split(b"?", 1)[0]
         if path != request.path:
-            handler = self._handlers.get((request.method, path))
+            handler = self._handlers.get((method, path))
             if handler is not None:
                 return handler(request, connection)
         if path.startswith(b"/v1/workflows/") and request.method == b"POST":
             return self._workflow(path[14:], request, connection)
-        if path.startswith(b"/v1/models/") and request.method == b"GET":
+        if path.startswith(b"/v1/models/") and method == b"GET":
             return self._model(path[11:], request, connection)
         if path in self._paths or path.startswith((b"/v1/workflows/", b"/v1/models/")):
             said = request.method.decode("latin-1")

@@ -104,16 +104,30 @@ def publish(folder: Path, worker: str, published: Published) -> None:
 
 
 def read_others(folder: Path, worker: str) -> list[Published]:
-    """What the other workers published last."""
+    """What the other workers published last. worker: `NAME-PID`; files of ended processes are removed."""
     found = []
     for path in sorted(folder.glob("*.metrics")):
         if path.stem == worker:
+            continue
+        if not _lives(path.stem):
+            path.unlink(missing_ok=True)
             continue
         try:
             found.append(_DECODER.decode(path.read_bytes()))
         except (OSError, msgspec.MsgspecError):
             continue  # it is being replaced or its worker is gone
     return found
+
+
+def _lives(worker: str) -> bool:
+    pid = worker.rpartition("-")[2]
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def text(workers: list[Published]) -> str:

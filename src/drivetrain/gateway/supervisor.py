@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from drivetrain.core.errors import DrivetrainError
-from drivetrain.gateway.worker import listening_socket, run_worker
+from drivetrain.gateway.worker import listening_socket, reloaded, run_worker
 from drivetrain.project.snapshot import Snapshot
 
 RESTART_WINDOW_S = 10.0
@@ -59,7 +59,9 @@ def _supervise(snapshot: Snapshot, host: str, port: int, workers: int, announce:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
                 listening = listening_socket(host, bound, shared=True)
-                run_worker(snapshot, listening, name=f"w{index}-{os.getpid()}", ready=lambda: _tell(write_end))
+                run_worker(
+                    snapshot, listening, name=f"w{index}-{os.getpid()}", ready=lambda: _tell(write_end), supervised=True
+                )
                 code = 0
             except DrivetrainError as error:
                 print(f"drivetrain: worker {index}: {error}", file=sys.stderr)
@@ -70,16 +72,28 @@ def _supervise(snapshot: Snapshot, host: str, port: int, workers: int, announce:
         os.read(read_end, 1)  # ready, or gone
         os.close(read_end)
 
+    def reload(_signum: int, _frame: object) -> None:
+        """The project as it is now, for the workers that run and for those that follow them."""
+        nonlocal snapshot
+        try:
+            snapshot = reloaded(snapshot)
+        except DrivetrainError as error:
+            print(f"drivetrain: the project was not loaded, the old one is served on.\n{error}", file=sys.stderr)
+            return
+        for pid in list(children):
+            _kill(pid, signal.SIGHUP)
+
     def forward(signum: int, _frame: object) -> None:
         nonlocal ended
-        ended = ended or signum != signal.SIGHUP
+        ended = True
         for pid in list(children):
             _kill(pid, signum)
 
     for index in range(workers):
         start(index)
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, forward)
+    signal.signal(signal.SIGHUP, reload)
     announce(host, bound)
     while children:
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import os
 import signal
 import socket
 import sys
@@ -13,20 +12,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 from drivetrain.core.errors import DrivetrainError
+from drivetrain.embedded.applying import apply
 from drivetrain.embedded.runtime import Runtime
-from drivetrain.execution.plan import Plans
 from drivetrain.gateway.application import Gateway
 from drivetrain.gateway.http import Connections
-from drivetrain.gateway.identity import KeyRing
+from drivetrain.gateway.key_watch import key_watch
 from drivetrain.gateway.metrics import publish
-from drivetrain.project.load import load
-from drivetrain.project.secrets import resolve
-from drivetrain.project.snapshot import SecretRef, Snapshot
+from drivetrain.project.load import load, unload
+from drivetrain.project.snapshot import Snapshot
 
 DRAIN_S = 30.0
 """How long calls may take to end after SIGTERM; then they are cut, and recorded as such."""
 PUBLISH_S = 0.5
 DAY_S = 86_400
+OLD_SNAPSHOT_S = 600.0
+"""How long the code of a replaced Snapshot stays importable for the calls that began with it."""
 BACKLOG = 2048
 
 
@@ -51,40 +51,51 @@ def listening_socket(host: str, port: int, *, shared: bool) -> socket.socket:
 
 
 def run_worker(
-    snapshot: Snapshot, listening: socket.socket, *, name: str, ready: Callable[[], None] | None = None
+    snapshot: Snapshot,
+    listening: socket.socket,
+    *,
+    name: str,
+    ready: Callable[[], None],
+    supervised: bool = False,
 ) -> None:
-    """Serves until SIGTERM or SIGINT; SIGHUP loads the project anew."""
+    """Serves until SIGTERM or SIGINT; SIGHUP loads the project anew, which a supervisor has stored and logged."""
     new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
     if sys.platform != "win32":
         import uvloop
 
         new_loop = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(_serve(snapshot, listening, name, ready))
+        runner.run(_serve(snapshot, listening, name, ready, supervised=supervised))
 
 
-async def _serve(snapshot: Snapshot, listening: socket.socket, name: str, ready: Callable[[], None] | None) -> None:
+async def _serve(
+    snapshot: Snapshot, listening: socket.socket, name: str, ready: Callable[[], None], *, supervised: bool
+) -> None:
     loop = asyncio.get_running_loop()
     runtime = Runtime(snapshot, loop)
     run_folder = snapshot.data_folder / "run"
     run_folder.mkdir(parents=True, exist_ok=True)
-    gateway = Gateway(runtime, key_ring, worker=name, run_folder=run_folder)
+    keys = key_watch(snapshot, listening)
+    gateway = Gateway(runtime, keys.ring, worker=name, run_folder=run_folder)
     connections = Connections(loop, gateway, snapshot.gateway)
     gateway.client_connections = lambda: len(connections.open)
     gateway.early_refusals = lambda: connections.refused
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, _reload, runtime, gateway, snapshot.root, snapshot.environment)
+    loop.add_signal_handler(signal.SIGHUP, lambda: _reload(runtime, gateway, supervised=supervised))
     server = await loop.create_server(connections, sock=listening)
     gateway.started = True
-    tasks = [loop.create_task(_publish(gateway, run_folder, name)), loop.create_task(_expire_daily(runtime))]
+    tasks = [
+        loop.create_task(_publish(gateway, run_folder, name)),
+        loop.create_task(_expire_daily(runtime)),
+        loop.create_task(keys.watch(gateway.reload)),
+    ]
     # What start-up made stays: the collector need not look at it again.
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
-    if ready is not None:
-        ready()
+    ready()
     await stop.wait()
     gateway.draining = True
     server.close()
@@ -116,23 +127,24 @@ async def _expire_daily(runtime: Runtime) -> None:
         await asyncio.sleep(DAY_S)
 
 
-def key_ring(plans: Plans) -> KeyRing:
-    """The keys of a Snapshot, with their secrets looked up here."""
-    snapshot = plans.snapshot
-
-    def secret(reference: SecretRef) -> str:
-        return resolve(reference, snapshot.root, os.environ, used_by="keys")
-
-    return KeyRing(snapshot, secret)
+def reloaded(before: Snapshot) -> Snapshot:
+    """The project of `before` as its folder is now, stored and logged. Raises: DrivetrainError, and nothing changed."""
+    after = load(before.root, before.environment)
+    if after.hash != before.hash:
+        apply(after)
+    return after
 
 
-def _reload(runtime: Runtime, gateway: Gateway, root: Path, environment: str) -> None:
+def _reload(runtime: Runtime, gateway: Gateway, *, supervised: bool) -> None:
     before = runtime.plans
     try:
-        runtime.reload(load(root, environment))
+        now = before.snapshot
+        runtime.reload(load(now.root, now.environment) if supervised else reloaded(now))
         gateway.reload()
     except DrivetrainError as error:
         runtime.plans = before
         print(f"drivetrain: the project was not loaded, the old one is served on.\n{error}", file=sys.stderr)
-    else:
-        print(f"drivetrain: serving snapshot {runtime.plans.snapshot.short_hash}", file=sys.stderr)
+        return
+    print(f"drivetrain: serving snapshot {runtime.plans.snapshot.short_hash}", file=sys.stderr)
+    # Its calls may still import what their functions import.
+    runtime.loop.call_later(OLD_SNAPSHOT_S, unload, before.snapshot)

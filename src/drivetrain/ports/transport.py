@@ -37,7 +37,6 @@ READ_HEADERS = frozenset(
         b"retry-after-ms",
         b"x-request-id",
         b"request-id",
-        b"x-should-retry",
     }
 )
 

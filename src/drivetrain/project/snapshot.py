@@ -155,6 +155,11 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         return self.root / self.ledger.folder
 
     @property
+    def snapshots_folder(self) -> Path:
+        """Where Snapshots are stored by hash; in the project, wherever its records go."""
+        return self.root / ".drivetrain" / "snapshots"
+
+    @property
     def keys_folder(self) -> Path:
         """Where payload keys are kept."""
         return self.root / self.ledger.keys_folder

@@ -11,6 +11,8 @@ Out = TypeVar("Out")
 
 _FENCE = re.compile(r"```[a-zA-Z0-9_-]*[ \t]*\r?\n(.*?)\r?\n?```", re.DOTALL)
 _STRING_OR_TRAILING_COMMA = re.compile(r'"(?:[^"\\]|\\.)*"|,(?=\s*[}\]])', re.DOTALL)
+_QUOTED = re.compile(r" '.*'", re.DOTALL)
+"""What a decoder quotes is the model's text, which belongs into payloads only."""
 TEXT_CHARS_MAX = 1_000_000
 """Longer texts are not repaired."""
 
@@ -49,7 +51,7 @@ class OutputReader:
                 return Parsed(self._decoder.decode(mended), repair, mended)
             except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
                 first = error if isinstance(error, msgspec.ValidationError) else first
-        reason = "it is nested too deeply" if isinstance(first, RecursionError) else str(first)
+        reason = "it is nested too deeply" if isinstance(first, RecursionError) else _QUOTED.sub("", str(first))
         raise Misfit(f"the answer is no {self._name}: {reason}")
 
 

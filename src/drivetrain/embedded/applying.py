@@ -1,0 +1,39 @@
+"""A Snapshot goes live: its content is stored by its hash for replays, and the control log says so."""
+
+from __future__ import annotations
+
+import getpass
+
+from drivetrain.adapters.sqlite import SqliteControlLog
+from drivetrain.core.errors import DrivetrainError
+from drivetrain.project.snapshot import Snapshot
+from drivetrain.project.stored import store
+from drivetrain.version import VERSION
+
+
+def apply(snapshot: Snapshot) -> None:
+    """Store and log it. Raises: DrivetrainError where a folder cannot be written."""
+    keep(snapshot)
+    body = {"project": snapshot.name, "environment": snapshot.environment, "version": VERSION}
+    log = SqliteControlLog(snapshot.data_folder / "control.db", snapshot.keys_folder)
+    log.append(kind="apply", actor=person(), subject=snapshot.hash, body=body)
+
+
+def keep(snapshot: Snapshot) -> None:
+    """Store its content, so that its Calls can be replayed whatever becomes of the folder."""
+    try:
+        store(snapshot, snapshot.snapshots_folder)
+    except OSError as error:
+        raise DrivetrainError(
+            f"Snapshot {snapshot.short_hash} cannot be stored: {error.strerror}.",
+            looked=[str(snapshot.snapshots_folder)],
+            do="Make the folder writable; without it no Call could be replayed.",
+        ) from error
+
+
+def person() -> str:
+    """Who runs this process; empty where the system does not say."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""

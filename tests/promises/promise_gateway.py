@@ -1,0 +1,213 @@
+"""A gateway with its supervisor and workers that tests start, kill and start again on one folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from support.projects import model, provider, settings, workflow
+
+from drivetrain.core.calls import Call
+from drivetrain.ledger.reader import LedgerReader
+
+START = "from drivetrain.cli.main import main; main()"
+READY = re.compile(r"drivetrain serving .* on http://127\.0\.0\.1:(\d+)/v1")
+READY_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 15.0
+
+
+class Gateway:
+    """`drivetrain serve` on a folder; each `start()` is a new life of it."""
+
+    def __init__(self, root: Path, *, workers: int = 1, environ: Mapping[str, str] | None = None) -> None:
+        self.root = root
+        self.port = 0
+        self._workers = workers
+        self._environ = {**os.environ, **(environ or {})}
+        self._child: subprocess.Popen[str] | None = None
+        self._stderr = root / "stderr.txt"
+
+    def write(self, files: Mapping[str, str]) -> None:
+        for name, text in files.items():
+            path = self.root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+
+    def start(self) -> Gateway:
+        """A new life; returns once requests are answered."""
+        command = [sys.executable, "-c", START, "serve", "--project", str(self.root)]
+        command += ["--port", str(self.port), "--workers", str(self._workers)]
+        with self._stderr.open("a") as said:
+            self._child = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=said, text=True, env=self._environ
+            )
+        self.port = _read_port(self._child, self._stderr)
+        return self
+
+    @property
+    def pid(self) -> int:
+        """Of the supervisor, or of the only worker."""
+        assert self._child is not None
+        return self._child.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._child is not None and self._child.poll() is None
+
+    @property
+    def worker_pids(self) -> list[int]:
+        if self._workers == 1:
+            return [self.pid]
+        try:
+            children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
+        except OSError:
+            return []
+        return [int(pid) for pid in children.split()]
+
+    @property
+    def stderr(self) -> str:
+        return self._stderr.read_text(errors="replace") if self._stderr.exists() else ""
+
+    @property
+    def data_folder(self) -> Path:
+        return self.root / ".drivetrain" / "data"
+
+    def calls(self) -> list[Call]:
+        return sorted(LedgerReader(self.data_folder).calls(), key=lambda call: call.opened_ns)
+
+    def call(self, call_id: str, wait_s: float = 3.0) -> Call:
+        """The Call, as soon as it is closed."""
+        deadline = time.monotonic() + wait_s
+        while True:
+            found = LedgerReader(self.data_folder).call(call_id)
+            if found is not None and found.closed_ns:
+                return found
+            assert time.monotonic() < deadline, f"Call {call_id} is not closed after {wait_s} s: {found}"
+            time.sleep(0.02)
+
+    def signal(self, signum: int) -> None:
+        os.kill(self.pid, signum)
+
+    def wait(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
+        """The exit code."""
+        assert self._child is not None
+        return self._child.wait(timeout_s)
+
+    def kill(self) -> None:
+        """`kill -9` of everything at once."""
+        assert self._child is not None
+        if self._child.poll() is None:
+            if self._workers > 1:
+                self.signal(signal.SIGSTOP)  # so that it starts no other while its workers are killed
+            workers = self.worker_pids
+            for pid in [self.pid, *workers]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            self._child.wait()
+            for pid in workers:
+                assert gone(pid), f"worker {pid} lives on"
+        self._close()
+
+    def stop(self) -> int:
+        """SIGTERM; the exit code."""
+        assert self._child is not None
+        if self._child.poll() is None:
+            self._child.terminate()
+            try:
+                self._child.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        self._close()
+        return self._child.returncode
+
+    def command(self, *arguments: str, check: bool = True) -> str:
+        """What a command of drivetrain prints about this project."""
+        ended = subprocess.run(
+            [sys.executable, "-c", START, *arguments, "--project", str(self.root)],
+            capture_output=True, text=True, timeout=30, env=self._environ,
+        )  # fmt: skip
+        assert not check or ended.returncode == 0, f"{arguments} ended with {ended.returncode}: {ended.stderr}"
+        return ended.stdout
+
+    def _close(self) -> None:
+        if self._child is not None and self._child.stdout is not None:
+            self._child.stdout.close()
+
+
+@contextlib.contextmanager
+def gateway(
+    files: Mapping[str, str], *, workers: int = 1, environ: Mapping[str, str] | None = None, start: bool = True
+) -> Iterator[Gateway]:
+    """A gateway on a folder of its own, ended with the block."""
+    root = Path(tempfile.mkdtemp(prefix="drivetrain-promise-"))
+    made = Gateway(root, workers=workers, environ=environ)
+    try:
+        made.write(files)
+        if start:
+            made.start()
+        yield made
+    finally:
+        if made.alive:
+            made.stop()
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def gone(pid: int, wait_s: float = 3.0) -> bool:
+    """Whether a process ends within that time (a zombie has ended)."""
+    deadline = time.monotonic() + wait_s
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state in ("Z", "X"):
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def eventually(what: Any, wait_s: float = 5.0, every_s: float = 0.02) -> Any:
+    """`what()` as soon as it is true; its last value where it never is."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        found = what()
+        if found or time.monotonic() > deadline:
+            return found
+        time.sleep(every_s)
+
+
+def chat_project(upstream: str, *, more: str = "", ledger: str = 'retention = "full"\n') -> dict[str, str]:
+    """A project with one plain chat workflow `help` on the simulator's `m`."""
+    tables = provider("sim", f"{upstream}/v1") + model("sim/m") + workflow("help", "sim/m") + more
+    return {"drivetrain.toml": settings(ledger=ledger, tables=tables)}
+
+
+def simulated(**more: Any) -> dict[str, Any]:
+    """A simulator's model at the price of `support.projects.PRICES`."""
+    return {"dialect": "openai", "usd_per_million_input": "1", "usd_per_million_output": "2", **more}
+
+
+def _read_port(child: subprocess.Popen[str], stderr: Path) -> int:
+    assert child.stdout is not None
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        readable, _, _ = select.select([child.stdout], [], [], 0.2)
+        if readable:
+            line = child.stdout.readline()
+            found = READY.search(line)
+            if found:
+                return int(found[1])
+            if not line:
+                break
+    raise AssertionError(f"the gateway was not ready; on stderr it said:\n{stderr.read_text()[-2000:]}")

@@ -1,0 +1,422 @@
+"""A recorded Call gives the same route, verdicts, cost and answer when it is replayed, whatever happened to it.
+
+Real calls through every door of a real gateway, against a simulator that fails in every way it knows.
+DRIVETRAIN_SEED=n repeats the requests.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from promise_gateway import START, Gateway, chat_project, gateway, simulated
+from support import wire
+from support.projects import model, provider, settings, workflow
+
+from drivetrain.adapters.files import FileVault
+from drivetrain.core.calls import RETAINED_FULL, Call
+from drivetrain.core.errors import DrivetrainError
+from drivetrain.execution.plan import Plans, compile_plans
+from drivetrain.execution.replay import open_payloads, replay
+from drivetrain.ledger.reader import LedgerReader
+from drivetrain.project.load import load
+from drivetrain.simulator import SimulatorProcess
+
+SEED = int(os.environ.get("DRIVETRAIN_SEED") or random.SystemRandom().randrange(2**32))
+CALLS = 320
+CLIENTS = 8
+FAILURES = (
+    "status:429", "status:500", "status:503", "status:529", "status:400", "status:404", "status:401", "cut",
+    "cut_at_byte:0", "cut_at_byte:300", "stall_before_first_byte:0.4", "stall_mid_stream:0.6", "error_mid_stream",
+    "malformed", "fenced", "trailing_comma", "truncated_json", "empty", "malformed_body", "oversized:50000",
+    "bad_utf8", "negative_usage", "no_usage", "explicit_zero_usage", "overrun",
+)  # fmt: skip
+CODE = '''
+import drivetrain as dt
+
+WHO = {"owner": "team@acme.example", "team": "support", "use_case": "tests"}
+
+
+class Ticket(dt.Record):
+    text: str
+
+
+class Route(dt.Record):
+    intent: str
+    confidence: float | None = None
+
+
+def polite(output, given):
+    if "rude" in given.text:
+        raise dt.Reject("not like this")
+    if "fault" in given.text:
+        raise ValueError("a fault of the project's")
+    return len(output) > 2 or "too short"
+
+
+triage = dt.Workflow(
+    "triage", input=Ticket, output=Route, **WHO,
+    route=[
+        dt.Rule("empty", when=lambda ticket: not ticket.text.strip(), then=Route(intent="spam")),
+        dt.Rule("shout", when=lambda ticket: ticket.text.isupper(), then=lambda ticket: Route(ticket.text.lower())),
+        dt.Rule("broken", when=lambda ticket: "broken" in ticket.text and ticket.no_such_field, then=Route("x")),
+        dt.Variant("small", model="sim/unsure", accept=dt.confidence(0.8), first_byte_timeout_ms=150),
+        dt.Variant("large", model="sim/sure", accept=dt.confidence(0.4), first_byte_timeout_ms=150),
+        dt.Variant("frontier", model="claude/sure", first_byte_timeout_ms=150),
+    ],
+)
+
+judged = dt.Workflow(
+    "judged", **WHO,
+    route=[
+        dt.Variant("small", model="sim/m", accept=polite, first_byte_timeout_ms=150, timeout_ms=500),
+        dt.Variant("other", model="claude/c", first_byte_timeout_ms=150, timeout_ms=500),
+    ],
+)
+
+frugal = dt.Workflow(
+    "frugal", **WHO, budget=dt.Budget(usd_per_call="0.002"),
+    route=[dt.Variant("only", model="sim/m", max_output_tokens=500, first_byte_timeout_ms=150)],
+)
+'''
+TEXTS = (
+    "What is the weather like?", "", "SHOUT", "a broken rule", "größer als 🙂", "rude", "fault", "x" * 400, "y" * 3_000,
+)  # fmt: skip
+TOOLS = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}]
+
+
+def project(url: str, *, retention: str = "full", code: str = CODE) -> dict[str, str]:
+    limits = "first_byte_timeout_ms = 150, timeout_ms = 500"
+    tables = (
+        provider("sim", f"{url}/v1")
+        + provider("claude", url, dialect="anthropic")
+        + "".join(model(f"sim/{name}") for name in ("m", "n", "unsure", "sure"))
+        + "".join(model(f"claude/{name}") for name in ("c", "sure"))
+        + workflow("help", f'{{ name = "only", model = "sim/m", {limits} }}')
+        + workflow(
+            "two",
+            f'{{ name = "first", model = "sim/m", {limits} }}',
+            f'{{ name = "second", model = "sim/n", {limits} }}',
+        )
+        + workflow("claude", f'{{ name = "only", model = "claude/c", {limits} }}')
+    )
+    return {
+        "drivetrain.toml": settings(
+            gateway='direct_models = ["sim/m", "claude/c"]\n', ledger=f'retention = "{retention}"\n', tables=tables
+        ),
+        "workflows/code.py": code,
+    }
+
+
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[SimulatorProcess]:
+    said = {"first_token_ms": 2, "latency_ms": {"median": 8, "p99": 60}, "output_tokens": {"min": 1, "max": 30}}
+    unsure = {"kind": "labels", "labels": ["a", "b"], "confidence": True, "answer_field": "intent", "accuracy": 0.5}
+    models = {
+        "m": simulated(**said),
+        "n": simulated(**said, cached_input_share=0.5, reasoning_tokens=5),
+        "c": simulated(**said, dialect="anthropic"),
+        "unsure": simulated(quality=unsure),
+        "sure": simulated(quality=unsure, dialect="both"),
+    }
+    with SimulatorProcess({"seed": 3, "server": {"allow_overrides": True}, "models": models}) as running:
+        yield running
+
+
+class Recorded:
+    """A project whose ledger is full of everything, its gateway ended."""
+
+    def __init__(self, served: Gateway) -> None:
+        self.served = served
+        self.root = served.root
+        self.vault = FileVault(self.root / ".drivetrain" / "keys")
+        self.plans: Plans = compile_plans(load(self.root), lambda _reference: "no-secret")
+
+    def calls(self) -> list[Call]:
+        return self.served.calls()
+
+    def replay(self, *arguments: str) -> tuple[int, dict[str, Any], str]:
+        """(exit code, what `drivetrain replay --json` printed, stderr)."""
+        ended = subprocess.run(
+            [sys.executable, "-c", START, "replay", "--json", "--project", str(self.root), *arguments],
+            capture_output=True, text=True, timeout=50,
+        )  # fmt: skip
+        return ended.returncode, json.loads(ended.stdout) if ended.stdout else {}, ended.stderr
+
+
+@pytest.fixture(scope="module")
+def recorded(simulator: SimulatorProcess) -> Iterator[Recorded]:
+    print(f"seed {SEED}")
+    with gateway(project(simulator.url), workers=2) as served:
+        numbers = iter(range(CALLS))
+        lock = threading.Lock()
+
+        def client() -> None:
+            while True:
+                with lock:
+                    number = next(numbers, None)
+                if number is None:
+                    return
+                call_somehow(served.port, random.Random(f"{SEED} {number}"), number)
+
+        threads = [threading.Thread(target=client, daemon=True) for _ in range(CLIENTS)]
+        threads.append(threading.Thread(target=python_door, args=(served.root,), daemon=True))
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(40)
+            assert not thread.is_alive(), "a client hangs"
+        deadline = time.monotonic() + 5
+        while any(call.status == "running" for call in served.calls()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert served.stop() == 0
+        yield Recorded(served)
+
+
+def call_somehow(port: int, dice: random.Random, number: int) -> None:
+    text = f"{dice.choice(TEXTS)}"
+    if dice.random() < 0.65:
+        scope = dice.choice(("", "", " times=1", " times=2", " model=m", " model=c", " model=unsure", " model=sure"))
+        text += f" [[simulate failure={dice.choice(FAILURES)}{scope}]] {number}"
+    name = dice.choice(("help", "two", "claude", "judged", "triage", "triage", "frugal", "sim/m", "claude/c"))
+    if name == "triage" and dice.random() < 0.5:
+        path = "/v1/workflows/triage"
+        body: dict[str, Any] = {"text": text}
+    elif name in ("help", "judged") and dice.random() < 0.3:
+        path, body = f"/v1/workflows/{name}", {"text": text}
+    else:
+        path, body = "/v1/chat/completions", {"model": name, "messages": [{"role": "user", "content": text}]}
+        if dice.random() < 0.5:
+            body["stream"] = True
+            if dice.random() < 0.5:
+                body["stream_options"] = {"include_usage": dice.random() < 0.7}
+        if name != "triage" and dice.random() < 0.2:
+            body["tools"] = TOOLS
+        if dice.random() < 0.2:
+            body["max_tokens"] = dice.choice((1, 7, 5_000))
+        if name != "triage" and dice.random() < 0.1:
+            body["temperature"] = 0.5
+    with wire.connect(port) as connection:
+        connection.sendall(wire.request(body, path=path))
+        if dice.random() < 0.2:  # leaves, at any moment
+            connection.settimeout(dice.choice((0.001, 0.02, 0.05, 0.2)))
+            try:
+                connection.recv(dice.choice((1, 400, 4_000)))
+            except TimeoutError:
+                pass
+            return
+        assert wire.hear(connection, wait_s=20).answers, f"no answer to {body}"
+
+
+def python_door(root: Path) -> None:
+    """Some plain Python calls from a process of its own, beside the gateway."""
+    code = """
+import sys
+from pathlib import Path
+from drivetrain.embedded import calls
+for text in ("a ticket", "", "SHOUT", "[[simulate failure=fenced]]", "[[simulate failure=status:500 times=1]]",
+             "[[simulate failure=status:400]]", "a broken rule", "[[simulate failure=empty]]"):
+    for name in ("triage", "help"):
+        calls.call(Path(sys.argv[1]), name, b'{"text": "%s"}' % text.encode())
+"""
+    subprocess.run([sys.executable, "-c", code, str(root)], check=True, timeout=30)
+
+
+def test_every_door_and_every_fate_is_among_them(recorded: Recorded) -> None:
+    calls = recorded.calls()
+    assert len(calls) > CALLS * 0.8  # those that left at once may never have become calls
+    assert {call.door for call in calls} == {"chat", "workflow", "python", "direct"}
+    assert {call.status for call in calls} == {"answered", "failed", "refused", "aborted"}
+    attempts = [attempt for call in calls for attempt in call.attempts]
+    assert {one.purpose for one in attempts} == {"answer", "escalation", "fallback", "retry"}
+    assert {one.verdict for one in attempts} == {"accepted", "escalated", "failed", "aborted"}
+    assert {one.usage.source for one in attempts} >= {"reported", "estimated", "none"}
+    assert any(one.repaired for one in attempts)
+    assert any(one.failure == "first_byte_timeout" for one in attempts)
+    assert any(one.streamed and one.verdict == "failed" for one in attempts)
+    assert any(call.error == "budget_per_call_exceeded" for call in calls) or "y" * 3_000 not in TEXTS
+
+
+def test_replayed_offline_every_call_is_the_same(recorded: Recorded) -> None:
+    different, kinds = [], Counter[str]()
+    calls = recorded.calls()
+    for call in calls:
+        again = replay(open_payloads(call, recorded.vault), recorded.plans)
+        kinds[call.status] += 1
+        if again.differences:
+            shown = [(one.variant, one.verdict, one.reason) for one in call.attempts]
+            different.append(f"{call.call_id} {call.workflow} {call.status} {shown}: {again.differences}")
+    print(f"{dict(kinds)}, {len(different)} different")
+    assert not different, f"seed {SEED}: {len(different)} of {len(calls)} differ:\n" + "\n".join(different[:8])
+
+
+def test_the_command_says_the_same(recorded: Recorded) -> None:
+    code, said, _ = recorded.replay("--last", "100000")
+    assert said["different"] == [], f"seed {SEED}"
+    assert said["skipped"] == 0
+    assert said["same"] == len(recorded.calls())
+    assert code == 0
+
+
+# What has changed is told.
+
+
+@pytest.fixture
+def changed(recorded: Recorded, tmp_path: Path) -> Recorded:
+    """A copy of the project with its records, to be changed."""
+    copy = tmp_path / "copy"
+    shutil.copytree(recorded.root, copy)
+    return Recorded(Gateway(copy))
+
+
+def edit(root: Path, file: str, old: str, new: str) -> None:
+    path = root / file
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_an_edited_rule_is_told_and_only_where_it_matters(changed: Recorded) -> None:
+    edit(changed.root, "workflows/code.py", "ticket.text.isupper()", "False")
+    ruled = {call.call_id for call in changed.calls() if call.variant == "shout"}
+    assert ruled
+    code, said, _ = changed.replay("--current", "--last", "100000")
+    assert code == 1
+    told = {one["call_id"]: one["differences"] for one in said["different"]}
+    assert ruled <= set(told)
+    for call_id in ruled:
+        assert "shout accepted became" in told[call_id][0]
+    code, said, _ = changed.replay("--last", "100000", *ruled)  # as it was live: the same
+    assert (code, said["different"]) == (0, [])
+
+
+def test_an_edited_price_is_told_as_cost(changed: Recorded) -> None:
+    edit(changed.root, "drivetrain.toml", 'usd_per_million_output = "2"', 'usd_per_million_output = "3"')
+    priced = [call for call in changed.calls() if call.status == "answered" and call.cost_nano_usd]
+    code, said, _ = changed.replay("--current", *(call.call_id for call in priced[:20]))
+    assert code == 1
+    assert all("nano-USD" in one["differences"][0] for one in said["different"])
+    assert len(said["different"]) > 10
+
+
+def test_a_workflow_that_is_gone_is_told(changed: Recorded) -> None:
+    edit(changed.root, "workflows/code.py", '"judged", **WHO', '"renamed", **WHO')
+    judged = next(call for call in changed.calls() if call.workflow == "judged")
+    code, _, stderr = changed.replay("--current", judged.call_id)
+    assert code == 1
+    assert "has no workflow `judged`" in stderr
+    assert "Traceback" not in stderr
+
+
+def test_a_snapshot_that_is_gone_is_told(changed: Recorded) -> None:
+    edit(changed.root, "workflows/code.py", "not like this", "not like that")
+    shutil.rmtree(changed.root / ".drivetrain" / "snapshots")
+    call = changed.calls()[0]
+    code, _, stderr = changed.replay(call.call_id)
+    assert code == 1
+    assert f"No stored Snapshot has a hash that starts with {call.snapshot}" in stderr
+    assert "Traceback" not in stderr
+
+
+def test_an_altered_snapshot_is_told(changed: Recorded) -> None:
+    edit(changed.root, "workflows/code.py", "not like this", "not like that")
+    (stored,) = (changed.root / ".drivetrain" / "snapshots").iterdir()
+    edit(stored, "files/workflows/code.py", "not like this", "not like those")
+    code, _, stderr = changed.replay(changed.calls()[0].call_id)
+    assert code == 1
+    assert "is damaged" in stderr
+    assert "Traceback" not in stderr
+
+
+def test_an_unknown_call_is_told(recorded: Recorded) -> None:
+    code, _, stderr = recorded.replay("call_0000")
+    assert code == 1
+    assert "The ledger has no Call call_0000" in stderr
+
+
+def test_an_erased_payload_is_told(changed: Recorded) -> None:
+    call = next(one for one in changed.calls() if one.door == "chat")
+    whose = call.attribution
+    changed.vault.forget(whose.user or whose.key or whose.team or "-")
+    code, _, stderr = changed.replay(call.call_id)
+    assert code == 1
+    assert "erased or are too old" in stderr
+    assert "Traceback" not in stderr
+
+
+def test_an_altered_payload_is_told(changed: Recorded) -> None:
+    """Its frame's CRC is right, its seal is not."""
+    call = changed.calls()[0]
+    alter(changed.root, call)
+    code, _, stderr = changed.replay(call.call_id)
+    assert code == 1
+    assert call.call_id in stderr
+    assert "altered" in stderr
+    assert "Traceback" not in stderr
+    # Among others it is one that is not replayed, and the others are.
+    code, said, stderr = changed.replay("--last", "100000")
+    assert "Traceback" not in stderr
+    assert said["skipped"] == 1
+
+
+def alter(root: Path, call: Call) -> None:
+    from zlib import crc32
+
+    from drivetrain.ledger.frames import HEAD
+
+    for path in sorted((root / ".drivetrain" / "data" / "calls").glob("*.seg")):
+        data = bytearray(path.read_bytes())
+        offset = 0
+        while offset < len(data):
+            length, _ = HEAD.unpack_from(data, offset)
+            start, end = offset + HEAD.size, offset + HEAD.size + length
+            if call.request in data[start:end]:
+                data[end - 1] ^= 1
+                data[offset:start] = HEAD.pack(length, crc32(bytes(data[start:end])))
+                path.write_bytes(data)
+                return
+            offset = end
+    raise AssertionError("its frame was not found")
+
+
+@pytest.mark.parametrize("retention", ["none", "hash", "sampled"])
+def test_payloads_that_were_not_kept_are_told(simulator: SimulatorProcess, retention: str) -> None:
+    files = chat_project(simulator.url, ledger=f'retention = "{retention}"\n')
+    with gateway(files) as served:
+        body = {"model": "help", "messages": [{"role": "user", "content": "a question"}]}
+        for _ in range(3):
+            wire.one(served.port, wire.request(body))
+        call = next(one for one in served.calls() if one.retained != RETAINED_FULL)
+        recorded = Recorded.__new__(Recorded)
+        recorded.root = served.root
+        code, _, stderr = recorded.replay(call.call_id)
+        assert code == 1
+        assert "its prompt and answers were not kept" in stderr
+        assert 'retention = "full"' in stderr
+        code, said, _ = recorded.replay()
+        assert code == 0
+        assert said["skipped"] == sum(one.retained != RETAINED_FULL for one in served.calls())
+
+
+def test_a_call_that_never_ended_cannot_be_replayed(simulator: SimulatorProcess) -> None:
+    with gateway(chat_project(simulator.url)) as served:
+        body = {"model": "help", "messages": [{"role": "user", "content": "[[simulate latency_ms=3000]]"}]}
+        with wire.connect(served.port) as connection:
+            connection.sendall(wire.request(body))
+            time.sleep(0.2)
+            served.kill()
+        (call,) = LedgerReader(served.data_folder).calls()
+        assert call.status == "interrupted"
+        with pytest.raises(DrivetrainError, match="interrupted"):
+            open_payloads(call, FileVault(served.root / ".drivetrain" / "keys"))

@@ -1,0 +1,142 @@
+"""/metrics: any worker's answer counts the calls of all of them, and names nobody."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+from promise_gateway import Gateway, chat_project, eventually, gateway, gone, simulated
+from support import wire
+
+from drivetrain.simulator import SimulatorProcess
+
+KEYS = """
+[keys.shop-key-name]
+secret = "env:PROMISE_KEY"
+may_override = ["user", "tags", "team", "use_case"]
+"""
+SECRET = "sk-promise-0123456789"
+SAMPLE = re.compile(r'^(?P<name>\w+)(?:\{(?P<labels>.*)\})? (?P<value>[-+0-9.eE]+)$')
+FRESH_S = 1.0
+"""Workers publish every half second."""
+
+
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[SimulatorProcess]:
+    config = {"seed": 1, "server": {"allow_overrides": True}, "models": {"m": simulated(output_tokens=5)}}
+    with SimulatorProcess(config) as running:
+        yield running
+
+
+@pytest.fixture
+def served(simulator: SimulatorProcess) -> Iterator[Gateway]:
+    with gateway(chat_project(simulator.url, more=KEYS), workers=3, environ={"PROMISE_KEY": SECRET}) as running:
+        yield running
+
+
+def call(served: Gateway, text: str, *, stream: bool = False) -> wire.Answered:
+    """One call on a connection of its own, so that any worker may get it."""
+    body = {"model": "help", "messages": [{"role": "user", "content": text}], "user": "user-in-the-body"}
+    headers = "x-drivetrain-user: anna-the-user\r\nx-drivetrain-tags: team-tag=blue\r\n"
+    return wire.one(served.port, wire.request({**body, "stream": stream}, key=SECRET, headers=headers))
+
+
+def metrics(served: Gateway) -> dict[tuple[str, str], float]:
+    """(name, labels) -> value, of whichever worker answers."""
+    answer = wire.one(served.port, wire.request(method="GET", path="/metrics"))
+    assert answer.status == 200
+    found = {}
+    for line in answer.body.decode().splitlines():
+        if line and not line.startswith("#"):
+            sample = SAMPLE.match(line)
+            assert sample, f"no line of Prometheus' text format: {line!r}"
+            found[(sample["name"], sample["labels"] or "")] = float(sample["value"])
+    return found
+
+
+def total(shown: dict[tuple[str, str], float], name: str, label: str = "") -> float:
+    return sum(value for (sample, labels), value in shown.items() if sample == name and label in labels)
+
+
+def test_the_counters_of_all_workers_add_up_whoever_answers(served: Gateway) -> None:
+    answers = [call(served, f"question {number}", stream=number % 3 == 0) for number in range(60)]
+    refused = [wire.one(served.port, wire.request({"model": "nobody", "messages": []}, key=SECRET)) for _ in range(9)]
+    failed = [call(served, f"[[simulate failure=status:400]] {number}") for number in range(6)]
+    assert {one.status for one in answers} == {200}
+    assert {one.status for one in refused} == {404}
+    assert {one.status for one in failed} == {400}
+    time.sleep(FRESH_S)
+    calls = served.calls()
+    assert len(calls) == 66
+    for _ in range(12):  # whichever worker is asked
+        shown = metrics(served)
+        assert total(shown, "drivetrain_calls_total") == 66
+        assert total(shown, "drivetrain_calls_total", 'status="answered"') == 60
+        assert total(shown, "drivetrain_calls_total", 'status="refused"') == 6
+        assert total(shown, "drivetrain_refused_total", 'reason="model_not_found"') == 9
+        assert total(shown, "drivetrain_cost_nano_usd_total") == sum(one.cost_nano_usd for one in calls)
+        assert total(shown, "drivetrain_call_duration_seconds_count") == 66
+        assert total(shown, "drivetrain_call_duration_seconds_bucket", 'le="+Inf"') == 66
+        attempts = [attempt for one in calls for attempt in one.attempts]
+        assert total(shown, "drivetrain_attempts_total") == len(attempts)
+        assert total(shown, "drivetrain_output_tokens_total") == sum(one.usage.output_tokens for one in attempts)
+        assert total(shown, "drivetrain_calls_running") == 0
+
+
+def test_no_label_holds_a_key_a_user_or_a_prompt(served: Gateway) -> None:
+    call(served, "a very private question")
+    wire.one(served.port, wire.request({"model": "a private model", "messages": []}, key=SECRET))
+    wire.one(served.port, wire.request({"model": "help"}, key="sk-wrong-key"))
+    wire.one(served.port, wire.request(method="GET", path="/private/path"))
+    time.sleep(FRESH_S)
+    text = wire.one(served.port, wire.request(method="GET", path="/metrics")).body.decode()
+    for private in (SECRET, "shop-key-name", "anna", "user-in-the-body", "team-tag", "blue", "private", "sk-wrong"):
+        assert private not in text
+    labels = {name for _, found in metrics(served) for name in re.findall(r'(\w+)="', found)}
+    assert labels <= {"workflow", "variant", "status", "verdict", "reason", "function", "le"}
+
+
+def test_running_calls_are_counted_while_they_run(served: Gateway) -> None:
+    body = {"model": "help", "messages": [{"role": "user", "content": "[[simulate latency_ms=900]]"}]}
+    connections = [wire.connect(served.port) for _ in range(4)]
+    try:
+        for connection in connections:
+            connection.sendall(wire.request(body, key=SECRET))
+        assert eventually(lambda: total(metrics(served), "drivetrain_calls_running") == 4, wait_s=FRESH_S + 0.3)
+        assert total(metrics(served), "drivetrain_connections") >= 4
+        for connection in connections:
+            assert wire.hear(connection).answers[0].status == 200
+    finally:
+        for connection in connections:
+            connection.close()
+    assert eventually(lambda: total(metrics(served), "drivetrain_calls_running") == 0, wait_s=FRESH_S + 0.3)
+
+
+def test_a_killed_worker_leaves_its_counts_but_runs_no_calls(served: Gateway) -> None:
+    """Counters never fall; what a dead worker was doing is no longer going on."""
+    for number in range(20):
+        call(served, f"question {number}")
+    time.sleep(FRESH_S)
+    counted = total(metrics(served), "drivetrain_calls_total")
+    assert counted == 20
+    body = {"model": "help", "messages": [{"role": "user", "content": "[[simulate latency_ms=5000]]"}]}
+    connections = [wire.connect(served.port) for _ in range(12)]  # so that every worker has some
+    for connection in connections:
+        connection.sendall(wire.request(body, key=SECRET))
+    assert eventually(lambda: total(metrics(served), "drivetrain_calls_running") == 12, wait_s=FRESH_S + 0.3)
+    dead = served.worker_pids
+    for pid in dead:
+        os.kill(pid, signal.SIGKILL)
+        assert gone(pid)
+    for connection in connections:
+        connection.close()
+    assert eventually(lambda: len(served.worker_pids) == 3 and not set(dead) & set(served.worker_pids))
+    time.sleep(FRESH_S)
+    shown = metrics(served)
+    assert total(shown, "drivetrain_calls_total") == counted
+    assert total(shown, "drivetrain_calls_running") == 0, "calls of dead workers are still counted as running"
+    assert total(shown, "drivetrain_upstream_connections") == 0
