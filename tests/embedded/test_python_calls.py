@@ -150,7 +150,8 @@ def test_a_provider_that_is_down_is_told(project: Project) -> None:
     project.edit("drivetrain.toml", project.simulator.url, "http://127.0.0.1:9")
     ran = project.python(TRIAGE + "triage(Ticket(text='x'))")
     assert ran.code == 1
-    assert "RequestError" in ran.err.splitlines()[-1]
+    assert "drivetrain.core.errors.RequestError: the provider of `frontier` did not answer" in ran.err
+    assert "`drivetrain calls show call_" in ran.err.splitlines()[-1]
     assert "did not answer: connect" in ran.err
     (call,) = project.calls()
     assert (call.status, call.cost_nano_usd) == ("failed", 0)

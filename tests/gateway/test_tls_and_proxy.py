@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import re
 import socket
 import threading
@@ -109,7 +110,9 @@ class World:
         tables = [provider(name, url, more=more) for name, (url, more) in providers.items()]
         for name in providers:
             variant = f'{{ name = "only", model = "{name}/m", first_byte_timeout_ms = 3_000 }}'
-            tables += [model(f"{name}/m"), workflow(name, variant), workflow(f"{name}-once", variant, more=ONCE)]
+            more = "" if name == "untrusted" else "attempts_max = 2\n"
+            tables += [model(f"{name}/m"), workflow(name, variant, more=more)]
+            tables.append(workflow(f"{name}-once", variant, more=ONCE))
         hurried_variant = '{ name = "only", model = "few/m", first_byte_timeout_ms = 300 }'
         tables.append(workflow("few-hurried", hurried_variant, more=ONCE))
         return settings(tables="".join(tables))
@@ -234,7 +237,7 @@ def test_a_large_request_and_a_large_answer_through_tls(gateway: Served, world: 
 
 
 UNTRUSTED = {
-    "untrusted": ("good", "self-signed"),
+    "untrusted": ("good", "local issuer"),
     "misnamed": ("misnamed", "mismatch"),
     "expired": ("expired", "expired"),
 }
@@ -253,7 +256,8 @@ def test_a_certificate_that_does_not_hold_is_a_502_and_nothing_is_sent(
     assert time.monotonic() - begun < 3
     assert upstream.asked == []
     call = records(gateway, answer)
-    assert 1 <= upstream.connections - before == len(call.attempts) <= 4
+    most = 4 if name == "untrusted" else 2
+    assert 1 <= upstream.connections - before == len(call.attempts) <= most
     assert call.status == "failed"
     assert call.cost_nano_usd == 0
     assert {(one.failure, one.status, one.cost_nano_usd) for one in call.attempts} == {("tls", 0, 0)}
@@ -283,7 +287,7 @@ def test_a_provider_that_speaks_no_tls_is_a_502(gateway: Served) -> None:
 def test_a_handshake_that_never_ends_is_a_504_in_time(gateway: Served) -> None:
     begun = time.monotonic()
     answer = asked(gateway, "mute-once")
-    assert CONNECT_S <= time.monotonic() - begun < CONNECT_S + SLACK_S
+    assert CONNECT_S - 0.05 <= time.monotonic() - begun < CONNECT_S + SLACK_S
     assert answer.status == 504
     assert answer.error["code"] == "upstream_timeout"
     (attempt,) = records(gateway, answer).attempts
@@ -347,7 +351,7 @@ def test_a_proxy_that_opens_no_tunnel_is_a_502_that_says_so(gateway: Served, wor
     assert answer.error["code"] == "upstream_unreachable"
     call = records(gateway, answer)
     assert world.expired.asked == []
-    assert len(world.tunnels.heads) == len(call.attempts) <= 4
+    assert len(world.tunnels.heads) == len(call.attempts) <= 2
     assert {one.failure for one in call.attempts} == {"connect"}
     assert f"the proxy answered {status[:3].decode()}" in call.attempts[0].reason
 
@@ -373,7 +377,7 @@ def test_a_proxy_that_says_nothing_is_a_504_in_time(gateway: Served, world: Worl
     world.tunnels.answer = None
     begun = time.monotonic()
     answer = asked(gateway, "expired-tunnel-once")
-    assert CONNECT_S <= time.monotonic() - begun < CONNECT_S + SLACK_S
+    assert CONNECT_S - 0.05 <= time.monotonic() - begun < CONNECT_S + SLACK_S
     assert answer.status == 504
     assert answer.error["code"] == "upstream_timeout"
     assert records(gateway, answer).attempts[0].failure == "connect_timeout"
@@ -388,7 +392,7 @@ def test_a_proxy_that_is_not_there_is_a_502(gateway: Served, world: World) -> No
 
 @pytest.mark.parametrize("said", [f"Basic {BASIC}", BASIC, PASSWORD, QUOTED, f"{USER}:{PASSWORD}"], ids=range(5))
 def test_a_proxy_that_repeats_its_password_does_not_leak_it(gateway: Served, world: World, said: str) -> None:
-    body = ('{"error": {"message": "no access with %s", "code": "%s"}}' % (said, said)).encode()
+    body = json.dumps({"error": {"message": f"no access with {said}", "code": said}}).encode()
     for status in ("407 Proxy Authentication Required", "403 Forbidden", "400 Bad Request", "500 Oh"):
         world.plain.on("", http(body, status=status))
         answer = asked(gateway, "secret-forward-once")
@@ -413,6 +417,7 @@ def test_a_password_in_the_projects_file_is_a_mistake_that_does_not_repeat_it(tm
     "url",
     [
         "http://user:hush/hush@127.0.0.1:3128",
+        "http://user:1234/hush@127.0.0.1:3128",
         "http://user:hush#hush@127.0.0.1:3128",
         "http://user:hush@127.0.0.1:hush",
         "127.0.0.1:3128",

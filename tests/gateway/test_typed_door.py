@@ -16,11 +16,13 @@ from support.served import Served, served
 from support.upstream import Asked, Upstream, Wire, completion, http
 
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
-HOSTILE = '{{ 7*7 }} {% for x in range(10) %}{{ x }}{% endfor %} {# gone #} {% include "secret.j2" %} <b>&amp;</b> "quoted"'
+HOSTILE = (
+    '{{ 7*7 }} {% for x in range(10) %}{{ x }}{% endfor %} {# gone #} {% include "secret.j2" %} <b>&amp;</b> "quoted"'
+)
 COST_NANO_USD = 11 * 1_000 + 7 * 2_000
 """Of one answer of the scripted upstream."""
 
-TYPED = '''
+TYPED = """
 from typing import Any, Literal
 
 import drivetrain as dt
@@ -109,7 +111,7 @@ blind = made("blind", [dt.Variant("only", model="raw/blind", max_output_tokens=6
 picky = made("picky", only(parameters={"top_k": 40}), input=Ticket, parameters=dt.Parameters(
     honour=("temperature",), fix={"seed": 7}, ignore=("presence_penalty",), refuse=("n",)))
 generous = made("generous", only(), input=Ticket, parameters=dt.Parameters(refuse=("n",), others="honour"))
-'''
+"""
 
 
 @pytest.fixture(scope="module")
@@ -321,7 +323,16 @@ def test_an_answer_that_cannot_be_mended_is_a_502(gateway: Served, failure: str)
 
 @pytest.mark.parametrize(
     "text",
-    ["no", '{"intent": "other"}', '{"confidence": 1}', "[]", "null", '{"intent": 5}', '{"intent": "billing", "con', "[" * 5_000],
+    [
+        "no",
+        '{"intent": "other"}',
+        '{"confidence": 1}',
+        "[]",
+        "null",
+        '{"intent": 5}',
+        '{"intent": "billing", "con',
+        "[" * 5_000,
+    ],
 )
 def test_an_output_of_the_wrong_type_is_a_502_without_its_text(gateway: Served, upstream: Upstream, text: str) -> None:
     answers(upstream, text)
@@ -392,11 +403,9 @@ def test_a_field_too_many_is_named_where_the_type_forbids_it(gateway: Served) ->
     assert error["param"] == "langage"
 
 
-@pytest.mark.parametrize("name", ["typed", "nested"])
-def test_a_field_too_many_is_named_rather_than_dropped(gateway: Served, upstream: Upstream, name: str) -> None:
+def test_a_field_too_many_is_named_rather_than_dropped(gateway: Served, upstream: Upstream) -> None:
     """A misspelled optional field would be lost without a word: `prioritty` is no `priority`."""
-    ticket = {"text": "x", "prioritty": 1}
-    refused(asked(gateway, name, ticket if name == "typed" else {"tickets": [ticket]}), "prioritty")
+    refused(asked(gateway, "typed", {"text": "x", "prioritty": 1}), "prioritty")
     assert upstream.asked == []
 
 

@@ -42,6 +42,7 @@ class HttpPool:
         self._hosts: dict[Endpoint, _Host] = {}
         self._exchanges: set[_Exchange] = set()
         self._connecting: set[asyncio.Task[None]] = set()
+        self._closed = False
         self._now = loop.time()
         """At most `SWEEP_S` old."""
         self._sweeper = loop.call_later(SWEEP_S, self._sweep)
@@ -58,9 +59,9 @@ class HttpPool:
             if not connection.closed:
                 connection.carry(exchange)
                 return exchange
-        if len(host.waiting) >= WAITING_MAX:
-            self._exchanges.discard(exchange)
-            failure = UpstreamFailure("pool_full", f"{WAITING_MAX} attempts wait for a connection already", False)
+        if self._closed or len(host.waiting) >= WAITING_MAX:
+            why = "the transport is closed" if self._closed else f"{WAITING_MAX} attempts wait for a connection already"
+            failure = UpstreamFailure("shutdown" if self._closed else "pool_full", why, False)
             self._loop.call_soon(exchange.fail, failure)
             return exchange
         host.waiting.append(exchange)
@@ -68,12 +69,13 @@ class HttpPool:
         return exchange
 
     async def close(self) -> None:
-        """Close every connection; running exchanges fail."""
+        """Close every connection; running exchanges fail, and so do new ones."""
+        self._closed = True
         self._sweeper.cancel()
         for task in list(self._connecting):
             task.cancel()
         for exchange in list(self._exchanges):
-            exchange.fail(UpstreamFailure("closed", "the transport was closed", exchange.connection is not None))
+            exchange.fail(UpstreamFailure("shutdown", "the transport was closed", exchange.connection is not None))
         for host in self._hosts.values():
             for connection in list(host.connections):
                 connection.drop()
@@ -110,6 +112,9 @@ class HttpPool:
             failure = UpstreamFailure("connect", detail, False)
         except ProxyRefused as error:
             failure = UpstreamFailure("connect", str(error), False)
+        except (UnicodeError, ValueError) as error:
+            detail = f"no connection to {endpoint.authority}: the address is no host name ({type(error).__name__})"
+            failure = UpstreamFailure("connect", detail, False)
         finally:
             host.connecting -= 1
         if failure is not None:
@@ -505,7 +510,8 @@ class _Tunnel(asyncio.Protocol):
     """Asks a proxy for a tunnel (RFC 9110, CONNECT)."""
 
     def __init__(self, endpoint: Endpoint, authorization: str | None, opened: asyncio.Future[None]) -> None:
-        self._authority = f"{endpoint.host}:{endpoint.port}"
+        host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+        self._authority = f"{host}:{endpoint.port}"
         self._authorization = authorization
         self._opened = opened
         self._answer = b""

@@ -65,6 +65,15 @@ def split_base_url(url: str) -> tuple[str, str, int, str]:
     return parts.scheme, parts.hostname, port, path
 
 
+def is_proxy_url(url: str) -> bool:
+    """Whether `url` is an `http://` address with a host and, where it names one, a port."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme == "http" and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
+
+
 def proxy_authorization(proxy: str) -> str | None:
     """The `proxy-authorization` for the user and password in a proxy's URL."""
     parts = urlsplit(proxy)

@@ -49,7 +49,7 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
     burst: int = 0
     """Of a rate: the bucket's size; 0: `amount`."""
     mode: str = "hard"
-    """`hard` refuses, `soft` only counts and alerts, `downgrade` closes what does not fit and keeps cheaper variants."""
+    """`hard` refuses, `soft` only counts and alerts, `downgrade` closes the variants that do not fit."""
     alerts: tuple[int, ...] = ()
     """Shares of the cap in percent, ascending; each is announced once per account."""
     line: int = 0
@@ -171,7 +171,7 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReservedV1(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="reserved.1"):
-    """Money is reserved for an attempt; written before the attempt is sent, so what has no such frame was never sent."""
+    """Money is reserved for an attempt; written before it is sent, so what has no such frame was never sent."""
 
     call_id: str
     number: int

@@ -35,6 +35,7 @@ class Project:
     def __init__(self, root: Path, environment: str | None) -> None:
         self.snapshot = load(root, environment)
         keep(self.snapshot)
+        self._waiting: set[Future[CallResult]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="drivetrain", daemon=True)
         self._thread.start()
@@ -49,14 +50,24 @@ class Project:
                 looked=[str(self.snapshot.root)],
                 do=did_you_mean(name, self._runtime.plans.workflows),
             )
+        if threading.current_thread() is self._thread:
+            raise DrivetrainError(
+                f"Workflow `{name}` was called by a rule or a check of its own project, which would wait for itself.",
+                do="Make it a variant of the route, or call it from the program that calls the workflow.",
+            )
         admitted = plan.admit_input(raw)
         waiting: Future[CallResult] = Future()
+        self._waiting.add(waiting)
+        waiting.add_done_callback(self._waiting.discard)
         self._loop.call_soon_threadsafe(self._start, plan, admitted, waiting)
         return waiting.result()
 
     def close(self) -> None:
         """Ends running calls and writes what is buffered."""
         self._run(self._runtime.close())
+        for waiting in list(self._waiting):
+            message = "the project was closed while this call ran; it may have been sent"
+            waiting.set_exception(RequestError(503, message, code="closed", kind="server_error"))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -94,7 +105,8 @@ class _Waiting:
         """Never called: plain calls do not stream."""
 
     def on_finished(self, result: CallResult) -> None:
-        self._waiting.set_result(result)
+        if not self._waiting.done():
+            self._waiting.set_result(result)
 
 
 def project(root: Path, environment: str | None = None) -> Project:
@@ -157,7 +169,11 @@ def output_of(result: CallResult, workflow: Workflow[Any, Any]) -> Any:
 def _as_json(workflow: Workflow[Any, Any], value: Any) -> bytes:
     if workflow.input is None and isinstance(value, str):
         value = {"messages": [{"role": "user", "content": value}]}
-    return msgspec.json.encode(value)
+    try:
+        return msgspec.json.encode(value)
+    except TypeError as error:
+        wanted = workflow.input.__name__ if workflow.input is not None else "text or {'messages': [...]}"
+        raise DrivetrainError(f"Workflow `{workflow.name}` takes {wanted}, not {type(value).__name__}.") from error
 
 
 __all__ = ["Project", "RequestError", "answer", "call", "close", "output_of", "project"]

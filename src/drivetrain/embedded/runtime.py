@@ -20,6 +20,10 @@ from drivetrain.project.snapshot import SecretRef, Snapshot
 DAY_NS = 86_400 * 1_000_000_000
 
 
+LAST_FRAMES_S = 0.01
+"""For the calls that a closing transport ends, to write how they ended."""
+
+
 class Runtime:
     """Everything that running calls need, made once per process."""
 
@@ -64,6 +68,7 @@ class Runtime:
     async def close(self) -> None:
         """Ends running exchanges and writes what is buffered."""
         await self.transport.close()
+        await asyncio.sleep(LAST_FRAMES_S)
         self.journal.close()
         if self.vault is not None:
             self.vault.close()

@@ -12,7 +12,7 @@ import minijinja
 import msgspec
 
 from drivetrain.core.declarations import Check, Rule, Variant, Workflow
-from drivetrain.core.endpoints import Endpoint, proxy_authorization
+from drivetrain.core.endpoints import Endpoint, is_proxy_url, proxy_authorization
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.money import nano_usd
 from drivetrain.execution.admission import Admitted, ChatAdmission, admit_input, as_chat, bad_request, parse_body
@@ -189,7 +189,13 @@ class _Parts:
         provider = self.snapshot.providers[variant.model.partition("/")[0]]
         proxy = provider.endpoint.proxy
         if proxy is not None and proxy.startswith(("env:", "file:")):
-            resolved = msgspec.structs.replace(provider.endpoint, proxy=self._resolve(SecretRef(proxy)))
+            url = self._resolve(SecretRef(proxy))
+            if not is_proxy_url(url):
+                raise DrivetrainError(
+                    f"Provider `{provider.name}` refers to a proxy in {proxy} that is no http:// URL with a host.",
+                    do="Write http://HOST:PORT, with USER:PASSWORD@ before the host where the proxy asks for them.",
+                )
+            resolved = msgspec.structs.replace(provider.endpoint, proxy=url)
             return msgspec.structs.replace(provider, endpoint=resolved)
         return provider
 

@@ -57,6 +57,8 @@ def refusal(step: VariantStep, head: UpstreamHead, said: ProviderError) -> Refus
 
 def unanswered(step: VariantStep, failure: UpstreamFailure) -> Refusal:
     """Of an exchange that broke."""
+    if failure.kind == "shutdown":
+        return Refusal(_failed(503, "this gateway is shutting down", "shutting_down"), final=True)
     message = f"the provider of `{step.name}` did not answer: {failure.kind}"
     timed_out = failure.kind in TIMEOUTS
     code = "upstream_timeout" if timed_out else "upstream_unreachable"

@@ -56,8 +56,11 @@ def open_payloads(call: Call, vault: Vault) -> Recorded:
             f"Call {call.call_id} cannot be replayed: its prompt and answers were not kept.",
             do=f'Set retention = "full" (or "sampled") for workflow `{call.workflow}`; it holds for later Calls.',
         )
-    request = vault.open(call.call_id, "request", call.request)
-    answers = vault.open(call.call_id, "answers", call.answers)
+    try:
+        request = vault.open(call.call_id, "request", call.request)
+        answers = vault.open(call.call_id, "answers", call.answers)
+    except ValueError as error:
+        raise DrivetrainError(f"Call {call.call_id} cannot be replayed: {error}.") from error
     if request is None or answers is None:
         raise DrivetrainError(f"Call {call.call_id} cannot be replayed: its payloads were erased or are too old.")
     return Recorded(call, request, _ANSWERS.decode(answers))

@@ -104,19 +104,26 @@ def publish(folder: Path, worker: str, published: Published) -> None:
 
 
 def read_others(folder: Path, worker: str) -> list[Published]:
-    """What the other workers published last. worker: `NAME-PID`; files of ended processes are removed."""
+    """What the other workers published last. worker: `NAME-PID`; of ended ones the counts stay, which never fall."""
     found = []
     for path in sorted(folder.glob("*.metrics")):
         if path.stem == worker:
             continue
-        if not _lives(path.stem):
-            path.unlink(missing_ok=True)
-            continue
         try:
-            found.append(_DECODER.decode(path.read_bytes()))
+            published = _DECODER.decode(path.read_bytes())
+            if not _lives(path.stem):
+                published.running = published.connections = published.upstream_connections = published.ledger_failed = 0
+            found.append(published)
         except (OSError, msgspec.MsgspecError):
             continue  # it is being replaced or its worker is gone
     return found
+
+
+def forget_ended(folder: Path) -> None:
+    """Removes what earlier runs of the gateway left."""
+    for path in folder.glob("*.metrics"):
+        if not _lives(path.stem):
+            path.unlink(missing_ok=True)
 
 
 def _lives(worker: str) -> bool:

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable
 
 from drivetrain.core.errors import DrivetrainError
-from drivetrain.gateway.worker import listening_socket, reloaded, run_worker
+from drivetrain.gateway.metrics import forget_ended
+from drivetrain.gateway.worker import listening_socket, reloaded, run_folder, run_worker
 from drivetrain.project.snapshot import Snapshot
 
 RESTART_WINDOW_S = 10.0
@@ -30,6 +31,7 @@ def serve(snapshot: Snapshot, *, host: str, port: int, workers: int, announce: C
             looked=["[keys] in drivetrain.toml"],
             do='Declare a key: [keys.NAME] with secret = "env:..." or "file:...".',
         )
+    forget_ended(run_folder(snapshot))
     address = "127.0.0.1" if host == "localhost" else host
     if workers == 1:
         listening = listening_socket(address, port, shared=False)

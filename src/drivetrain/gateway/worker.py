@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 import socket
 import sys
@@ -24,6 +25,8 @@ from drivetrain.project.snapshot import Snapshot
 DRAIN_S = 30.0
 """How long calls may take to end after SIGTERM; then they are cut, and recorded as such."""
 PUBLISH_S = 0.5
+SUPERVISED_S = 0.5
+"""How often a worker looks whether its supervisor lives."""
 DAY_S = 86_400
 OLD_SNAPSHOT_S = 600.0
 """How long the code of a replaced Snapshot stays importable for the calls that began with it."""
@@ -73,10 +76,9 @@ async def _serve(
 ) -> None:
     loop = asyncio.get_running_loop()
     runtime = Runtime(snapshot, loop)
-    run_folder = snapshot.data_folder / "run"
-    run_folder.mkdir(parents=True, exist_ok=True)
+    folder = run_folder(snapshot)
     keys = key_watch(snapshot, listening)
-    gateway = Gateway(runtime, keys.ring, worker=name, run_folder=run_folder)
+    gateway = Gateway(runtime, keys.ring, worker=name, run_folder=folder)
     connections = Connections(loop, gateway, snapshot.gateway)
     gateway.client_connections = lambda: len(connections.open)
     gateway.early_refusals = lambda: connections.refused
@@ -87,8 +89,9 @@ async def _serve(
     server = await loop.create_server(connections, sock=listening)
     gateway.started = True
     tasks = [
-        loop.create_task(_publish(gateway, run_folder, name)),
+        loop.create_task(_publish(gateway, folder, name)),
         loop.create_task(_expire_daily(runtime)),
+        loop.create_task(_end_with(os.getppid() if supervised else None, stop)),
         loop.create_task(keys.watch(gateway.reload)),
     ]
     # What start-up made stays: the collector need not look at it again.
@@ -110,7 +113,22 @@ async def _serve(
     for connection in list(connections.open):
         connection.close_if_idle()
     await runtime.close()
-    (run_folder / f"{name}.metrics").unlink(missing_ok=True)
+    (folder / f"{name}.metrics").unlink(missing_ok=True)
+
+
+def run_folder(snapshot: Snapshot) -> Path:
+    """Where workers leave what they tell each other; made where it is absent."""
+    folder = snapshot.data_folder / "run"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+async def _end_with(supervisor: int | None, stop: asyncio.Event) -> None:
+    """A worker without its supervisor would answer for ever, beside the next gateway on its port."""
+    while supervisor is not None and not stop.is_set():
+        if os.getppid() != supervisor:
+            stop.set()
+        await asyncio.sleep(SUPERVISED_S)
 
 
 async def _publish(gateway: Gateway, run_folder: Path, name: str) -> None:

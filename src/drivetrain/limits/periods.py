@@ -16,8 +16,8 @@ import msgspec
 from drivetrain.core.times import NS_PER_S
 
 EPOCH = date(1970, 1, 1)
-FIRST, LAST = date(1, 1, 8), date(9999, 11, 30)
-"""Where clocks end; beyond, every instant belongs to the first or last period."""
+FIRST, LAST = date(1970, 1, 8), date(9999, 11, 30)
+"""Where clocks begin and end; beyond, every instant belongs to the first or last period."""
 
 
 class Period(msgspec.Struct, frozen=True):

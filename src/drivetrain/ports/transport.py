@@ -14,7 +14,7 @@ class UpstreamFailure(msgspec.Struct, frozen=True):
 
     kind: str
     """`connect`, `connect_timeout`, `tls`, `first_byte_timeout`, `timeout`, `cut`, `protocol`, `oversized`,
-    `pool_full` or `closed`."""
+    `pool_full`, `closed` (before any byte) or `shutdown` (by us)."""
     detail: str
     """For people; never holds a key."""
     sent: bool
