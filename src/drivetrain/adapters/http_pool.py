@@ -105,7 +105,8 @@ class HttpPool:
             detail = f"no connection to {endpoint.authority} within {endpoint.connect_timeout_ms} ms"
             failure = UpstreamFailure("connect_timeout", detail, False)
         except ssl.SSLError as error:
-            detail = f"no TLS with {endpoint.authority}: {error.reason or type(error).__name__}"
+            why = getattr(error, "verify_message", "") or error.reason or type(error).__name__
+            detail = f"no TLS with {endpoint.authority}: {why}"
             failure = UpstreamFailure("tls", detail, False)
         except OSError as error:
             detail = f"no connection to {endpoint.authority}: {error.strerror or type(error).__name__}"
@@ -531,7 +532,9 @@ class _Tunnel(asyncio.Protocol):
             if len(words) > 1 and words[1].startswith(b"2"):
                 self._opened.set_result(None)
             else:
-                status = words[1].decode("latin-1")[:3] if len(words) > 1 else "nothing"
+                # Nothing else that it said: some repeat the password.
+                said = words[1] if len(words) > 1 else b""
+                status = said.decode() if said.isdigit() and len(said) == 3 else "no status"
                 self._opened.set_exception(ProxyRefused(f"the proxy answered {status} to CONNECT {self._authority}"))
         elif len(self._answer) > HEAD_BYTES_MAX:
             self._opened.set_exception(ProxyRefused("the proxy's answer to CONNECT is too long"))

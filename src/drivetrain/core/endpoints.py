@@ -69,9 +69,21 @@ def is_proxy_url(url: str) -> bool:
     """Whether `url` is an `http://` address with a host and, where it names one, a port."""
     try:
         parts = urlsplit(url)
-        return parts.scheme == "http" and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        # A `/`, `?` or `#` in a password that is not written as `%2F` ends the host too early.
+        bare = not (parts.path.strip("/") or parts.query or parts.fragment)
+        return bare and parts.scheme == "http" and bool(parts.hostname) and (parts.port is None or parts.port > 0)
     except ValueError:
         return False
+
+
+def proxy_secrets(proxy: str) -> tuple[str, ...]:
+    """What must never be shown of a proxy's URL, the longest first."""
+    parts = urlsplit(proxy)
+    if parts.password is None:
+        return ()
+    authorization = (proxy_authorization(proxy) or "").removeprefix("Basic ")
+    spellings = {authorization, parts.password, unquote(parts.password)} - {""}
+    return tuple(sorted(spellings, key=len, reverse=True))
 
 
 def proxy_authorization(proxy: str) -> str | None:

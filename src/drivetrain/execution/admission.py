@@ -5,6 +5,8 @@ What comes out is what every variant is built from, and nothing else of the clie
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +14,7 @@ import msgspec
 
 from drivetrain.core.codec import MalformedJson, parse_json
 from drivetrain.core.declarations import Conversation, Parameters, Workflow
-from drivetrain.core.errors import RequestError
+from drivetrain.core.errors import RequestError, did_you_mean
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 CHOICES_MAX = 16
@@ -129,6 +131,7 @@ class ChatAdmission:
         value = None
         if self._input is not None:
             value = self._input(messages)
+            needs = needs - {"images"}  # the input is text; what else stood in the conversation is not sent
         elif self._needs_value:
             value = Conversation(tuple(messages), last_user_text(messages))
         return Admitted(value, chat, stream is True, include_usage, limit, needs, raw, user)
@@ -204,20 +207,45 @@ def admit_input(workflow: Workflow[Any, Any], decoder: msgspec.json.Decoder[Any]
     except RecursionError as error:
         raise too_deep() from error
     except msgspec.ValidationError as error:
-        path = str(error).partition(" - at ")[2]
-        field = path.strip("`$.") or None
+        field = _field_of(str(error))
         name = workflow.input.__name__ if workflow.input is not None else "input"
         raise bad_request(f"the input is no {name}: {error}", param=field, code="invalid_type") from error
     except (msgspec.DecodeError, UnicodeError) as error:
         raise bad_request(f"the body is no valid JSON: {error}", code="invalid_json") from error
+    names = _input_names(decoder.type)  # type: ignore[arg-type]
+    for name in FIELD_NAMES.decode(raw):
+        if name not in names:
+            message = f"the input has no field `{name[:64]}`. {did_you_mean(name[:64], names)}"
+            raise bad_request(message, param=name[:64], code="invalid_type")
     return Admitted(value, dict(workflow.parameters.fix), False, False, None, NO_NEEDS, raw)
+
+
+FIELD_NAMES: msgspec.json.Decoder[dict[str, msgspec.Raw]] = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_NAMED = re.compile(r"(?:missing required|contains unknown) field `([^`]*)`")
+
+
+@functools.lru_cache(maxsize=1024)
+def _input_names(input_type: type[Any]) -> frozenset[str]:
+    names = {field.encode_name for field in msgspec.structs.fields(input_type)}
+    tag = input_type.__struct_config__.tag_field
+    return frozenset(names | {tag} if tag else names)
+
+
+def _field_of(problem: str) -> str | None:
+    """The path of the field that msgspec's message is about."""
+    what, _, path = problem.partition(" - at ")
+    named = _NAMED.search(what)
+    parts = [path.strip("`$."), named[1] if named is not None else ""]
+    return ".".join(part for part in parts if part) or None
 
 
 def as_chat(body: dict[str, Any]) -> dict[str, Any]:
     """A chat workflow's input: `{"text": ...}`, or a chat request without `model`."""
     text_given = body.get("text")
-    if "messages" in body or text_given is None:
+    if text_given is None:
         return body
+    if "messages" in body:
+        raise bad_request("give `text` or `messages`, not both", param="text")
     if not isinstance(text_given, str):
         raise bad_request("`text` must be a string", param="text", code="invalid_type")
     rest = {name: value for name, value in body.items() if name != "text"}
@@ -263,6 +291,8 @@ def chat_to_input(workflow: Workflow[Any, Any]) -> Callable[[list[Any]], Any]:
             message = f"this workflow's input has no text field; call POST /v1/workflows/{workflow.name}"
             raise bad_request(message, param="messages")
         if workflow.chat_input == "conversation":
+            for one in messages:
+                _require_text(one.get("content"))
             text = "\n\n".join(f"{one['role']}: {text_of(one.get('content'))}" for one in messages)
         else:
             text = _text_only(messages)
@@ -290,10 +320,14 @@ def _text_only(messages: list[Any]) -> str:
     for message in reversed(messages):
         if message["role"] == "user":
             content = message.get("content")
-            if isinstance(content, list) and any(part.get("type") != "text" for part in content):
-                raise bad_request("this workflow's input is text; images and files do not fit it", param="messages")
+            _require_text(content)
             return text_of(content)
     raise bad_request("`messages` holds no user message", param="messages")
+
+
+def _require_text(content: Any) -> None:
+    if isinstance(content, list) and any(part.get("type") not in ("text", "refusal") for part in content):
+        raise bad_request("this workflow's input is text; images and files do not fit it", param="messages")
 
 
 def _check_parts(parts: list[Any], place: int) -> bool:

@@ -165,7 +165,7 @@ class Execution:
         """Begin. The client hears nothing before this returns, unless transport and journal are synchronous."""
         try:
             self._advance()
-        except (JournalFull, OSError):
+        except JournalFull:
             self._finish_unrecorded()
         except Exception as fault:  # noqa: BLE001  a fault of ours ends its Call as failed, and no other
             self.on_fault(fault)
@@ -176,13 +176,15 @@ class Execution:
         if self.ended or self.left:
             return
         self.left = True
-        if self._exchange is not None and self.live:
-            self._exchange.cancel()
-            self._exchange = None
-            self._settle("aborted", "the client left", self._delivered(), b"".join(self._body))
-            self._close_aborted()
-        elif self._exchange is None and self._opened and self._request is None:
-            self._close_aborted()
+        try:
+            if self._exchange is not None and self.live:
+                self._stop_exchange()
+                self._settle("aborted", "the client left", self._delivered(), b"".join(self._body))
+                self._close_aborted()
+            elif self._exchange is None and self._opened and self._request is None:
+                self._close_aborted()
+        except Exception as fault:  # noqa: BLE001  as in `start`
+            self.on_fault(fault)
 
     def pause(self) -> None:
         """The client takes no more for now."""
@@ -242,7 +244,7 @@ class Execution:
         limit = step.max_output_tokens
         if admitted.max_output_tokens is not None and admitted.max_output_tokens < limit:
             limit = admitted.max_output_tokens
-        live = admitted.stream and not step.buffered
+        live = admitted.stream and step.streams and not step.buffered
         try:
             chat = self.admitted.chat if step.as_it_is else self._chat(step)
             body = step.dialect.encode(chat, step.target, stream=live, max_output_tokens=limit)
@@ -300,11 +302,17 @@ class Execution:
         vault = self._env.vault
         if vault is None:
             return b""
-        if self._retained == RETAINED_HASH:
-            return vault.digest(payload)
         whose = self.attribution
         subject = whose.user or whose.key or whose.team or "-"
-        return vault.seal(subject, self.call_id, kind, payload)
+        try:
+            if self._retained == RETAINED_HASH:
+                return vault.digest(payload)
+            return vault.seal(subject, self.call_id, kind, payload)
+        except JournalFull:
+            raise
+        except Exception as fault:  # what cannot be recorded must not be answered, whatever the reason
+            report_fault(self.call_id, fault)
+            raise JournalFull("a payload cannot be sealed") from fault
 
     def _sealed_answers(self, answer: bytes | None) -> bytes:
         return self._sealed("answers", MSGPACK.encode(Answers(tuple(self._bodies), answer)))
@@ -427,8 +435,7 @@ class Execution:
         self._stop_exchange()
         error = RequestError(500, "the gateway failed at this call", code="internal_error", kind="server_error")
         if self._result is not None:
-            self.ended = True
-            self._client.on_finished(msgspec.structs.replace(self._result, status="failed", error=error))
+            self._finish_unrecorded()
             return
         if running and self._price is not None:
             self._settle("failed", f"a fault of the gateway: {type(fault).__name__}", self._delivered())
@@ -646,7 +653,7 @@ class Execution:
         retained = self._retained
         try:
             payload = self._sealed_answers(answer) if retained else b""
-        except (JournalFull, OSError):
+        except JournalFull:
             self._finish_unrecorded()
             return
         closed = ClosedV1(

@@ -5,15 +5,17 @@ Secrets are resolved here, once, into the heads of upstream requests, and are ke
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import minijinja
 import msgspec
 
+from drivetrain.core.codec import JSON, MalformedJson, parse_json
 from drivetrain.core.declarations import Check, Rule, Variant, Workflow
-from drivetrain.core.endpoints import Endpoint, is_proxy_url, proxy_authorization
-from drivetrain.core.errors import DrivetrainError
+from drivetrain.core.endpoints import Endpoint, is_proxy_url, proxy_authorization, proxy_secrets
+from drivetrain.core.errors import DrivetrainError, RequestError
 from drivetrain.core.money import nano_usd
 from drivetrain.execution.admission import Admitted, ChatAdmission, admit_input, as_chat, bad_request, parse_body
 from drivetrain.project.snapshot import Provider, SecretRef, Snapshot
@@ -50,6 +52,7 @@ class VariantStep:
         "parameters",
         "prices",
         "secrets",
+        "streams",
         "target",
         "timeout_ms",
         "unpriced",
@@ -67,6 +70,7 @@ class VariantStep:
         self.checks: tuple[Check, ...] = compiled_checks(workflow, variant, parts.slow)
         self.buffered = bool(self.checks) or workflow.output is not None
         """Whether an answer is judged before any of it leaves."""
+        self.streams = "streaming" in self.can
         self.max_output_tokens = variant.max_output_tokens
         self.timeout_ms = variant.timeout_ms
         self.first_byte_timeout_ms = variant.first_byte_timeout_ms
@@ -88,8 +92,10 @@ class VariantStep:
 
     def without_secrets(self, said: bytes) -> bytes:
         """What a provider said, with our own secrets cut out: some repeat the key that they refuse."""
+        with contextlib.suppress(MalformedJson):
+            said = JSON.encode(parse_json(said))  # one spelling: JSON may write any character as an escape
         for secret in self.secrets:
-            said = said.replace(secret, b"[secret]")
+            said = said.replace(secret, b"[secret]").replace(JSON.encode(secret.decode("latin-1"))[1:-1], b"[secret]")
         return said
 
 
@@ -211,6 +217,8 @@ class _Parts:
                 return secret
 
             head = request_head(provider, dialect, resolve)
+            if provider.endpoint.proxy is not None:
+                secrets += [one.encode() for one in proxy_secrets(provider.endpoint.proxy)]
             known = self._heads[provider.name] = (head, tuple(secrets))
         return known
 
@@ -280,17 +288,27 @@ def _messages(
 
     def build(value: Any, messages: list[Any] | None) -> list[Any]:
         variables = msgspec.to_builtins(value) if value is not None else {}
-        system = templates.render_template(variant.system, **variables) if variant.system is not None else ""
+        system = _rendered(templates, variant.system, variables) if variant.system is not None else ""
         if hint:
             system = f"{system}\n\n{hint}" if system else hint
         head = [{"role": "system", "content": system}] if system else []
         if variant.prompt is not None:
-            return [*head, {"role": "user", "content": templates.render_template(variant.prompt, **variables)}]
+            return [*head, {"role": "user", "content": _rendered(templates, variant.prompt, variables)}]
         if typed:
             return [*head, {"role": "user", "content": _plain(variables)}]
         return [*head, *(messages or [])]
 
     return build
+
+
+def _rendered(templates: minijinja.Environment, name: str, variables: dict[str, Any]) -> str:
+    """Raises: RequestError where the template fails on this input; its reason may quote the input."""
+    try:
+        return templates.render_template(name, **variables)
+    except minijinja.TemplateError as error:
+        where = f"{error.name or name}, line {error.line}" if error.line else name
+        message = f"a template fails on this input: {where}"
+        raise RequestError(500, message, code="template_failed", kind="server_error") from error
 
 
 def _plain(variables: dict[str, Any]) -> str:

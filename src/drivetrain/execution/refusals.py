@@ -62,7 +62,8 @@ def unanswered(step: VariantStep, failure: UpstreamFailure) -> Refusal:
     message = f"the provider of `{step.name}` did not answer: {failure.kind}"
     timed_out = failure.kind in TIMEOUTS
     code = "upstream_timeout" if timed_out else "upstream_unreachable"
-    return Refusal(_failed(504 if timed_out else 502, message, code))
+    # A certificate that is wrong stays wrong.
+    return Refusal(_failed(504 if timed_out else 502, message, code), retry=failure.kind != "tls")
 
 
 def unusable(step: VariantStep, why: str) -> RequestError:

@@ -280,7 +280,8 @@ def outcome_row(record: OutcomeV1) -> OutcomeRow:
     value = record.value
     text = value if isinstance(value, str) else JSON.encode(value).decode()
     number = None if isinstance(value, str) else float(value)
-    return OutcomeRow(record.call_id, record.metric, record.source, text, number, record.event_ns, record.arrived_ns)
+    event_ns = min(max(record.event_ns, -(2**63)), 2**63 - 1)  # one odd record may not end every query
+    return OutcomeRow(record.call_id, record.metric, record.source, text, number, event_ns, record.arrived_ns)
 
 
 def _attempt_row(attempt: AttemptV1) -> AttemptRow:

@@ -124,7 +124,10 @@ class Limits:
             return self._unavailable()
         taken = self.book.reserve(hold, worst_nano_usd, tokens)
         if type(taken) is Short:
-            return self._wait(taken, lambda: self.book.reserve(hold, worst_nano_usd, tokens), then)
+            # Its Call may have been closed while it waited; then nothing may be taken for it.
+            return self._wait(
+                taken, lambda: None if hold.closed else self.book.reserve(hold, worst_nano_usd, tokens), then
+            )
         return taken  # type: ignore[return-value]
 
     async def close(self) -> None:
