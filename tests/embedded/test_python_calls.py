@@ -166,7 +166,9 @@ def test_a_broken_project_is_told(project: Project) -> None:
     assert "drivetrain.toml" in ran.err
 
 
-@pytest.mark.parametrize("given", ["Ticket", "'a text'", "{'text': 'a dict'}", "None", "object()", "Route(intent='spam')"])
+@pytest.mark.parametrize(
+    "given", ["Ticket", "'a text'", "{'text': 'a dict'}", "None", "object()", "Route(intent='spam')"]
+)
 def test_an_input_of_another_type_is_told_or_fits(project: Project, given: str) -> None:
     ran = project.python(TRIAGE + f"triage({given})")
     if given.startswith("{"):
@@ -193,7 +195,9 @@ assert calls.call(Path.cwd(), "assistant", b'{"text": "hello!"}').variant == "gr
 
 
 def test_an_unknown_workflow_names_the_nearest(project: Project) -> None:
-    ran = project.python("from pathlib import Path\nfrom drivetrain.embedded import calls\ncalls.call(Path.cwd(), 'triagee', b'{}')")
+    ran = project.python(
+        "from pathlib import Path\nfrom drivetrain.embedded import calls\ncalls.call(Path.cwd(), 'triagee', b'{}')"
+    )
     assert ran.code == 1
     assert "has no workflow `triagee`" in ran.err
     assert "triage" in ran.err

@@ -481,7 +481,9 @@ def completion(text: str | None, usage: Any = USAGE, **message: Any) -> bytes:
         "object": "chat.completion",
         "created": 1_780_000_000,
         "model": "m",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": text, **message}, "finish_reason": "stop"}],
+        "choices": [
+            {"index": 0, "message": {"role": "assistant", "content": text, **message}, "finish_reason": "stop"}
+        ],
     }
     return json.dumps(body if usage is None else {**body, "usage": usage}).encode()
 
@@ -554,4 +556,3 @@ def streams(chunks: Iterable[bytes], last: Step | None = None) -> list[Step]:
 
 def chat(text: str = "How are you today?", **more: Any) -> dict[str, Any]:
     return {"model": "any", "messages": [{"role": "user", "content": text}], **more}
-

@@ -95,7 +95,9 @@ def broken_stream(dice: random.Random) -> Script:
 def cut_answer(dice: random.Random) -> Script:
     body = completion(dice.choice(ANSWERS))
     body = body[: dice.randrange(len(body))]
-    return fails("cut", lambda one: one.head(200, JSON_HEAD), *((lambda one, data=p: one.chunk(data)) for p in [body] if p))
+    return fails(
+        "cut", lambda one: one.head(200, JSON_HEAD), *((lambda one, data=p: one.chunk(data)) for p in [body] if p)
+    )
 
 
 SCRIPTS: tuple[tuple[int, Callable[[random.Random], Script]], ...] = (
@@ -108,7 +110,12 @@ SCRIPTS: tuple[tuple[int, Callable[[random.Random], Script]], ...] = (
     (1, lambda dice: refuses(dice.choice((400, 401, 403, 404, 413, 422)))),
     (1, lambda _dice: refuses(400, "context_length_exceeded")),
     (1, lambda dice: refuses(429, retry_after=dice.choice(("0", "1", "4.9", "60", "soon")))),
-    (1, lambda dice: fails(dice.choice(("connect", "connect_timeout", "tls", "first_byte_timeout", "pool_full", "closed")))),
+    (
+        1,
+        lambda dice: fails(
+            dice.choice(("connect", "connect_timeout", "tls", "first_byte_timeout", "pool_full", "closed"))
+        ),
+    ),
     (1, lambda _dice: fails("first_byte_timeout", lambda one: one.head(200, STREAM_HEAD))),
     (1, lambda dice: whole(dice.choice((b"", b"{", b"null", b"[]", b'{"choices":[]}', b"\xff\xfe", b"<html>")))),
 )

@@ -166,9 +166,7 @@ def test_a_client_that_breaks_when_it_is_told_does_not_spoil_its_record(
 
 
 @pytest.mark.parametrize("attempt", [1, 2, 3])
-def test_a_transport_that_breaks_ends_the_call(
-    plans: Plans, attempt: int, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_transport_that_breaks_ends_the_call(plans: Plans, attempt: int, capfd: pytest.CaptureFixture[str]) -> None:
     world = World(plans, *[refuses(500)] * (attempt - 1))
     send = world.send
 

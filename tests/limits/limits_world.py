@@ -131,6 +131,8 @@ class Stores:
         return sqlite if self.kind == "sqlite" else TwinHandle(self.memory.handle(), sqlite)
 
     def close(self) -> None:
+        for handle in self.handles:
+            handle.close()
         if self._temporary is not None:
             self._temporary.cleanup()
 

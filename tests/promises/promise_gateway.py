@@ -49,9 +49,7 @@ class Gateway:
         command = [sys.executable, "-c", START, "serve", "--project", str(self.root)]
         command += ["--port", str(self.port), "--workers", str(self._workers)]
         with self._stderr.open("a") as said:
-            self._child = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=said, text=True, env=self._environ
-            )
+            self._child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, env=self._environ)
         self.port = _read_port(self._child, self._stderr)
         return self
 

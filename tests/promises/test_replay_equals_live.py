@@ -42,7 +42,7 @@ FAILURES = (
     "malformed", "fenced", "trailing_comma", "truncated_json", "empty", "malformed_body", "oversized:50000",
     "bad_utf8", "negative_usage", "no_usage", "explicit_zero_usage", "overrun",
 )  # fmt: skip
-CODE = '''
+CODE = """
 import drivetrain as dt
 
 WHO = {"owner": "team@acme.example", "team": "support", "use_case": "tests"}
@@ -89,7 +89,7 @@ frugal = dt.Workflow(
     "frugal", **WHO, budget=dt.Budget(usd_per_call="0.002"),
     route=[dt.Variant("only", model="sim/m", max_output_tokens=500, first_byte_timeout_ms=150)],
 )
-'''
+"""
 TEXTS = (
     "What is the weather like?", "", "SHOUT", "a broken rule", "größer als 🙂", "rude", "fault", "x" * 400, "y" * 3_000,
 )  # fmt: skip

@@ -20,7 +20,7 @@ secret = "env:PROMISE_KEY"
 may_override = ["user", "tags", "team", "use_case"]
 """
 SECRET = "sk-promise-0123456789"
-SAMPLE = re.compile(r'^(?P<name>\w+)(?:\{(?P<labels>.*)\})? (?P<value>[-+0-9.eE]+)$')
+SAMPLE = re.compile(r"^(?P<name>\w+)(?:\{(?P<labels>.*)\})? (?P<value>[-+0-9.eE]+)$")
 FRESH_S = 1.0
 """Workers publish every half second."""
 

@@ -46,9 +46,8 @@ class SqliteCounters:
         self._worker = ""
         self._alive_fd = self._bell_fd = -1
         self._synchronous = ""
-        wake_read, self._wake_write = os.pipe()
-        self._wake_read = wake_read
-        for fd in (wake_read, self._wake_write):
+        self._wake_read, self._wake_write = os.pipe()
+        for fd in (self._wake_read, self._wake_write):
             os.set_blocking(fd, False)
         try:
             (folder / "workers").mkdir(parents=True, exist_ok=True)
@@ -108,22 +107,28 @@ class SqliteCounters:
 
     def close(self) -> None:
         self._let_live_go(remove=False)
-        for fd in (self._wake_read, self._wake_write, self._queue_fd):
-            os.close(fd)
-        self._db.close()
+        if self._queue_fd >= 0:
+            for fd in (self._wake_read, self._wake_write, self._queue_fd):
+                os.close(fd)
+            self._wake_read = self._wake_write = self._queue_fd = -1
+            self._db.close()
 
     # Being told.
 
     def wait(self, timeout_s: float) -> bool:
-        watched = [self._wake_read] + ([self._bell_fd] if self._bell_fd >= 0 else [])
-        ready, _, _ = select.select(watched, [], [], timeout_s)
+        # Not select(): beside thousands of connections its numbers would be too large.
+        poll = select.poll()
+        for fd in (self._wake_read, self._bell_fd):
+            if fd >= 0:
+                poll.register(fd, select.POLLIN)
+        ready = [fd for fd, _ in poll.poll(timeout_s * 1000)]
         for fd in ready:
             with contextlib.suppress(BlockingIOError):
                 os.read(fd, 4096)
         return self._bell_fd in ready
 
     def wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # full of wake-ups already
+        with contextlib.suppress(OSError):  # full of wake-ups already, or closed
             os.write(self._wake_write, b"w")
 
     # The conversation.

@@ -104,54 +104,62 @@ class Book:
         """Reserve the worst case of an attempt in every budget, and take its tokens; None where that is done."""
         accounts = hold.accounts
         money = accounts.money
+        # What an earlier attempt did not use is still kept, see `settle`.
+        more = hold.charged + worst_nano_usd - hold.kept
         for one in money:
-            if one.free < worst_nano_usd:
-                return self._short_of(accounts, worst_nano_usd, tokens)
+            if one.free < more:
+                return self._lacking(_lines(accounts, more, tokens))
         if accounts.tokens:
             for one in accounts.tokens:
                 if one.free < tokens:
-                    return self._short_of(accounts, worst_nano_usd, tokens)
+                    return self._lacking(_lines(accounts, more, tokens))
             for one in accounts.tokens:
                 one.free -= tokens
                 one.booked += tokens
                 self._touch(one)
             hold.tokens = tokens
-        for one in money:
-            one.free -= worst_nano_usd
-            if one.free < one.low:
-                self._run_low(one)
+        if more > 0:
+            for one in money:
+                one.free -= more
+                if one.free < one.low:
+                    self._run_low(one)
+            hold.kept += more
         hold.reserved = worst_nano_usd
         return None
 
     def settle(self, hold: Hold, cost_nano_usd: int, tokens: int = 0) -> int:
         """End an attempt at what it cost; 0 where it was not sent. Returns the provider's overrun in nano-USD.
 
-        What a provider charges beyond the reservation is booked in full: from what is free here, else over the cap.
+        What it did not use is kept until the Call ends or its next attempt takes it: the ledger does not know this
+        attempt's end yet, so after a crash it would be settled at its reservation, and that must still fit. What a
+        provider charges beyond the reservation is booked in full: from what is free here, else over the cap.
         """
-        back = hold.reserved - cost_nano_usd
+        overrun = cost_nano_usd - hold.reserved
         hold.charged += cost_nano_usd
         hold.reserved = 0
-        for one in hold.accounts.money:
-            one.free += back
-            if one.free < 0:
-                one.over -= one.free
-                one.free = 0
-                self._touch(one)
+        if hold.charged > hold.kept:
+            for one in hold.accounts.money:
+                one.free -= hold.charged - hold.kept
+                if one.free < 0:
+                    one.over -= one.free
+                    one.free = 0
+                    self._touch(one)
+            hold.kept = hold.charged
         if hold.tokens:
             self._refund(hold, tokens)
-        if self.contended and back > 0:
-            self._returns_soon(hold.accounts.money)
-        return -back if back < 0 else 0
+        return max(0, overrun)
 
     def close(self, hold: Hold) -> None:
-        """End a Call: its cost is booked, its place is free. A reservation that still runs is released."""
+        """End a Call: its cost is booked, the rest and its place are free. What still runs was not sent."""
         if hold.closed:
             return
         hold.closed = True
-        if hold.reserved or hold.tokens:
-            self.settle(hold, 0, 0)
+        if hold.tokens:
+            self._refund(hold, 0)
         accounts, charged = hold.accounts, hold.charged
+        back = hold.kept - charged
         for one in accounts.money:
+            one.free += back
             one.booked += charged
             if not one.dirty:
                 one.dirty = True
@@ -159,8 +167,8 @@ class Book:
         if accounts.calls:
             for one in accounts.calls:
                 one.free += 1
-            if self.contended:
-                self._returns_soon(accounts.calls)
+        if self.contended:
+            self._returns_soon(accounts)
         del self.open[hold.number]
 
     # Slow paths.
@@ -184,18 +192,11 @@ class Book:
             now_ns=self.now_ns(),
         )
 
-    def lines(self, accounts: Accounts, worst_nano_usd: int, tokens: int) -> list[tuple[Slice, int]]:
-        """(slice, units) of an attempt."""
-        return [(one, worst_nano_usd) for one in accounts.money] + [(one, tokens) for one in accounts.tokens]
-
     def drop(self, slice_: Slice) -> None:
         """Forget a slice that nobody uses; its last report must have been made."""
         del self.slices[slice_.terms.account, slice_.terms.counted]
         del self.by_number[slice_.number]
         self._known.clear()
-
-    def _short_of(self, accounts: Accounts, worst_nano_usd: int, tokens: int) -> Taken:
-        return self._lacking(self.lines(accounts, worst_nano_usd, tokens))
 
     def _lacking(self, lines: list[tuple[Slice, int]]) -> Short | Refusal | None:
         """None where every line fits."""
@@ -227,11 +228,11 @@ class Book:
             self.ahead.append(slice_)
             self.urgent()
 
-    def _returns_soon(self, slices: tuple[Slice, ...]) -> None:
-        for one in slices:
+    def _returns_soon(self, accounts: Accounts) -> None:
+        for one in (*accounts.money, *accounts.calls):
             if one.contended:
-                self._touch(one)
                 self.urgent()
+                return
 
     def _touch(self, slice_: Slice) -> None:
         if not slice_.dirty:
@@ -256,6 +257,11 @@ class Book:
             self._known.clear()
         made = self._known[key] = Accounts(slices)
         return made
+
+
+def _lines(accounts: Accounts, nano_usd: int, tokens: int) -> list[tuple[Slice, int]]:
+    """(slice, units) of an attempt."""
+    return [(one, nano_usd) for one in accounts.money] + [(one, tokens) for one in accounts.tokens]
 
 
 def _nothing() -> None:

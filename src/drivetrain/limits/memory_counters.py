@@ -105,31 +105,32 @@ class MemoryHandle:
             me = self._me
             me.last = request
             ring: set[str] = set()
-            states: dict[int, None] = {}
+            states: dict[int, str] = {}
             for report in request.reports:
                 self._book(report)
                 ring.update(self._wanting(report.terms.account))
-                states[report.slice] = None
+                if not report.dropped:
+                    states[report.slice] = report.terms.account
             listed = {want.number for want in request.wants}
             me.wants = {key: tick for key, tick in me.wants.items() if key[0] in listed}
             verdicts = []
             for want in request.wants:
                 verdicts.append(self._judge(want.number, want.lines, want.last, ring))
-                states.update(dict.fromkeys(line.slice for line in want.lines))
+                states.update((line.slice, line.terms.account) for line in want.lines)
             for line in request.ahead:
                 self._top_up(line)
-                states[line.slice] = None
+                states[line.slice] = line.terms.account
             recalls = tuple(
                 number
                 for number, lease in me.leases.items()
                 if any(tick > lease.answered for tick in self._wanting(lease.account).values())
             )
-            states.update(dict.fromkeys(recalls))
+            states.update((number, me.leases[number].account) for number in recalls)
             fresh = tuple(alert for alert in request.alerts if alert not in truth.alerts)
             truth.alerts.update(fresh)
             reply = SyncReply(
                 truth.tick,
-                tuple(self._state(number) for number in states if number in me.leases),
+                tuple(self._state(number, account) for number, account in states.items()),
                 tuple(verdicts),
                 recalls,
                 fresh,
@@ -201,19 +202,22 @@ class MemoryHandle:
     def _truth(self) -> _Held:
         return _Held(self._shared)
 
-    def _lease(self, number: int, terms: Terms) -> tuple[_Lease, _Account]:
+    def _account(self, terms: Terms) -> _Account:
         truth = self._shared
         account = truth.accounts.get(terms.account)
         if account is None:
             account = truth.accounts[terms.account] = _Account(terms, truth.now_ns())
         account.terms = terms
+        return account
+
+    def _lease(self, number: int, terms: Terms) -> _Lease:
         lease = self._me.leases.get(number)
         if lease is None:
             lease = self._me.leases[number] = _Lease(terms)
-        return lease, account
+        return lease
 
     def _book(self, report: Report) -> None:
-        lease, account = self._lease(report.slice, report.terms)
+        lease, account = self._lease(report.slice, report.terms), self._account(report.terms)
         if account.terms.kind == BUCKET:
             self._refill(account)
         held = lease.held
@@ -251,16 +255,15 @@ class MemoryHandle:
             return Verdict(number, REFUSED, swept)
         short: list[tuple[Line, int]] = []
         for line in lines:
-            _, account = self._lease(line.slice, line.terms)
-            available = self._available(account)
+            available = self._available(self._account(line.terms))
             if available < line.need:
                 short.append((line, available))
         if not short:
             for line in lines:
-                lease, account = self._lease(line.slice, line.terms)
+                account = self._account(line.terms)
                 contended = bool(self._wanting(line.terms.account))
                 available, workers = self._available(account), len(truth.workers)
-                self._grant(lease, account, grant_units(line.need, line.good, available, workers, contended))
+                self._grant(line, grant_units(line.need, line.good, available, workers, contended))
             self._forget(number)
             return Verdict(number, GRANTED)
         placed = min((tick for key, tick in self._me.wants.items() if key[0] == number), default=truth.tick)
@@ -291,13 +294,13 @@ class MemoryHandle:
         return Refused(line.slice, left, resets_ns)
 
     def _top_up(self, line: Line) -> None:
-        lease, account = self._lease(line.slice, line.terms)
-        available, workers = self._available(account), len(self._shared.workers)
+        available, workers = self._available(self._account(line.terms)), len(self._shared.workers)
         if available > 0 and not self._wanting(line.terms.account):
-            self._grant(lease, account, grant_units(0, line.good, available, workers, False))
+            self._grant(line, grant_units(0, line.good, available, workers, False))
 
-    def _grant(self, lease: _Lease, account: _Account, units: int) -> None:
-        lease.granted += units
+    def _grant(self, line: Line, units: int) -> None:
+        account = self._account(line.terms)
+        self._lease(line.slice, line.terms).granted += units
         account.held += units
         if account.terms.kind == BUCKET:
             account.level -= units
@@ -322,10 +325,10 @@ class MemoryHandle:
             and any(x.account == account and x.held > 0 and x.answered < placed for x in one.leases.values())
         }
 
-    def _state(self, number: int) -> LeaseState:
-        lease = self._me.leases[number]
-        account = self._shared.accounts[lease.account]
-        return LeaseState(number, lease.granted, account.settled, bool(self._wanting(lease.account)))
+    def _state(self, number: int, name: str) -> LeaseState:
+        lease, account = self._me.leases.get(number), self._shared.accounts.get(name)
+        granted, settled = (lease.granted if lease else 0), (account.settled if account else 0)
+        return LeaseState(number, granted, settled, bool(self._wanting(name)))
 
     def _release(self, charges: Mapping[str, int]) -> None:
         truth = self._shared

@@ -299,6 +299,9 @@ class Renewal:
             if not all(one.free >= units for one, units in waiter.lines):
                 if waiter.refused is None:
                     continue
+                if self._fits_after_all(waiter, waiter.refused):
+                    waiter.asked, waiter.refused = False, None
+                    continue
                 del self.waiting[waiter.number]
                 waiter.then(self._refusal(waiter, waiter.refused))
                 continue
@@ -306,6 +309,14 @@ class Renewal:
             taken = waiter.take()
             assert not isinstance(taken, Short)
             waiter.then(taken)
+
+    def _fits_after_all(self, waiter: Waiter, verdict: Verdict) -> bool:
+        """Whether enough became free here while the store was refusing: then it is asked again, while there is time."""
+        if waiter.since_ns <= self._monotonic_ns() - self._recall_ns:
+            return False
+        units_of = dict(waiter.lines)
+        left = {self.book.by_number.get(refused.slice): refused.left for refused in verdict.refused}
+        return all(one is not None and left[one] + one.free >= units_of.get(one, 0) for one in left)
 
     def _refusal(self, waiter: Waiter, verdict: Verdict) -> Refusal:
         units_of = {one.number: (one, units) for one, units in waiter.lines}

@@ -80,7 +80,7 @@ class Accounts:
 class Hold:
     """What one Call holds, from its admission to its end."""
 
-    __slots__ = ("accounts", "charged", "closed", "number", "reserved", "tokens")
+    __slots__ = ("accounts", "charged", "closed", "kept", "number", "reserved", "tokens")
 
     def __init__(self, number: int, accounts: Accounts) -> None:
         self.number = number
@@ -91,6 +91,8 @@ class Hold:
         """Tokens taken for the attempt that runs."""
         self.charged = 0
         """nano-USD that ended attempts have cost."""
+        self.kept = 0
+        """nano-USD taken from every budget's slice: at least `charged` and `reserved` together."""
         self.closed = False
 
     @property
