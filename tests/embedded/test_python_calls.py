@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import pytest
 from embedded_project import Project
 
 TRIAGE = "import sys; sys.path.insert(0, 'workflows')\nfrom triage import triage, Ticket, Route\n"
@@ -116,34 +115,25 @@ triage(Ticket(text="parent again"))
     assert [call.status for call in project.calls()] == ["answered"] * 3
 
 
-@pytest.mark.parametrize(
-    ("fate", "status", "code"),
-    [
-        ("failure=status:400", 400, ""),
-        ("failure=status:401", 502, "upstream_auth"),
-        ("failure=malformed", 502, "unusable_answer"),
-    ],
-)
-def test_a_failure_raises_with_a_clear_text(project: Project, fate: str, status: int, code: str) -> None:
+def test_a_failure_raises_with_a_clear_text(project: Project) -> None:
     ran = project.python(
         TRIAGE
-        + f"""
-import drivetrain as dt
+        + """
 from drivetrain.core.errors import RequestError
-try:
-    triage(Ticket(text="[[simulate {fate}]]"))
-except RequestError as error:
-    print(error.status, error.code, str(error), sep="|")
+for fate in ("status:400", "status:401", "malformed"):
+    try:
+        triage(Ticket(text=f"[[simulate failure={fate}]]"))
+    except RequestError as error:
+        print(error.status, error.code, str(error).splitlines()[0], sep="|")
 """
     )
     assert ran.code == 0, ran.err
-    said_status, said_code, text = ran.out.strip().split("|", 2)
-    assert int(said_status) == status
-    assert not code or said_code == code
-    assert len(text) > 20
-    (call,) = project.calls()
-    assert call.status in ("failed", "refused")
-    assert call.error == said_code
+    told = [line.split("|", 2) for line in ran.out.splitlines() if line.count("|") == 2]
+    assert [status for status, _, _ in told] == ["400", "502", "502"]
+    assert [code for _, code, _ in told][1:] == ["upstream_auth", "unusable_answer"]
+    assert all(len(text) > 20 for _, _, text in told)
+    assert [call.error for call in project.calls()] == [code for _, code, _ in told]
+    assert [call.status for call in project.calls()] == ["refused", "failed", "failed"]
 
 
 def test_a_provider_that_is_down_is_told(project: Project) -> None:
@@ -166,18 +156,24 @@ def test_a_broken_project_is_told(project: Project) -> None:
     assert "drivetrain.toml" in ran.err
 
 
-@pytest.mark.parametrize(
-    "given", ["Ticket", "'a text'", "{'text': 'a dict'}", "None", "object()", "Route(intent='spam')"]
-)
-def test_an_input_of_another_type_is_told_or_fits(project: Project, given: str) -> None:
-    ran = project.python(TRIAGE + f"triage({given})")
-    if given.startswith("{"):
-        assert ran.code == 0, ran.err
-        return
-    assert ran.code == 1
-    last = ran.err.strip().splitlines()[-1]
-    assert "Ticket" in last, last
-    assert project.calls() == []
+def test_an_input_of_another_type_is_told_or_fits(project: Project) -> None:
+    ran = project.python(
+        TRIAGE
+        + """
+from drivetrain.core.errors import DrivetrainError
+for given in (Ticket, "a text", None, object(), Route(intent="spam")):
+    try:
+        triage(given)
+    except DrivetrainError as error:
+        print(str(error).splitlines()[0])
+triage({"text": "a dict"})
+"""
+    )
+    assert ran.code == 0, ran.err
+    told = ran.out.strip().splitlines()
+    assert len(told) == 5
+    assert all("Ticket" in line for line in told), told
+    assert [call.status for call in project.calls()] == ["answered"]
 
 
 def test_a_chat_workflow_is_called_with_a_text(project: Project) -> None:
@@ -242,7 +238,7 @@ def asks_another(ticket):
 
     from drivetrain.embedded import calls
 
-    calls.call(Path(__file__).parent.parent if "snapshots" not in __file__ else Path.cwd(), "assistant", b'{"text": "hi"}')
+    calls.call(Path.cwd(), "assistant", b'{"text": "hi"}')
     return False
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from drivetrain.core.calls import Attribution, Call, ClosedV1, OpenedV1
 from drivetrain.core.ids import call_ids
 from drivetrain.execution.call import CallResult, Environment, Execution
-from drivetrain.execution.plan import Plans, WorkflowPlan, compile_plans
+from drivetrain.execution.plan import Plans, compile_plans
 from drivetrain.execution.replay import Replay, open_payloads, replay
 from drivetrain.ports.transport import UpstreamFailure, UpstreamHead, UpstreamRequest, UpstreamSink
 from drivetrain.project.load import load

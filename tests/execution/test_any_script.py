@@ -38,7 +38,8 @@ WORKFLOWS = (
     "plain", "fallback", "claude", "triage", "checked", "frugal", "frugal-retries", "stubborn", "audited", "up/small",
 )  # fmt: skip
 TEXTS = (
-    "How are you?", "", "SHOUT", "a broken rule", "a broken then", "größer als 🙂", "x" * 300, "y" * 3_000, "z" * 20_000,
+    "How are you?", "", "SHOUT", "a broken rule", "a broken then", "größer als 🙂", "x" * 300, "y" * 3_000,
+    "z" * 20_000,
 )  # fmt: skip
 ANSWERS = (
     '{"intent": "x", "confidence": 0.95}', '{"intent": "x", "confidence": 0.6}', '{"intent": "x", "confidence": 0.1}',

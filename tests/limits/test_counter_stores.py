@@ -91,6 +91,17 @@ def test_a_report_that_is_repeated_counts_once(stores: Stores) -> None:
         assert one.store.account(PURSE.account) == AccountState(settled=30, held=20, over=0)
 
 
+def test_the_last_words_of_a_slice_count_once_however_often_they_are_said(stores: Stores) -> None:
+    one, _ = both(stores)
+    one.want(PURSE, 60)
+    for _ in range(3):
+        one.sync(reports=(Report(1, PURSE, returned=20, booked=30, dropped=True),))
+        assert one.store.account(PURSE.account) == AccountState(settled=30, held=0, over=0)
+    one.sync()
+    one.want(PURSE, 10, slice_=2)
+    assert one.store.account(PURSE.account) == AccountState(settled=30, held=10, over=0)
+
+
 def test_what_a_lost_answer_granted_is_told_again(stores: Stores) -> None:
     one, _ = both(stores)
     one.want(PURSE, 20)
@@ -176,6 +187,32 @@ def test_slots_come_back(stores: Stores) -> None:
     assert other.want(RUNNING, 1, last=True).verdicts[0].outcome == REFUSED
     one.sync(reports=(Report(1, RUNNING, returned=1),))
     assert other.want(RUNNING, 1).verdicts[0].outcome == GRANTED
+
+
+def test_a_slot_is_waited_for_in_turn(stores: Stores) -> None:
+    one, other = both(stores)
+    third = Client(stores, "c")
+    one.want(RUNNING, 2)
+    tick = one.sync().tick
+    one.sync(reports=(Report(1, RUNNING, answered=tick),))
+    assert other.want(RUNNING, 1).verdicts[0].outcome == PENDING, "a Call may end at any moment"
+    assert third.want(RUNNING, 1).verdicts[0].outcome == PENDING
+    one.sync(reports=(Report(1, RUNNING, returned=1, answered=tick),))
+    assert third.want(RUNNING, 1).verdicts[0].outcome == PENDING, "it is not the third's turn"
+    assert other.want(RUNNING, 1).verdicts[0].outcome == GRANTED
+    one.sync(reports=(Report(1, RUNNING, returned=2, answered=tick),))
+    stores.clock.pass_s(1)
+    assert third.want(RUNNING, 1).verdicts[0].outcome == GRANTED
+
+
+def test_a_slot_that_is_kept_for_somebody_else_is_not_refused_at_the_end(stores: Stores) -> None:
+    one, other = both(stores)
+    third = Client(stores, "c")
+    one.want(RUNNING, 2)
+    other.want(RUNNING, 1)
+    third.want(RUNNING, 1)
+    one.sync(reports=(Report(1, RUNNING, returned=1),))
+    assert third.want(RUNNING, 1, last=True).verdicts[0].outcome == GRANTED
 
 
 def test_a_bucket_refills_by_the_stores_clock_and_never_beyond_its_size(stores: Stores) -> None:
@@ -287,6 +324,7 @@ def test_a_period_that_was_swept_is_not_opened_again(stores: Stores) -> None:
     one.sync(reports=(Report(1, PURSE, booked=100),))
     assert one.store.sweep(PURSE.ends_ns + 1) == 0, "somebody still holds it"
     one.sync(reports=(Report(1, PURSE, booked=100, dropped=True),))
+    one.sync()
     assert one.store.sweep(PURSE.ends_ns + 1) == 1
     assert one.want(PURSE, 1, slice_=2).verdicts[0].outcome == REFUSED
     assert one.store.account(PURSE.account) is None

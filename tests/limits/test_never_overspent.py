@@ -17,6 +17,7 @@ from limits_world import NOW_NS, Clock, Stores, Worker, budget, bury_all, pump, 
 
 from drivetrain.core.calls import Attribution
 from drivetrain.core.limits import Refusal
+from drivetrain.limits.renewal import IDLE_LOOKS
 from drivetrain.limits.slices import Hold
 
 PROJECT, TEAM, USER = 100, 60, 25
@@ -166,7 +167,8 @@ class Interleaved(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 2))
     def tidy(self, which: int) -> None:
-        self.workers[which % len(self.workers)].renewal.tidy()
+        for _ in range(IDLE_LOOKS + 1):
+            self.workers[which % len(self.workers)].renewal.tidy()
 
     # What the world does.
 

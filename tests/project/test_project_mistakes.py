@@ -6,6 +6,7 @@ A mistaken line carries `# n:` and the numbers of the rows of MISTAKES that expe
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -399,3 +400,28 @@ def test_too_many_files(make, small) -> None:
 def test_a_folder_without_settings(tmp_path) -> None:
     with pytest.raises(ProjectError, match="drivetrain init"):
         project.load(tmp_path)
+
+
+def test_a_route_that_would_answer_wrongly_or_escalate_always_is_told(tmp_path: Path) -> None:
+    """What runs without a complaint and costs money: each is a mistake with its line."""
+    (tmp_path / "workflows").mkdir()
+    (tmp_path / "drivetrain.toml").write_text(
+        '[project]\nname = "p"\n[providers.sim]\ndialect = "openai"\nbase_url = "http://127.0.0.1:9/v1"\n'
+    )
+    (tmp_path / "workflows" / "w.py").write_text(
+        "from typing import Literal\n"
+        "import drivetrain as dt\n"
+        "class In(dt.Record):\n    text: str\n"
+        'class Out(dt.Record):\n    intent: Literal["a", "b"]\n    certainty: float | None = None\n'
+        'w = dt.Workflow("w", input=In, output=Out, owner="o@x.example", team="t", use_case="u", route=[\n'
+        '    dt.Rule("empty", when=lambda one: not one.text, then=Out(intent="c")),\n'
+        '    dt.Variant("high", model="sim/m", accept=dt.confidence(7, field="certainty")),\n'
+        '    dt.Variant("gone", model="sim/m", accept=dt.confidence(0.7)),\n'
+        "])\n"
+    )
+    with pytest.raises(ProjectError) as caught:
+        project.load(tmp_path)
+    told = {problem.line: problem.what for problem in caught.value.problems}
+    assert "its own type refuses" in told[9]
+    assert "no answer can have" in told[10]
+    assert "`confidence`, which the output does not have" in told[11]

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 from promise_gateway import Gateway, chat_project, gateway, simulated
-from support import wire
-from support.projects import model, workflow
 
 from drivetrain.core.calls import Call
 from drivetrain.ledger.queries import COST_DIMENSIONS, LedgerQueries
 from drivetrain.ledger.reader import LedgerReader
 from drivetrain.simulator import SimulatorProcess
+from support import wire
+from support.projects import model, workflow
 
 FRESH_S = 1.0
 TEAMS = '\n[teams.support]\nowner = "a@acme.example"\n\n[teams.sales]\nowner = "b@acme.example"\n'

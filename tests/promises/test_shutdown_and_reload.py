@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from promise_gateway import Gateway, chat_project, eventually, gateway, gone, simulated
 from promise_load import Load, Told, ask
-from support import wire
-from support.projects import workflow
 
 from drivetrain.simulator import SimulatorProcess
+from support import wire
+from support.projects import workflow
 
 
 def project(url: str, answer: str = "old") -> dict[str, str]:
@@ -155,14 +155,13 @@ def test_sighup_under_load_drops_no_request(simulator: SimulatorProcess) -> None
         assert not lost, lost[:3]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(
-    ("file", "text", "told"),
+    ("workers", "file", "text", "told"),
     [
-        ("drivetrain.toml", "[project\n", "TOML"),
-        ("workflows/broken.py", "import drivetrain as dt\nthis is no Python\n", "broken.py"),
-        ("workflows/broken.py", "raise RuntimeError('on import')\n", "broken.py"),
-        ("workflows/broken.py", "import sys\nsys.exit(3)\n", "broken.py"),
+        (1, "drivetrain.toml", "[project\n", "TOML"),
+        (2, "workflows/broken.py", "import drivetrain as dt\nthis is no Python\n", "broken.py"),
+        (1, "workflows/broken.py", "raise RuntimeError('on import')\n", "broken.py"),
+        (1, "workflows/broken.py", "import sys\nsys.exit(3)\n", "broken.py"),
     ],
 )
 def test_a_broken_project_is_refused_and_the_old_one_kept(

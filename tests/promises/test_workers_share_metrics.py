@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 from promise_gateway import Gateway, chat_project, eventually, gateway, gone, simulated
-from support import wire
 
 from drivetrain.simulator import SimulatorProcess
+from support import wire
 
 KEYS = """
 [keys.shop-key-name]
@@ -62,6 +62,11 @@ def total(shown: dict[tuple[str, str], float], name: str, label: str = "") -> fl
     return sum(value for (sample, labels), value in shown.items() if sample == name and label in labels)
 
 
+def running(shown: dict[tuple[str, str], float], calls: int) -> dict[tuple[str, str], float]:
+    """`shown` where so many calls run in it, else nothing."""
+    return shown if total(shown, "drivetrain_calls_running") == calls else {}
+
+
 def test_the_counters_of_all_workers_add_up_whoever_answers(served: Gateway) -> None:
     answers = [call(served, f"question {number}", stream=number % 3 == 0) for number in range(60)]
     refused = [wire.one(served.port, wire.request({"model": "nobody", "messages": []}, key=SECRET)) for _ in range(9)]
@@ -101,19 +106,19 @@ def test_no_label_holds_a_key_a_user_or_a_prompt(served: Gateway) -> None:
 
 
 def test_running_calls_are_counted_while_they_run(served: Gateway) -> None:
-    body = {"model": "help", "messages": [{"role": "user", "content": "[[simulate latency_ms=900]]"}]}
+    body = {"model": "help", "messages": [{"role": "user", "content": "[[simulate latency_ms=1200]]"}]}
     connections = [wire.connect(served.port) for _ in range(4)]
     try:
         for connection in connections:
             connection.sendall(wire.request(body, key=SECRET))
-        assert eventually(lambda: total(metrics(served), "drivetrain_calls_running") == 4, wait_s=FRESH_S + 0.3)
-        assert total(metrics(served), "drivetrain_connections") >= 4
+        shown = eventually(lambda: running(metrics(served), 4), wait_s=FRESH_S)
+        assert total(shown, "drivetrain_connections") >= 4
         for connection in connections:
             assert wire.hear(connection).answers[0].status == 200
     finally:
         for connection in connections:
             connection.close()
-    assert eventually(lambda: total(metrics(served), "drivetrain_calls_running") == 0, wait_s=FRESH_S + 0.3)
+    assert eventually(lambda: running(metrics(served), 0), wait_s=FRESH_S + 0.3)
 
 
 def test_a_killed_worker_leaves_its_counts_but_runs_no_calls(served: Gateway) -> None:
@@ -127,7 +132,7 @@ def test_a_killed_worker_leaves_its_counts_but_runs_no_calls(served: Gateway) ->
     connections = [wire.connect(served.port) for _ in range(12)]  # so that every worker has some
     for connection in connections:
         connection.sendall(wire.request(body, key=SECRET))
-    assert eventually(lambda: total(metrics(served), "drivetrain_calls_running") == 12, wait_s=FRESH_S + 0.3)
+    assert eventually(lambda: running(metrics(served), 12), wait_s=FRESH_S + 0.3)
     dead = served.worker_pids
     for pid in dead:
         os.kill(pid, signal.SIGKILL)

@@ -19,6 +19,8 @@ from drivetrain.ports.counters import (
     MONEY,
     PENDING,
     REFUSED,
+    SLOTS,
+    TURN_NS,
     AccountState,
     Fenced,
     LeaseState,
@@ -34,6 +36,7 @@ from drivetrain.ports.counters import (
     refilled,
 )
 
+FOREVER = 2**62
 NUMBERS = msgspec.msgpack.Decoder(tuple[int, ...])
 
 SCHEMA = """
@@ -47,11 +50,13 @@ CREATE TABLE IF NOT EXISTS leases (
     worker TEXT NOT NULL, slice INTEGER NOT NULL, account TEXT NOT NULL, counted INTEGER NOT NULL,
     granted INTEGER NOT NULL, returned INTEGER NOT NULL, booked INTEGER NOT NULL, over INTEGER NOT NULL,
     refunded INTEGER NOT NULL, answered INTEGER NOT NULL, held INTEGER NOT NULL,
-    PRIMARY KEY (worker, slice)
+    dropped INTEGER NOT NULL, PRIMARY KEY (worker, slice)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS leases_by_account ON leases (account);
+CREATE INDEX IF NOT EXISTS leases_dropped ON leases (worker) WHERE dropped = 1;
 CREATE TABLE IF NOT EXISTS wants (
     worker TEXT NOT NULL, number INTEGER NOT NULL, account TEXT NOT NULL, placed INTEGER NOT NULL,
+    placed_ns INTEGER NOT NULL,
     PRIMARY KEY (worker, number, account)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS wants_by_account ON wants (account);
@@ -132,6 +137,7 @@ class Visit:
         self._forget(number for (number,) in mine if number not in listed)
         # Nobody waits most of the time, and then nobody need be looked for.
         self._somebody_waits = db.execute("SELECT 1 FROM wants WHERE worker <> ?", (worker,)).fetchone() is not None
+        self._forget_dropped({report.slice for report in request.reports})
         states: dict[int, str] = {}
         for report in request.reports:
             self._book(report)
@@ -176,32 +182,42 @@ class Visit:
             "SELECT granted, returned, booked, over, refunded, held FROM leases WHERE worker = ? AND slice = ?", key
         ).fetchone()
         granted, returned, booked, over, refunded, held = row or (0, 0, 0, 0, 0, 0)
-        holds = 0 if report.terms.counted else granted - report.returned - report.booked + report.over
-        account.held += (0 if report.dropped else holds) - held
+        uncounted = not (report.terms.counted or report.dropped)
+        holds = granted - report.returned - report.booked + report.over if uncounted else 0
+        account.held += holds - held
         if account.kind == MONEY:
             account.settled += report.booked - booked
             account.over += report.over - over
         elif account.kind == BUCKET:
             back = report.returned - returned + report.refunded - refunded
             account.level = max(0, min(account.level + back, account.cap - account.held))
-        if report.dropped:
-            db.execute("DELETE FROM leases WHERE worker = ? AND slice = ?", key)
-        else:
-            totals = (report.returned, report.booked, report.over, report.refunded, report.answered, holds)
-            db.execute(
-                "INSERT INTO leases VALUES (?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?) ON CONFLICT (worker, slice) DO UPDATE SET "
-                "returned = excluded.returned, booked = excluded.booked, over = excluded.over, "
-                "refunded = excluded.refunded, answered = excluded.answered, held = excluded.held",
-                (*key, report.terms.account, report.terms.counted, *totals),
-            )
+        totals = (report.returned, report.booked, report.over, report.refunded, report.answered, holds, report.dropped)
+        db.execute(
+            "INSERT INTO leases VALUES (?, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (worker, slice) DO UPDATE SET "
+            "returned = excluded.returned, booked = excluded.booked, over = excluded.over, "
+            "refunded = excluded.refunded, answered = excluded.answered, held = excluded.held, "
+            "dropped = excluded.dropped",
+            (*key, report.terms.account, report.terms.counted, *totals),
+        )
         if self._somebody_waits:
             self.ring.update(self._wanting(report.terms.account))
+
+    def _forget_dropped(self, said: set[int]) -> None:
+        """A slice that was dropped is remembered for as long as its last words may be repeated."""
+        rows = self._db.execute("SELECT slice FROM leases WHERE worker = ? AND dropped = 1", (self._worker,)).fetchall()
+        gone = [(self._worker, number) for (number,) in rows if number not in said]
+        self._db.executemany("DELETE FROM leases WHERE worker = ? AND slice = ?", gone)
 
     def _judge(self, number: int, lines: tuple[Line, ...], last: bool) -> Verdict:
         swept = tuple(Refused(line.slice, 0) for line in lines if self._is_swept(line.terms))
         if swept:
             return Verdict(number, REFUSED, swept)
-        short = [(line, left) for line in lines if (left := self._account(line.terms).available) < line.need]
+        placed, placed_ns = self._db.execute(
+            "SELECT min(placed), min(placed_ns) FROM wants WHERE worker = ? AND number = ?", (self._worker, number)
+        ).fetchone()
+        if placed is None:
+            placed, placed_ns = self._tick, self._now_ns
+        short = [(line, left) for line in lines if (left := self._left(line, placed, last)) < line.need]
         if not short:
             for line in lines:
                 account = self._account(line.terms)
@@ -210,33 +226,46 @@ class Visit:
                 self._grant(line, account, units)
             self._forget((number,))
             return Verdict(number, GRANTED)
-        placed = self._db.execute(
-            "SELECT min(placed) FROM wants WHERE worker = ? AND number = ?", (self._worker, number)
-        ).fetchone()[0]
-        placed = placed or self._tick
-        holders = {line.slice: self._holders(line, placed) for line, _ in short}
-        hopeless = [(line, left) for line, left in short if not holders[line.slice]]
+        hopeless = [(line, left) for line, left in short if not self._may_help(line, placed)]
         if last or hopeless:
             self._forget((number,))
             return Verdict(number, REFUSED, tuple(self._refused(line, left) for line, left in hopeless or short))
         for line, _ in short:
-            row = (self._worker, number, line.terms.account, placed)
-            self._db.execute("INSERT OR IGNORE INTO wants VALUES (?, ?, ?, ?)", row)
-            self.ring.update(holders[line.slice])
+            row = (self._worker, number, line.terms.account, placed, placed_ns)
+            self._db.execute("INSERT OR IGNORE INTO wants VALUES (?, ?, ?, ?, ?)", row)
+            self.ring.update(self._holders(line.terms.account, placed))
         return Verdict(number, PENDING)
 
     def _is_swept(self, terms: Terms) -> bool:
         """Whether its period is so long over that it was forgotten: it is not opened a second time."""
         return 0 < terms.ends_ns < self._swept_ns and account_row(self._db, terms.account, self._now_ns) is None
 
-    def _holders(self, line: Line, placed: int) -> set[str]:
-        """Other workers that may have something to return; none where the Call can never fit."""
+    def _left(self, line: Line, placed: int, last: bool) -> int:
+        """What this want may have: of slots only what is left for it after those who asked earlier."""
+        available = self._account(line.terms).available
+        if line.terms.kind != SLOTS or last or not self._somebody_waits:
+            return available
+        before = self._db.execute(
+            "SELECT count(*) FROM wants WHERE account = ? AND worker <> ? AND placed < ? AND abs(? - placed_ns) < ?",
+            (line.terms.account, self._worker, placed, self._now_ns, TURN_NS),
+        ).fetchone()[0]
+        return available - int(before)
+
+    def _may_help(self, line: Line, placed: int) -> bool:
+        """Whether waiting can help this want."""
         account = self._account(line.terms)
         if line.amount > line.terms.cap - account.settled:
-            return set()
+            return False
+        if line.terms.kind != SLOTS:
+            return bool(self._holders(account.name, placed))
+        # A slot comes back whenever a Call ends, so it is waited for even when all have answered.
+        return account.available >= line.need or bool(self._holders(account.name, FOREVER))
+
+    def _holders(self, account: str, placed: int) -> set[str]:
+        """Other workers that hold something of the account and have not answered since."""
         rows = self._db.execute(
             "SELECT DISTINCT worker FROM leases WHERE account = ? AND worker <> ? AND held > 0 AND answered < ?",
-            (account.name, self._worker, placed),
+            (account, self._worker, placed),
         )
         return {name for (name,) in rows}
 
@@ -256,7 +285,7 @@ class Visit:
         account.grant(units)
         row = (self._worker, line.slice, line.terms.account, line.terms.counted, units, units)
         self._db.execute(
-            "INSERT INTO leases VALUES (?, ?, ?, ?, ?, 0, 0, 0, 0, 0, ?) ON CONFLICT (worker, slice) DO UPDATE SET "
+            "INSERT INTO leases VALUES (?, ?, ?, ?, ?, 0, 0, 0, 0, 0, ?, 0) ON CONFLICT (worker, slice) DO UPDATE SET "
             "granted = granted + excluded.granted, held = held + excluded.held",
             row,
         )

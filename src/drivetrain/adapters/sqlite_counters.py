@@ -25,7 +25,7 @@ from pathlib import Path
 
 from drivetrain.adapters.sqlite_counter_tables import NUMBERS, SCHEMA, Visit, account_row, release
 from drivetrain.core.codec import MSGPACK
-from drivetrain.ports.counters import AccountState, DeadWorker, StoreUnavailable, SyncReply, SyncRequest
+from drivetrain.ports.counters import MONEY, AccountState, DeadWorker, StoreUnavailable, SyncReply, SyncRequest
 
 BUSY_TIMEOUT_S = 1.0
 """Only somebody outside of the queue (a backup, a shell) can make a writer wait."""
@@ -134,7 +134,9 @@ class SqliteCounters:
     # The conversation.
 
     def sync(self, request: SyncRequest) -> SyncReply:
-        with self._transaction(durable=bool(request.wants or request.ahead)) as db:
+        lines = (*request.ahead, *(line for want in request.wants for line in want.lines))
+        # Places and buckets mean nothing after a power cut; money does.
+        with self._transaction(durable=any(line.terms.kind == MONEY for line in lines)) as db:
             visit = Visit(db, self._worker, self._now_ns())
             reply = visit.sync(request)
         self._ring(visit.ring)

@@ -10,10 +10,10 @@ not recognised: after restoring one, compare `drivetrain keys list` with `drivet
 The two stores. A change must stand in the control log too, and the process may die between the two:
     what lets a key in (issue, rotate)  1 note it in `pending`  2 append to the log  3 put the rows and drop the note
     what ends one (revoke)              1 put the rows and note it in `pending`  2 append to the log  3 drop the note
-So a key that is accepted is always logged. Whoever opens the store next finds the note: of the first sort nothing took
-effect, and since the log may say otherwise it is told that the change was abandoned (its key was never printed); of the
-second sort the log is told now. A record may so stand twice in the log, with the same `change`. One `flock` covers all
-three steps, so a note that is found is a dead process's.
+So a key that is accepted is always logged. Whoever changes the store next finds the note. Of the first sort nothing
+took effect, and since the log may say otherwise it is told that the change was abandoned (nobody ever saw its key). Of
+the second sort the log is told now. A record may so stand twice in the log, with the same `change`. One `flock` covers
+all three steps, so a note that is found is a dead process's.
 """
 
 from __future__ import annotations
@@ -86,12 +86,17 @@ assert FIELDS == COLUMNS
 class SqliteKeyStore:
     """KeyStore in one SQLite file; made with its first key.
 
-    path: the database. keys_folder: holds `issued.key`. log: where every change is written.
+    path: the database. keys_folder: holds `issued.key`. log: where every change is written, opened when it is.
     Raises (everywhere): DrivetrainError where the file is damaged, or does not belong to `issued.key`.
     """
 
     def __init__(
-        self, path: Path, keys_folder: Path, log: ControlLog, *, now_ns: Callable[[], int] = time.time_ns
+        self,
+        path: Path,
+        keys_folder: Path,
+        log: Callable[[], ControlLog],
+        *,
+        now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._path = path
         self._keys_folder = keys_folder
@@ -159,9 +164,9 @@ class SqliteKeyStore:
         return made
 
     def revoke(self, name: str, actor: str) -> tuple[IssuedKey, ...]:
-        """The generations that this ended; none where all had been revoked."""
+        """The generations that this ended; none where all had been revoked. A broken log does not keep it from that."""
         self._need(name)
-        with self._changing() as opened:
+        with self._changing(settle=False) as opened:
             now_ns = self._now_ns()
             ended = [
                 msgspec.structs.replace(one, revoked_ns=now_ns)
@@ -169,16 +174,18 @@ class SqliteKeyStore:
                 if one.revoked_ns is None
             ]
             if ended:
-                body = {"action": "revoke", "generations": [one.generation for one in ended]}
-                self._end(opened, _change(actor, name, body), ended)
+                change = _change(actor, name, {"action": "revoke", "generations": [one.generation for one in ended]})
+                with opened.transaction():
+                    opened.put(ended)
+                    opened.note(change, effective=True)
+            try:
+                self._settle(opened)
+            except DrivetrainError as error:
+                raise DrivetrainError(
+                    f"The key `{name}` is revoked, but the control log could not be told. {error}",
+                    do="Mend the control log; the next change of a key writes the record.",
+                ) from error
         return tuple(ended)
-
-    def issued(self) -> IssuedKeys:
-        """All keys, by name and generation."""
-        if self._path.exists():
-            with self._changing():
-                pass  # only to settle what a crash left open
-        return _read(self._path, self._keys_folder, BUSY_TIMEOUT_S)
 
     # The two stores.
 
@@ -189,28 +196,15 @@ class SqliteKeyStore:
             opened.put(keys)
             opened.drop_note(change)
 
-    def _end(self, opened: _Opened, change: _Change, keys: Iterable[IssuedKey]) -> None:
-        with opened.transaction():
-            opened.put(keys)
-            opened.note(change, effective=True)
-        try:
-            self._tell(change, change.body)
-        except DrivetrainError as error:
-            raise DrivetrainError(
-                f"The key `{change.subject}` is revoked, but the control log could not be told: {error}",
-                do="Mend the control log; the next `drivetrain keys` command writes the record.",
-            ) from error
-        opened.drop_note(change)
-
     def _settle(self, opened: _Opened) -> None:
-        """Tell the log what a process that died could not."""
+        """Tell the log what it was not told yet."""
         for change, effective in opened.notes():
             abandoned = {"action": "abandoned", "what": change.body["action"], "change": change.id}
             self._tell(change, change.body if effective else abandoned)
             opened.drop_note(change)
 
     def _tell(self, change: _Change, body: Mapping[str, Any]) -> None:
-        self._log.append(kind="key", actor=change.actor, subject=change.subject, body=body)
+        self._log().append(kind="key", actor=change.actor, subject=change.subject, body=body)
 
     def _need(self, name: str) -> None:
         if not self._path.exists() and not (self._keys_folder / "issued.key").exists():
@@ -233,8 +227,8 @@ class SqliteKeyStore:
         return found
 
     @contextmanager
-    def _changing(self) -> Iterator[_Opened]:
-        """The store, with nobody else changing it and nothing left open by a crash."""
+    def _changing(self, *, settle: bool = True) -> Iterator[_Opened]:
+        """The store, with nobody else changing it. settle: and nothing left open by a process that died."""
         self._keys_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         lock = os.open(self._keys_folder / "issued.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -255,7 +249,8 @@ class SqliteKeyStore:
                     raise _lost(key_path, self._path)
                 # Behind the database: `issued.key` without one means that it was lost.
                 opened = _Opened(connection, _Derived(key_file(key_path)))
-                self._settle(opened)
+                if settle:
+                    self._settle(opened)
                 yield opened
         finally:
             os.close(lock)

@@ -14,6 +14,7 @@ import msgspec
 import typer
 
 from drivetrain.cli.places import LedgerPlaces, ledger_places, moment_ns, plain
+from drivetrain.cli.tables import Column, print_table
 from drivetrain.core.calls import RETAINED_FULL, RETAINED_HASH, Answers, AttemptV1, Call
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.money import usd
@@ -221,14 +222,18 @@ def _console() -> Console:
 
 
 def _print_list(found: list[Call]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("opened", "call", "workflow", "team", "status", "variant"):
-        table.add_column(name, no_wrap=True)
-    for name in ("attempts", "ms", "USD"):
-        table.add_column(name, justify="right", no_wrap=True)
+    columns = [
+        Column("opened", drop=3),
+        Column("call"),
+        Column("workflow"),
+        Column("team", drop=6),
+        Column("status"),
+        Column("variant", drop=4),
+        Column("attempts", right=True, drop=7),
+        Column("ms", right=True, drop=5),
+        Column("USD", right=True),
+    ]
+    rows = []
     for call in found:
         cells = (
             iso(call.opened_ns),
@@ -239,14 +244,13 @@ def _print_list(found: list[Call]) -> None:
             call.variant or "-",
             str(len(call.attempts)),
             _duration(call).removesuffix(" ms"),
-            usd(call.cost_nano_usd),
+            "unknown" if call.status == "interrupted" else usd(call.cost_nano_usd),
         )
-        table.add_row(*(Text(plain(cell)) for cell in cells))
-    _console().print(table)
+        rows.append([plain(cell) for cell in cells])
+    print_table(columns, rows)
 
 
 def _print_call(call: Call, payloads: dict[str, Any]) -> None:
-    from rich.table import Table
     from rich.text import Text
 
     console = _console()
@@ -257,7 +261,9 @@ def _print_call(call: Call, payloads: dict[str, Any]) -> None:
         "workflow": f"{call.workflow or '-'} through {call.door or '-'}{', streamed' if call.stream else ''}",
         "status": f"{call.status} {call.http_status or ''} {call.error} {call.finish_reason}".strip(),
         "took": _duration(call),
-        "cost": f"{usd(call.cost_nano_usd)} USD",
+        "cost": "unknown: the process ended before the end was recorded"
+        if call.status == "interrupted"
+        else f"{usd(call.cost_nano_usd)} USD",
         "for": ", ".join(
             f"{name} {value}" for name in ("tenant", "team", "use_case", "key", "user") if (value := getattr(who, name))
         )
@@ -269,13 +275,17 @@ def _print_call(call: Call, payloads: dict[str, Any]) -> None:
     for name, value in facts.items():
         console.print(Text(f"{name:9} {plain(value)}"))
     if call.attempts:
-        table = Table(box=None, pad_edge=False, header_style="bold", title=None)
-        for name in ("variant", "model", "purpose", "verdict", "timeline"):
-            table.add_column(name, no_wrap=True)
-        for name in ("sent ms", "first ms", "ended ms", "in", "cached", "out", "USD"):
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("reason")
+        columns = [
+            Column("variant"),
+            Column("model", drop=6),
+            Column("purpose", drop=5),
+            Column("verdict"),
+            Column("timeline", drop=7),
+            *(Column(name, right=True, drop=rank) for name, rank in (("sent ms", 8), ("first ms", 3), ("ended ms", 0))),
+            *(Column(name, right=True, drop=rank) for name, rank in (("in", 2), ("cached", 9), ("out", 1), ("USD", 0))),
+        ]
         end_us = max(max(one.ended_us, one.sent_us) for one in call.attempts)
+        rows = []
         for one in call.attempts:
             cells = (
                 one.variant,
@@ -290,11 +300,13 @@ def _print_call(call: Call, payloads: dict[str, Any]) -> None:
                 str(one.usage.input_cached_tokens),
                 str(one.usage.output_tokens),
                 usd(one.cost_nano_usd),
-                one.reason,
             )
-            table.add_row(*(Text(plain(cell)) for cell in cells))
+            rows.append([plain(cell) for cell in cells])
         console.print()
-        console.print(table)
+        print_table(columns, rows)
+        for one in call.attempts:
+            if one.reason:
+                console.print(Text(f"{plain(one.variant)}: {plain(one.reason)}"))
     for outcome in call.outcomes:
         value = plain(str(outcome.value))
         console.print(Text(f"outcome   {plain(outcome.metric)} = {value} from {plain(outcome.source)}"))

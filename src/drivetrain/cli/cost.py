@@ -11,6 +11,7 @@ import msgspec
 import typer
 
 from drivetrain.cli.places import ledger_places, moment_ns, plain
+from drivetrain.cli.tables import Column, print_table
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.money import usd
 
@@ -99,28 +100,25 @@ def _cell(key: str) -> str:
 
 
 def _print_table(table: CostTable) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    shown = Table(box=None, pad_edge=False, header_style="bold", show_footer=True, footer_style="bold")
     total = _texts(table.total)
-    for index, name in enumerate(table.by):
-        shown.add_column(Text(plain(name)), footer="total" if index == 0 else "", overflow="fold")
-    for name, footer in zip(MEASURES, total, strict=True):
-        shown.add_column(name, justify="right", no_wrap=True, footer=footer)
-    for row in table.rows[:ROWS_SHOWN]:
-        keys = (Text(plain(key) or "-") for key in row.keys)
-        shown.add_row(*keys, *_texts(row))
+    columns = [
+        Column(plain(name), footer="total" if index == 0 else " " * bool(index)) for index, name in enumerate(table.by)
+    ]
+    columns += [
+        Column(name, right=True, drop=DROPPED.get(name, 0), footer=footer)
+        for name, footer in zip(MEASURES, total, strict=True)
+    ]
+    rows = [[*(plain(key) or "-" for key in row.keys), *_texts(row)] for row in table.rows[:ROWS_SHOWN]]
     rest = table.rows[ROWS_SHOWN:]
     if rest:
         label = [f"({len(rest)} more)", *[""] * (len(table.by) - 1)]
         cost = usd(sum(row.cost_nano_usd for row in rest))
-        shown.add_row(*label, *("" if name != "USD" else cost for name in MEASURES))
-    console = Console() if sys.stdout.isatty() else Console(width=240)
-    console.print(shown)
+        rows.append([*label, *("" if name != "USD" else cost for name in MEASURES)])
+    print_table(columns, rows)
 
 
+DROPPED = {"p95 ms": 8, "cached": 7, "reasoning": 6, "p99 ms": 5, "p50 ms": 4, "attempts": 3, "escalated": 2}
+"""Measures that a narrow terminal does without, the highest first."""
 MEASURES = ("calls", "attempts", "in", "cached", "out", "reasoning", "escalated", "p50 ms", "p95 ms", "p99 ms", "USD")
 
 

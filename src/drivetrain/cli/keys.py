@@ -84,12 +84,11 @@ def rotate_command(
     """Make a new secret for a key and print it as `issue` does; the old one ends with the overlap."""
     try:
         places = ledger_places(project)
-        store = _store(places)
         now_ns = time.time_ns()
-        before = _of(places, store.issued(), name)[-1]
+        before = _of(places, _issued(places), name)[-1]
         expires_ns = _moment_ns(expires, now_ns) if expires is not None else _same_lifetime(before, now_ns)
         key = _fresh()
-        made = store.rotate(name, key, _actor(), overlap_ns=_overlap_ns(overlap), expires_ns=expires_ns)
+        made = _store(places).rotate(name, key, _actor(), overlap_ns=_overlap_ns(overlap), expires_ns=expires_ns)
     except DrivetrainError as error:
         _end(error)
     _print_key(key, made, as_json)
@@ -108,11 +107,10 @@ def revoke_command(
     """End a key and all its secrets, in every gateway worker within a second. It cannot be undone."""
     try:
         places = ledger_places(project)
-        store = _store(places)
-        _of(places, store.issued(), name)
+        _of(places, _issued(places), name)
         if not now:
             _ask(name)
-        ended = store.revoke(name, _actor())
+        ended = _store(places).revoke(name, _actor())
     except DrivetrainError as error:
         _end(error)
     if as_json:
@@ -285,14 +283,17 @@ def _store(places: LedgerPlaces) -> SqliteKeyStore:
     from drivetrain.adapters.sqlite import SqliteControlLog
     from drivetrain.adapters.sqlite_keys import SqliteKeyStore
 
-    log = SqliteControlLog(places.control_log, places.keys_folder)
-    return SqliteKeyStore(places.data_folder / "keys.db", places.keys_folder, log)
+    return SqliteKeyStore(
+        places.data_folder / "keys.db",
+        places.keys_folder,
+        lambda: SqliteControlLog(places.control_log, places.keys_folder),
+    )
 
 
 def _issued(places: LedgerPlaces) -> IssuedKeys:
-    if not (places.data_folder / "keys.db").exists() and not (places.keys_folder / "issued.key").exists():
-        return IssuedKeys()  # without making a control log merely to look
-    return _store(places).issued()
+    from drivetrain.adapters.sqlite_keys import SqliteKeySource
+
+    return SqliteKeySource(places.data_folder / "keys.db", places.keys_folder).read()
 
 
 def _of(places: LedgerPlaces, issued: IssuedKeys, name: str) -> tuple[IssuedKey, ...]:

@@ -12,7 +12,9 @@ def serve_command(
     project: Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")] = None,
     env: Annotated[str | None, typer.Option(help="Environment; by default $DRIVETRAIN_ENV, else default_env.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; by default [gateway] host.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. By default [gateway] port.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="0 takes a free one. By default [gateway] port.")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Worker processes; one per core is best.")] = 1,
 ) -> None:
     """Serve a project: POST /v1/chat/completions with a workflow's name as the model."""

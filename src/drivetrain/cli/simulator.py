@@ -13,7 +13,9 @@ def simulator_command(
         "simulator.toml"
     ),
     host: Annotated[str | None, typer.Option(help="Address to listen on; by default [server] host.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. By default [server] port.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="0 takes a free one. By default [server] port.")
+    ] = None,
 ) -> None:
     """Run the provider simulator (OpenAI and Anthropic dialects)."""
     from drivetrain.simulator.__main__ import main

@@ -59,6 +59,10 @@ class Check(msgspec.Struct, frozen=True):
 
     name: str
     test: Callable[[Any, Any], str | None]
+    field: str = ""
+    """The output's field that it looks at, where it looks at one."""
+    at_least: float | None = None
+    """The share from 0 to 1 that it asks of `field`."""
 
 
 def confidence(at_least: float, *, field: str = "confidence") -> Check:
@@ -72,7 +76,7 @@ def confidence(at_least: float, *, field: str = "confidence") -> Check:
             return None
         return f"{field} {value:.4g} < {at_least:.4g}"
 
-    return Check(f"{field}>={at_least:g}", test)
+    return Check(f"{field}>={at_least:g}", test, field, at_least)
 
 
 class Reject(Exception):

@@ -168,7 +168,7 @@ class Book:
             for one in accounts.calls:
                 one.free += 1
         if self.contended:
-            self._returns_soon(accounts)
+            self._give_back(accounts)
         del self.open[hold.number]
 
     # Slow paths.
@@ -191,6 +191,14 @@ class Book:
             resets_at_ns=resets_at_ns or terms.ends_ns,
             now_ns=self.now_ns(),
         )
+
+    def return_free(self, slice_: Slice) -> None:
+        """Take what is free out of a slice; its next report gives it back to the store."""
+        slice_.low = 0
+        if slice_.free > 0 and not slice_.terms.counted:
+            slice_.returned += slice_.free
+            slice_.free = 0
+            self._touch(slice_)
 
     def drop(self, slice_: Slice) -> None:
         """Forget a slice that nobody uses; its last report must have been made."""
@@ -228,11 +236,12 @@ class Book:
             self.ahead.append(slice_)
             self.urgent()
 
-    def _returns_soon(self, accounts: Accounts) -> None:
+    def _give_back(self, accounts: Accounts) -> None:
+        """Return what is free where others wait, at once: else the next Call here would take it before they hear."""
         for one in (*accounts.money, *accounts.calls):
-            if one.contended:
+            if one.contended and one.free > 0:
+                self.return_free(one)
                 self.urgent()
-                return
 
     def _touch(self, slice_: Slice) -> None:
         if not slice_.dirty:

@@ -20,7 +20,15 @@ from drivetrain.limits.book import Book
 from drivetrain.limits.recovery import ReadLedger, Resolution, resolve
 from drivetrain.limits.renewal import Renewal, Waiter
 from drivetrain.limits.slices import Hold, Short
-from drivetrain.ports.counters import CounterStore, DeadWorker, Fenced, StoreUnavailable, SyncReply, SyncRequest
+from drivetrain.ports.counters import (
+    PENDING,
+    CounterStore,
+    DeadWorker,
+    Fenced,
+    StoreUnavailable,
+    SyncReply,
+    SyncRequest,
+)
 
 RECALL_MS = 35
 """How long other workers are asked for what they do not need, before the store decides with what it has."""
@@ -36,6 +44,8 @@ CLOSE_S = 5.0
 """For the last words at shutdown; what was not said then is resolved from the ledger."""
 DEAD_BEATS = 4
 """Beats between two looks for workers that died."""
+LOOK_S = 0.05
+"""The least between two such looks."""
 
 
 class Limits:
@@ -83,6 +93,7 @@ class Limits:
         self._watching = False
         self._was_rung = False
         self._beats = 0
+        self._looked = 0.0
         self._burying: set[str] = set()
         self._stopped = False
         self._over = False
@@ -181,6 +192,8 @@ class Limits:
         self._under_way = False
         self.failed = ""
         self._renewal.apply(reply)
+        if any(verdict.outcome == PENDING for verdict in reply.verdicts):
+            self._look_soon()
         if self._was_rung or self._renewal.presses:
             self._go()
 
@@ -214,9 +227,16 @@ class Limits:
         if self._beats % TIDY_BEATS == 0 and not self._under_way:
             self._renewal.tidy()
         self._go()
-        if self._read_ledger is not None and self._beats % DEAD_BEATS == 0:
-            self._ask(self._look_for_dead)
+        if self._beats % DEAD_BEATS == 0:
+            self._look_soon()
         self._timer = self._loop.call_later(BEAT_S, self._beat)
+
+    def _look_soon(self) -> None:
+        """Look for workers that died; at once where a Call waits for others, one of whom may never answer."""
+        now = self._loop.time()
+        if self._read_ledger is not None and now - self._looked >= LOOK_S:
+            self._looked = now
+            self._ask(self._look_for_dead)
 
     def _unavailable(self) -> Refusal:
         return Refusal(code="limits_unavailable")

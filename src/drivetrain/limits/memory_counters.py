@@ -16,6 +16,8 @@ from drivetrain.ports.counters import (
     MONEY,
     PENDING,
     REFUSED,
+    SLOTS,
+    TURN_NS,
     AccountState,
     DeadWorker,
     Fenced,
@@ -33,6 +35,8 @@ from drivetrain.ports.counters import (
     refilled,
 )
 
+FOREVER = 2**62
+
 
 class _Account:
     def __init__(self, terms: Terms, now_ns: int) -> None:
@@ -47,10 +51,11 @@ class _Lease:
         self.account = terms.account
         self.counted = terms.counted
         self.granted = self.returned = self.booked = self.over = self.refunded = self.answered = 0
+        self.dropped = False
 
     @property
     def held(self) -> int:
-        return 0 if self.counted else self.granted - self.returned - self.booked + self.over
+        return 0 if self.counted or self.dropped else self.granted - self.returned - self.booked + self.over
 
 
 class _Worker:
@@ -59,6 +64,8 @@ class _Worker:
         self.leases: dict[int, _Lease] = {}
         self.wants: dict[tuple[int, str], int] = {}
         """(number, account) -> tick in which it was placed."""
+        self.placed_ns: dict[int, int] = {}
+        """Tick -> when that was."""
         self.alive = True
         self.bell = threading.Event()
         self.rung = False
@@ -106,6 +113,10 @@ class MemoryHandle:
             me.last = request
             ring: set[str] = set()
             states: dict[int, str] = {}
+            said = {report.slice for report in request.reports}
+            # A slice that was dropped is remembered for as long as its last words may be repeated.
+            for number in [n for n, lease in me.leases.items() if lease.dropped and n not in said]:
+                del me.leases[number]
             for report in request.reports:
                 self._book(report)
                 ring.update(self._wanting(report.terms.account))
@@ -113,6 +124,8 @@ class MemoryHandle:
                     states[report.slice] = report.terms.account
             listed = {want.number for want in request.wants}
             me.wants = {key: tick for key, tick in me.wants.items() if key[0] in listed}
+            me.placed_ns = {tick: at for tick, at in me.placed_ns.items() if tick in me.wants.values()}
+            me.placed_ns[truth.tick] = truth.now_ns()
             verdicts = []
             for want in request.wants:
                 verdicts.append(self._judge(want.number, want.lines, want.last, ring))
@@ -226,15 +239,13 @@ class MemoryHandle:
         assert min(booked, over, returned, refunded) >= 0
         lease.booked, lease.over, lease.returned = report.booked, report.over, report.returned
         lease.refunded, lease.answered = report.refunded, max(lease.answered, report.answered)
+        lease.dropped = report.dropped
         account.held += lease.held - held
         if account.terms.kind == MONEY:
             account.settled += booked
             account.over += over
         if account.terms.kind == BUCKET:
             account.level = max(0, min(account.level + returned + refunded, account.terms.cap - account.held))
-        if report.dropped:
-            account.held -= lease.held
-            del self._me.leases[report.slice]
 
     def _available(self, account: _Account) -> int:
         if account.terms.kind == BUCKET:
@@ -253,9 +264,12 @@ class MemoryHandle:
         swept = tuple(Refused(line.slice, 0) for line in lines if self._is_swept(line.terms))
         if swept:
             return Verdict(number, REFUSED, swept)
+        placed = min((tick for key, tick in self._me.wants.items() if key[0] == number), default=truth.tick)
         short: list[tuple[Line, int]] = []
         for line in lines:
             available = self._available(self._account(line.terms))
+            if line.terms.kind == SLOTS and not last:
+                available -= self._before(line.terms.account, placed)
             if available < line.need:
                 short.append((line, available))
         if not short:
@@ -266,7 +280,6 @@ class MemoryHandle:
                 self._grant(line, grant_units(line.need, line.good, available, workers, contended))
             self._forget(number)
             return Verdict(number, GRANTED)
-        placed = min((tick for key, tick in self._me.wants.items() if key[0] == number), default=truth.tick)
         hopeless = [(line, left) for line, left in short if not self._may_help(line, placed)]
         if last or hopeless:
             self._forget(number)
@@ -285,7 +298,20 @@ class MemoryHandle:
         account = self._shared.accounts[line.terms.account]
         if line.amount > line.terms.cap - account.settled:
             return False
-        return bool(self._holders(line.terms.account, placed))
+        if line.terms.kind != SLOTS:
+            return bool(self._holders(line.terms.account, placed))
+        # A slot comes back whenever a Call ends, so it is waited for even when all have answered.
+        return self._available(account) >= line.need or bool(self._holders(line.terms.account, FOREVER))
+
+    def _before(self, account: str, placed: int) -> int:
+        """How many wants of others, placed earlier and not long ago, are for this account."""
+        now_ns = self._shared.now_ns()
+        return sum(
+            wanted == account and tick < placed and abs(now_ns - one.placed_ns[tick]) < TURN_NS
+            for one in self._shared.workers.values()
+            if one is not self._me
+            for (_, wanted), tick in one.wants.items()
+        )
 
     def _refused(self, line: Line, left: int) -> Refused:
         resets_ns = line.terms.ends_ns

@@ -113,7 +113,9 @@ class Renewal:
         book = self.book
         if book.ahead or any(not waiter.asked for waiter in islice(self.waiting.values(), WANTS_MAX)):
             return True
-        return bool(book.contended) and any(one.contended and (one.recalled or one.free > 0) for one in self._slices())
+        if not book.contended:
+            return False
+        return any(one.contended and (one.recalled or one.free > 0 or one.dirty) for one in self._slices())
 
     @property
     def pressed(self) -> bool:
@@ -140,7 +142,7 @@ class Renewal:
         book.ahead.clear()
         if not (always or book.dirty or wants or ahead or self._alerts or self._dropping):
             return None
-        reports = [_report(one) for one in book.dirty]
+        reports = [_report(one) for one in book.dirty if one.number not in self._dropping]
         for one in book.dirty:
             one.dirty = False
         reports.extend(self._dropping.values())
@@ -158,9 +160,7 @@ class Renewal:
         slices, alerts, _ = self._sent
         self._sent = None
         for one in slices:
-            if not one.dirty:
-                one.dirty = True
-                self.book.dirty.append(one)
+            self._touch(one)
         self._alerts.extend(alerts)
         for waiter in self.waiting.values():
             waiter.asked = False
@@ -245,12 +245,10 @@ class Renewal:
                 if one.recalled:
                     one.answered, one.recalled = one.recalled, 0
                     self._touch(one)
-                if one.free > 0:
-                    _return_free(one)
-                    self._touch(one)
+                self.book.return_free(one)
 
     def _let_go(self, slice_: Slice) -> None:
-        _return_free(slice_)
+        self.book.return_free(slice_)
         if slice_.contended:
             self.book.contended -= 1
         self._dropping[slice_.number] = _report(slice_, dropped=True)
@@ -346,10 +344,3 @@ def _report(slice_: Slice, *, dropped: bool = False) -> Report:
         slice_.answered,
         dropped,
     )
-
-
-def _return_free(slice_: Slice) -> None:
-    if not slice_.terms.counted and slice_.free > 0:
-        slice_.returned += slice_.free
-        slice_.free = 0
-    slice_.low = 0

@@ -18,8 +18,9 @@ class Slice:
     """This worker's part of one account."""
 
     __slots__ = (
-        "account", "ahead", "alerted", "answered", "asked_ns", "booked", "contended", "dirty", "free", "good",
-        "granted", "idle", "low", "number", "over", "recalled", "refunded", "returned", "seen", "settled", "terms",
+        "account", "ahead", "alerted", "answered", "asked_ns", "booked", "contended", "dirty", "free",
+        "good", "granted", "idle", "low", "number", "over", "recalled", "refunded", "returned", "seen", "settled",
+        "terms",
     )  # fmt: skip
 
     def __init__(self, number: int, account: Account) -> None:

@@ -4,9 +4,11 @@ Workers send absolute totals per slice, so a request that was sent twice, or who
 that every adapter keeps, and that the conformance suite in tests/limits checks:
 
 - money: settled + held <= cap + over, where `over` is what providers charged beyond the limits that we sent;
-- slots: held <= cap; buckets: level + held <= cap, refilled by the store's clock;
+- slots: held <= cap, and whoever waits longest for one gets it;
+- buckets: level + held <= cap, refilled by the store's clock;
 - a want is granted whole or not at all; it is refused only when every other holder has returned what it does not
-  need, or when the worker says that it can wait no longer;
+  need, or when the worker says that it can wait no longer. A slot is waited for that long in any case, because one
+  comes back whenever a Call ends;
 - a dead worker is buried exactly once.
 """
 
@@ -23,6 +25,9 @@ MONEY, SLOTS, BUCKET = "money", "slots", "bucket"
 GRANTED, PENDING, REFUSED = "granted", "pending", "refused"
 CLOCK_BACK_NS = NS_PER_S
 """A clock that went back further than this was set; a smaller difference is the order of two readings."""
+
+TURN_NS = NS_PER_S // 10
+"""For so long a slot is kept for whoever waits longest for it: longer than a living worker lets a Call wait."""
 
 
 class StoreUnavailable(Exception):

@@ -52,10 +52,10 @@ class KeyStore(Protocol):
         """
 
     def revoke(self, name: str, actor: str) -> tuple[IssuedKey, ...]:
-        """The generations that this ended, which may be none. Raises: DrivetrainError where there is no such key."""
+        """The generations that this ended, which may be none.
 
-    def issued(self) -> IssuedKeys:
-        """All of them, after whatever a crash left open was settled."""
+        Raises: DrivetrainError where there is no such key, or where it is revoked and the log could not be told.
+        """
 
 
 class KeySource(Protocol):

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from difflib import SequenceMatcher
 from typing import Any
 
-from drivetrain.core.declarations import Check, Conversation, Rule, Variant, Workflow
-from drivetrain.core.errors import nearest
+import msgspec
+
+from drivetrain.core.declarations import Check, Conversation, Record, Rule, Variant, Workflow
+from drivetrain.core.errors import did_you_mean, nearest
 from drivetrain.project.files import SETTINGS_FILE
 from drivetrain.project.parameters import KNOWN, MANAGED
 from drivetrain.project.prompts import Prompts
@@ -104,6 +106,21 @@ class RouteCheck:
                     do="Write an instance of the output type, or a function of the input.",
                     of=rule,
                 )
+            elif output is not None and is_record(output):
+                self._constant(rule, output)
+
+    def _constant(self, rule: Rule, output: type[Record]) -> None:
+        """An instance may hold what its type forbids: nothing checks it where it is made."""
+        try:
+            msgspec.convert(msgspec.to_builtins(rule.then), output)
+        except (msgspec.ValidationError, TypeError) as error:
+            self.notes.note(
+                f"has a `then` that its own type refuses: {error}.",
+                "then",
+                value=written(repr(rule.then)),
+                do=f"Write an output that fits {output.__name__}.",
+                of=rule,
+            )
 
     def _variant(self, variant: Variant) -> None:
         self._model(variant)
@@ -120,8 +137,32 @@ class RouteCheck:
                     do="Write `accept=dt.confidence(0.9)` or a function of the output.",
                     of=variant,
                 )
+            elif isinstance(check, Check):
+                self._check(check, variant)
         self._variant_parameters(variant)
         self._prompts(variant)
+
+    def _check(self, check: Check, variant: Variant) -> None:
+        if check.at_least is not None and not 0 < check.at_least <= 1:
+            self.notes.note(
+                "asks for a confidence that no answer can have, or every answer has.",
+                "accept",
+                value=written(check.at_least),
+                do="Write a share above 0 and at most 1, such as 0.9.",
+                of=variant,
+            )
+        output = self.workflow.output
+        if not check.field or (output is not None and not is_record(output)):
+            return
+        names = [] if output is None else list(output.__struct_fields__)
+        if check.field not in names:
+            self.notes.note(
+                f"accepts by `{check.field}`, which the output does not have, so every answer would escalate.",
+                "accept",
+                value=check.name,
+                do=did_you_mean(check.field, names),
+                of=variant,
+            )
 
     def _model(self, variant: Variant) -> None:
         if not isinstance(variant.model, str):

@@ -1,0 +1,57 @@
+"""Tables that lose whole columns on a narrow terminal, the least important first, and never a part of a cell."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+
+import msgspec
+
+GAP = 2
+"""Blanks between columns."""
+PIPE_WIDTH = 10_000
+"""Where nobody looks at a terminal, nothing is left out."""
+
+
+class Column(msgspec.Struct, frozen=True):
+    """One column."""
+
+    name: str
+    right: bool = False
+    drop: int = 0
+    """0: always shown; of the others the highest goes first."""
+    footer: str = ""
+
+
+def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, width: int | None = None) -> None:
+    """Prints what fits into `width` characters; by default the terminal's, and all of it where there is none."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if width is None:
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH
+    widths = [
+        max(len(column.name), len(column.footer), *(len(row[place]) for row in rows), 0)
+        for place, column in enumerate(columns)
+    ]
+    shown = list(range(len(columns)))
+    while _total(widths, shown) > width and any(columns[place].drop for place in shown):
+        shown.remove(max(shown, key=lambda place: columns[place].drop))
+    footed = any(column.footer for column in columns)
+    table = Table(
+        box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold", show_footer=footed, footer_style="bold"
+    )
+    for place in shown:
+        column = columns[place]
+        table.add_column(
+            Text(column.name), justify="right" if column.right else "left", no_wrap=True, footer=Text(column.footer)
+        )
+    for row in rows:
+        table.add_row(*(Text(row[place]) for place in shown))
+    Console(width=max(width if width < PIPE_WIDTH else 0, _total(widths, shown) + GAP)).print(table)
+
+
+def _total(widths: Sequence[int], shown: Sequence[int]) -> int:
+    return sum(widths[place] + GAP for place in shown) - GAP
