@@ -149,8 +149,8 @@ def test_a_row_that_was_altered_is_accepted_nowhere(tmp_path: Path) -> None:
             issued = source_in(tmp_path).read()
             assert [one.name for one in issued.keys] == ["good"], field
             assert "altered from outside" in issued.problems[0]
+            name = str(value) if field == "name" else "app"
             with pytest.raises(DrivetrainError, match="altered from outside"):
-                name = str(value) if field == "name" else "app"
                 store.rotate(name, fresh(), "ann", overlap_ns=0, expires_ns=None)
             last4 = value if field == "last4" else made.last4
             connection.execute(f"UPDATE issued_keys SET {field} = ? WHERE last4 = ?", (before, last4))

@@ -162,6 +162,7 @@ def test_many_changes_at_once_under_load(running: Gateway, keys: Keys, connectio
     steady = keys.issue("steady")
     assert eventually(lambda: statuses(connections, steady) == {200})
     made = [keys.issue(f"burst-{number}") for number in range(5)]
+    until(connections, made[4], 200, time.monotonic())
     for number in range(4):
         keys.revoke(f"burst-{number}")
         assert statuses(connections, steady) == {200}, "other keys are not touched"

@@ -171,6 +171,7 @@ def recorded(simulator: SimulatorProcess) -> Iterator[Recorded]:
                     return
                 call_somehow(served.port, random.Random(f"{SEED} {number}"), number)
 
+        leave_streams(served.port)
         threads = [threading.Thread(target=client, daemon=True) for _ in range(CLIENTS)]
         threads.append(threading.Thread(target=python_door, args=(served.root,), daemon=True))
         for thread in threads:
@@ -216,6 +217,16 @@ def call_somehow(port: int, dice: random.Random, number: int) -> None:
                 connection.recv(dice.choice((1, 400, 4_000)))
             return
         assert wire.hear(connection, wait_s=20).answers, f"no answer to {body}"
+
+
+def leave_streams(port: int) -> None:
+    """Clients that leave in the middle of a stream, whatever the seed says."""
+    text = "[[simulate latency_ms=400 output_tokens=20]]"
+    for name in ("help", "claude", "sim/m"):
+        body = {"model": name, "messages": [{"role": "user", "content": text}], "stream": True}
+        with wire.connect(port) as connection:
+            connection.sendall(wire.request(body))
+            assert connection.recv(4_000)
 
 
 def python_door(root: Path) -> None:

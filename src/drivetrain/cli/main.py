@@ -18,6 +18,7 @@ COMMANDS = {
     "replay": ("drivetrain.cli.replay", "replay_command"),
     "audit": ("drivetrain.cli.audit", "app"),
     "forget": ("drivetrain.cli.forget", "forget_command"),
+    "keys": ("drivetrain.cli.keys", "app"),
 }
 """Name -> where the command, or the group of commands, is."""
 
