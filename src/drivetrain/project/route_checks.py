@@ -143,12 +143,12 @@ class RouteCheck:
         self._prompts(variant)
 
     def _check(self, check: Check, variant: Variant) -> None:
-        if check.at_least is not None and not 0 < check.at_least <= 1:
+        if check.at_least is not None and not 0 <= check.at_least <= 1:
             self.notes.note(
-                "asks for a confidence that no answer can have, or every answer has.",
+                "asks for a confidence that no answer can have.",
                 "accept",
                 value=written(check.at_least),
-                do="Write a share above 0 and at most 1, such as 0.9.",
+                do="Write a share from 0 to 1, such as 0.9.",
                 of=variant,
             )
         output = self.workflow.output
