@@ -16,6 +16,7 @@ from keys_world import (
     CONNECTIONS,
     DECLARED,
     DECLARED_KEY,
+    SERVE,
     Gateway,
     Keys,
     chat,
@@ -201,7 +202,7 @@ def test_the_first_key_closes_an_open_gateway_and_a_lost_store_keeps_it_closed()
             assert running.everywhere(None, 401), "the end of the last key opens nothing"
         (root / ".drivetrain" / "data" / "keys.db").unlink()
         ended = subprocess.run(
-            [sys.executable, "-c", "from drivetrain.cli.main import main; main()", "serve", "--project", str(root)],
+            [sys.executable, "-c", SERVE, "serve", "--project", str(root), "--port", "0"],
             capture_output=True, text=True, timeout=30, check=False,
         )  # fmt: skip
         assert ended.returncode == 1

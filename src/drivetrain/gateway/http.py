@@ -266,7 +266,12 @@ class Connection(asyncio.Protocol):
         # A head within a small read is small; only others are counted.
         self._large_read = len(data) > self.all.settings.header_bytes_max
         if stage == "head":
-            self._raw_head_bytes += len(data)
+            # The head came in pieces; what of this one belongs to it?
+            end = data.find(b"\r\n\r\n")
+            self._raw_head_bytes += len(data) if end < 0 else end
+            if self._raw_head_bytes > self.all.settings.header_bytes_max:
+                self._refuse(431, "headers_too_large", self._head_too_large())
+                return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError:
@@ -278,11 +283,13 @@ class Connection(asyncio.Protocol):
             self._refuse(400, "malformed_http", f"the request is no HTTP/1.1: {problem}")
         else:
             if self._stage != "idle":
-                self._watch(stage)
+                self._watch(stage, len(data))
 
-    def _watch(self, before: str) -> None:
-        """Bound what is still missing of a request."""
+    def _watch(self, before: str, size: int) -> None:
+        """Bound what is still missing of a request, after a read of `size` bytes."""
         stage, settings = self._stage, self.all.settings
+        if stage == "head" and before != "head":
+            self._raw_head_bytes = size
         if stage == "head" and self._raw_head_bytes > settings.header_bytes_max:
             # One header that never ends reaches no callback.
             self._refuse(431, "headers_too_large", self._head_too_large())

@@ -100,10 +100,8 @@ class KeyWatch:
         if before is None:
             return False
         try:
-            if self._failed_s is not None or self._source.changed():
+            if self._failed_s is not None or self._source.changed() or self._expired(before):
                 await self._read()
-            elif before.until_ns is not None and self._now_ns() >= before.until_ns:
-                self._renew()
         except DrivetrainError as error:
             self._failed(str(error))
         except Exception as fault:  # noqa: BLE001  a fault of ours must not end the watching: revoked keys would live on
@@ -155,11 +153,14 @@ class KeyWatch:
         if self._closed and not self._ring.closed:
             _tell("issued keys are refused from now on, until they can be read again")
             self._renew()
-        elif self._ring.until_ns is not None and self._now_ns() >= self._ring.until_ns:
+        elif self._expired(self._ring):
             self._renew()
 
+    def _expired(self, ring: KeyRing) -> bool:
+        return ring.until_ns is not None and self._now_ns() >= ring.until_ns
+
     def _renew(self) -> None:
-        """A ring of what is known, as of now."""
+        """A ring of what is known, as of now; made here, since the thread may hang."""
         assert self._snapshot is not None
         self._ring = self._made(self._snapshot, self._issued, self._problem, self._closed)
 

@@ -14,6 +14,7 @@ from drivetrain.gateway.metrics import forget_ended
 from drivetrain.gateway.worker import listening_socket, reloaded, run_folder, run_worker
 from drivetrain.project.snapshot import Snapshot
 
+SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
 RESTART_WINDOW_S = 10.0
 RESTARTS_MAX = 5
 """Within `RESTART_WINDOW_S`; more means that workers cannot live, and the supervisor ends."""
@@ -51,15 +52,20 @@ def _supervise(snapshot: Snapshot, host: str, port: int, workers: int, announce:
     restarts: list[float] = []
 
     def start(index: int) -> None:
+        # What comes between the fork and its note would reach a worker that nobody knows, or a handler that is not its.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        if ended:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            return
         read_end, write_end = os.pipe()
         pid = os.fork()
         if pid == 0:
             os.close(read_end)
             code = 1
             try:
-                signal.signal(signal.SIGHUP, signal.SIG_DFL)
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                for signum in SIGNALS:
+                    signal.signal(signum, signal.SIG_DFL)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
                 listening = listening_socket(host, bound, shared=True)
                 run_worker(
                     snapshot, listening, name=f"w{index}-{os.getpid()}", ready=lambda: _tell(write_end), supervised=True
@@ -71,6 +77,7 @@ def _supervise(snapshot: Snapshot, host: str, port: int, workers: int, announce:
                 os._exit(code)
         os.close(write_end)
         children[pid] = index
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         os.read(read_end, 1)  # ready, or gone
         os.close(read_end)
 
