@@ -45,7 +45,7 @@ BUSY_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 1.0
 """How long a worker waits; it looks again soon."""
 KEYS_MAX = 20_000
-"""Secrets ever issued in one project, so that a worker's memory and its reading stay bounded; about 10 MB, 0.2 s."""
+"""Secrets ever issued in one project, so that a worker's memory and its reading stay bounded: about 10 MB, 0.4 s."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS issued_keys (
