@@ -1,1 +1,0 @@
-"""Budgets that cannot be overspent, rate limits and concurrency limits, in slices leased from one counter store."""
