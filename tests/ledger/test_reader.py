@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ledger_samples import LAW, attempt, call_id, closed, opened, write
 
-from drivetrain.core.calls import Call, ClosedV1, OpenedV1, OutcomeV1, Stored
+from drivetrain.core.calls import STORED_DECODER, Call, ClosedV1, OutcomeV1, Stored
 from drivetrain.core.codec import MSGPACK
 from drivetrain.ledger.frames import HEAD, NewerRecord
 from drivetrain.ledger.journal import FrameJournal
@@ -223,9 +223,12 @@ def test_a_frame_seen_half_written_is_read_once_it_is_whole(tmp_path: Path) -> N
 
 
 def test_stored_versions_of_today_stay_readable() -> None:
-    """These bytes were written by the first release; they must decode for ever."""
-    record = opened(1)
-    assert isinstance(record, OpenedV1)
-    assert MSGPACK.encode(record)[:11] == b"\x9b\xa8opened.1\xd9"
-    assert MSGPACK.encode(closed(1))[:10] == b"\x9c\xa8closed.1"
-    assert isinstance(closed(1), ClosedV1)
+    """Each record decodes as itself; these bytes are closed frames as they were before they had two more fields."""
+    for record, head in ((opened(1), b"\x9b\xa8opened.1\xd9"), (closed(1), b"\x9e\xa8closed.1")):
+        encoded = MSGPACK.encode(record)
+        assert encoded.startswith(head)
+        assert STORED_DECODER.decode(encoded) == record
+    before = b"\x9c" + MSGPACK.encode(closed(1))[1:].removesuffix(b"\xa0\x90")
+    decoded = STORED_DECODER.decode(before)
+    assert isinstance(decoded, ClosedV1)
+    assert decoded == closed(1)

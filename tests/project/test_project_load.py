@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from drivetrain import Conversation, DrivetrainError, Rule, Variant, project
+from drivetrain import Cache, Conversation, DrivetrainError, Rule, Stale, Static, Variant, project
 from drivetrain.core.errors import ProjectError
 
 CHAT = r"""
@@ -15,7 +15,13 @@ use_case = "chat"
 retention = "hash"
 durability = "audit"
 attempts_max = 2
-budget = { usd_per_call = "0.05", usd_per_month = 20 }
+budget = { usd_per_call = "0.05", usd_per_month = 20, mode = "soft", alerts = [100, 50] }
+max_input_tokens = 8000
+context = "drop_oldest_turns"
+cache = { ttl_s = 60, when = "always", tool_calls = true }
+degrade = [{ stale_max_age_s = 3600 }, { static = "Later, please." }]
+deadline_ms = 9000
+priority = "high"
 slo = { p99_ms = 900, availability = 0.99 }
 parameters = { honour = ["temperature"], fix = { seed = 7 }, ignore = ["user"], refuse = ["n"], others = "refuse" }
 
@@ -73,6 +79,10 @@ def test_a_chat_workflow_from_toml(make, small) -> None:
     workflow = project.load(root).workflows["help"]
     assert (workflow.input, workflow.output, workflow.retention, workflow.durability) == (None, None, "hash", "audit")
     assert (workflow.attempts_max, workflow.budget.usd_per_call, workflow.slo.p99_ms) == (2, "0.05", 900)
+    assert (workflow.max_input_tokens, workflow.context) == (8000, "drop_oldest_turns")
+    assert (workflow.deadline_ms, workflow.priority) == (9000, "high")
+    assert workflow.cache == Cache(ttl_s=60, when="always", tool_calls=True)
+    assert workflow.degrade == (Stale(max_age_s=3600), Static("Later, please."))
     assert workflow.parameters.fix == {"seed": 7}
     assert workflow.parameters.honour == ("temperature",)
     greeting, exact, empty, main = workflow.route
@@ -145,6 +155,22 @@ def test_models_are_priced_in_integers(make, small) -> None:
     prices = (facts.input_nano_per_million, facts.output_nano_per_million, facts.nano_per_request)
     assert prices == (37_500_000, 2_000_000_000, 1_000_000)
     assert (facts.upstream_name, facts.capabilities, facts.price_as) == ("OWN-1", ("tools",), None)
+
+
+def test_what_is_not_written_keeps_its_default(make, small) -> None:
+    text = CHAT[: CHAT.index("budget =")] + "cache = { ttl_s = 60 }\nbudget = { usd_per_day = 1 }\n"
+    text += 'route = [{ rule = "all", equals = "x", answer = "y" }]\n'
+    workflow = project.load(make({**small, "drivetrain.toml": small["drivetrain.toml"] + text})).workflows["help"]
+    assert workflow.cache == Cache(ttl_s=60)
+    assert (workflow.budget.mode, workflow.budget.alerts, workflow.degrade) == ("hard", (), ())
+    assert (workflow.max_input_tokens, workflow.context) == (None, "refuse")
+    assert (workflow.deadline_ms, workflow.priority) == (None, "normal")
+
+
+def test_a_machine_is_priced_by_the_hour(make, small) -> None:
+    table = '[models."openai/own"]\nusd_per_hour = "2.50"\nparallel = 8\n'
+    facts = project.load(make({**small, "drivetrain.toml": small["drivetrain.toml"] + table})).models["openai/own"]
+    assert (facts.machine_nano_per_hour, facts.parallel, facts.input_nano_per_million) == (2_500_000_000, 8, None)
 
 
 def test_prompts_are_found_beside_the_file_then_in_workflows_then_at_the_root(make, small) -> None:

@@ -52,6 +52,24 @@ price_as = "openai/gpt-5-mini"
 usd_per_million_input = "1" # n: two-prices
 usd_per_million_output = "1"
 
+[models."openai/own"]
+usd_per_hour = "2.50"
+usd_per_request = "0.1" # n: machine-and-tokens
+parallel = 0 # n: parallel
+
+[models."openai/shared"]
+parallel = 4 # n: parallel-alone
+
+[limits.month] # n: two-amounts
+scope = "project"
+usd = "1"
+requests = 5
+per = "month"
+
+[limits.team]
+scope = "team:suport" # n: limit-team
+concurrent = 3
+
 [teams.support]
 owner = "nobody" # n: team-owner
 
@@ -86,6 +104,16 @@ team = "suport" # n: workflow-team
 use_case = "chat"
 output = "text" # n: typed-key
 budget = {{ usd_per_call = 0.02, usd_per_week = 1 }} # n: budget-float,budget-key
+max_input_tokens = 0 # n: input-tokens
+context = "drop_oldest" # n: context
+cache = {{ ttl_s = 3_000_000, when = "determined", tool_cals = true }} # n: ttl,cache-when,cache-key
+degrade = [
+  {{ static = "later" }},
+  {{ stale_max_age_s = 60 }},
+  {{ static = "a", stale_max_age_s = 60 }}, # n: two-rungs
+]
+deadline_ms = 3_600_001 # n: deadline
+priority = "hihg" # n: priority
 slo = {{ availability = 99.9 }} # n: availability
 retention = "fll" # n: retention
 attempts_max = 0 # n: attempts
@@ -122,6 +150,39 @@ class Odd(dt.Record):
 class Plain:
     text: str
 
+
+bounded = dt.Workflow(
+    "bounded", input=Ticket, output=Route,
+    owner="a@b.example", team="support", use_case="x",
+    route=[dt.Variant("main", model="openai/gpt-5-mini", prompt="triage.j2")],
+    context="drop_oldest_turns", # n: strategy-alone,no-turns
+    budget=dt.Budget(
+        usd_per_call="1",
+        mode="sotf", # n: budget-mode
+        alerts=(0, 50), # n: alerts
+    ),
+    cache=dt.Cache(
+        ttl_s=60,
+        tool_calls="yes", # n: tool-calls
+    ),
+    degrade=[dt.Stale(max_age_s=60), dt.Static(Route), dt.Static("x")], # n: stale-fresh,static-class,statics
+)
+
+ladder = dt.Workflow(
+    "ladder", input=Ticket, output=Route,
+    owner="a@b.example", team="support", use_case="x",
+    route=[dt.Variant("main", model="openai/gpt-5-mini", prompt="triage.j2")],
+    budget=dt.Budget(usd_per_call="1", alerts=(50,)), # n: alerts-alone
+    degrade=[dt.Stale(max_age_s=0), dt.Stale(max_age_s=60), "sorry"], # n: stale-age,no-cache,no-rung,stales
+)
+
+fitting = dt.Workflow(
+    "fitting", input=Ticket, output=Route,
+    owner="a@b.example", team="support", use_case="x",
+    route=[dt.Variant("main", model="openai/gpt-5-mini", prompt="triage.j2")],
+    cache=60, # n: no-cache-type
+    degrade=[dt.Static(Route(intent=3))], # n: static-refused
+)
 
 triage = dt.Workflow( # n: no-use-case
     "triage", input=Ticket, output=Route,
@@ -184,6 +245,7 @@ FILES = {
     ),
     "workflows/syntax.py": "import drivetrain as dt\ndef f(: # n: python-syntax\n",
     "workflows/keyword.py": "import drivetrain as dt\nx = dt.Budget(usd_per_cal=3) # n: budget-keyword\n",
+    "workflows/cached.py": "import drivetrain as dt\nx = dt.Cache(ttl_s=3, tool_call=True) # n: cache-keyword\n",
     "workflows/absent.py": "from workflows.triag import triage # n: module\n",
     "workflows/name.py": "from workflows.triage import triag # n: import-name\n",
     "workflows/fails.py": "def f():\n    return 1 / 0 # n: raises\nf()\n",
@@ -214,6 +276,11 @@ MISTAKES: list[tuple[str, str, str]] = [
     ("capability", "must be one of", "`tools`"),
     ("max-tokens-field", "must be one of", "`max_tokens`"),
     ("two-prices", "beside `price_as`", "either"),
+    ("machine-and-tokens", "usd_per_request` stands beside `usd_per_hour`", "either"),
+    ("parallel", "parallel` must be a whole number from 1", ""),
+    ("parallel-alone", "parallel` belongs to a machine", "usd_per_hour"),
+    ("two-amounts", "`limits.month` must have exactly one of", ""),
+    ("limit-team", "`limits.team.scope` names the team `suport`", "`support`"),
     ("team-owner", "is not an e-mail address", "@acme"),
     ("no-secret", "`keys.web.secret` is missing", "env:NAME"),
     ("key-team", "names no team", "`support`"),
@@ -234,6 +301,30 @@ MISTAKES: list[tuple[str, str, str]] = [
     ("typed-key", "`workflows.Chat.output` is not a key here", "Python"),
     ("budget-float", "must not be a float", '"0.02" in quotes'),
     ("budget-key", "`workflows.Chat.budget.usd_per_week` is not a key here", "`usd_per_"),
+    ("input-tokens", "wrong `max_input_tokens`; it is a whole number from 1", ""),
+    ("context", "wrong `context`", "`drop_oldest_turns`"),
+    ("ttl", "a `cache` whose `ttl_s` is no whole number of seconds from 1 to 2592000", ""),
+    ("cache-when", "a cache whose `when` is not", "`deterministic`"),
+    ("cache-key", "`workflows.Chat.cache.tool_cals` is not a key here", "`tool_calls`"),
+    ("two-rungs", "must have exactly one of `stale_max_age_s` and `static`", ""),
+    ("deadline", "wrong `deadline_ms`; it is a whole number from 1 to 3600000", ""),
+    ("priority", "wrong `priority`", "`high`"),
+    ("strategy-alone", "no input is too long for it", "`max_input_tokens`"),
+    ("no-turns", "its input is no conversation", "keep_ends"),
+    ("budget-mode", "a budget with a wrong `mode`", "`soft`"),
+    ("alerts", "`alerts` are no whole percents", "(50, 80, 100)"),
+    ("alerts-alone", "`mode` or `alerts`, but no amount per day or month", "`usd_per_month`"),
+    ("tool-calls", "`tool_calls` is neither true nor false", ""),
+    ("stale-fresh", "no answer that is not fresh still", "above the cache's `ttl_s`"),
+    ("static-class", "a Static in `degrade` whose answer is no Route", "Route(...)"),
+    ("statics", "more than one Static", "Keep one"),
+    ("stale-age", "a `degrade` whose `max_age_s` is no whole number", ""),
+    ("stales", "more than one Stale", "Keep one"),
+    ("no-cache", "a Stale in `degrade`, but no cache", "`ttl_s`"),
+    ("no-rung", "a step in `degrade` that is no Stale and no Static", "dt.Static"),
+    ("no-cache-type", "a `cache` that is no Cache", "dt.Cache"),
+    ("static-refused", "whose answer its own type refuses", "fits Route"),
+    ("cache-keyword", "Unexpected keyword argument 'tool_call'", "`tool_calls`"),
     ("availability", "`availability` is no share", "0.999"),
     ("retention", "wrong `retention`", "`full`"),
     ("attempts", "wrong `attempts_max`", ""),
@@ -296,6 +387,7 @@ MISTAKES: list[tuple[str, str, str]] = [
 
 WITHOUT_MARK = [
     ("drivetrain.toml", "`workflows.Chat.route[4].accept` checks nothing"),
+    ("drivetrain.toml", "Workflow `Chat` has a Stale behind its Static"),
     ("workflows/triage.py", "has a step in its route that is no Rule and no Variant"),
     ("workflows/late.v2.py", "its name has a dot"),
 ]

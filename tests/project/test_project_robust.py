@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import drivetrain as dt
 from drivetrain import project
 from drivetrain.core.errors import ProjectError
-from drivetrain.project import chat_workflows, settings
+from drivetrain.project import chat_workflows, limits, settings
 from drivetrain.project.files import SETTINGS_FILE
 from drivetrain.project.load import Source, build
 from drivetrain.project.problems import Problems
@@ -39,9 +39,17 @@ FULL: dict[str, Any] = {
             "connections_max": 5,
         }
     },
-    "models": {"openai/m": {"usd_per_million_input": "1", "usd_per_million_output": 2, "capabilities": ["tools"]}},
+    "models": {
+        "openai/m": {"usd_per_million_input": "1", "usd_per_million_output": 2, "capabilities": ["tools"]},
+        "openai/own": {"usd_per_hour": "2.5", "parallel": 8},
+    },
     "teams": {"support": {"owner": "a@b.example"}},
     "keys": {"web": {"secret": "env:B", "team": "support", "workflows": ["chat"], "may_override": ["user"]}},
+    "limits": {
+        "month": {"scope": "team:support", "usd": "5", "per": "month", "zone": "UTC", "mode": "soft", "alerts": [50]},
+        "rate": {"scope": "each tag:env", "tokens": 5, "per": "10s", "burst": 9},
+        "busy": {"scope": "workflow:chat", "concurrent": 5},
+    },
     "gateway": {"direct_models": ["openai/m"], "direct_team": "support"},
     "ledger": {"retention": "full", "folder": "a", "keys_folder": "b"},
     "workflows": {
@@ -49,7 +57,13 @@ FULL: dict[str, Any] = {
             "owner": "a@b.example",
             "team": "support",
             "use_case": "x",
-            "budget": {"usd_per_call": "1"},
+            "budget": {"usd_per_call": "1", "usd_per_day": 2, "mode": "downgrade", "alerts": [50, 100]},
+            "max_input_tokens": 9,
+            "context": "keep_ends",
+            "cache": {"ttl_s": 60, "when": "always", "tool_calls": True},
+            "degrade": [{"stale_max_age_s": 3600}, {"static": "later"}],
+            "deadline_ms": 900,
+            "priority": "low",
             "slo": {"availability": 0.5},
             "parameters": {"honour": ["stop"], "fix": {"seed": 1}, "others": "refuse"},
             "route": [
@@ -170,6 +184,11 @@ dt.SLO()
 dt.Budget()
 dt.Parameters(fix=3, honour=7, ignore='x', refuse=[[]], others=[])
 dt.Budget(usd_per_call=[], usd_per_day=1e400)
+dt.Budget(usd_per_day=1, mode=[], alerts='x')
+dt.Budget(usd_per_day=1, alerts=[[]])
+dt.Cache(ttl_s='x', when=[], tool_calls=3)
+[dt.Stale(max_age_s=None), dt.Static(dt.Record)]
+[dt.Static(None)]
 dt.SLO(p99_ms='x', availability='y')
 dt.confidence(1)
 [dt.Variant('v', model='openai/m')] * 3
@@ -207,6 +226,7 @@ NAMES = {
     *settings.KEY_KEYS, *settings.GATEWAY_KEYS, *settings.LEDGER_KEYS, *settings.CAPABILITIES, *settings.OVERRIDES,
     *chat_workflows.WORKFLOW_KEYS, *chat_workflows.TYPED_KEYS, *chat_workflows.VARIANT_KEYS, *chat_workflows.RULE_KEYS,
     *chat_workflows.ACCEPT_KEYS, *chat_workflows.BUDGET_KEYS, *chat_workflows.SLO_KEYS, *chat_workflows.PARAMETERS_KEYS,
+    *limits.LIMIT_KEYS, *chat_workflows.CACHE_KEYS, *chat_workflows.DEGRADE_KEYS, *dt.Stale.__struct_fields__,
     *(name for names in ARGUMENTS.values() for name in names),
 }  # fmt: skip
 

@@ -54,7 +54,7 @@ class Gateway:
 
     @property
     def pid(self) -> int:
-        """Of the supervisor, or of the only worker."""
+        """Of the supervisor."""
         assert self._child is not None
         return self._child.pid
 
@@ -64,8 +64,6 @@ class Gateway:
 
     @property
     def worker_pids(self) -> list[int]:
-        if self._workers == 1:
-            return [self.pid]
         try:
             children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
         except OSError:
@@ -105,8 +103,7 @@ class Gateway:
         """`kill -9` of everything at once."""
         assert self._child is not None
         if self._child.poll() is None:
-            if self._workers > 1:
-                self.signal(signal.SIGSTOP)  # so that it starts no other while its workers are killed
+            self.signal(signal.SIGSTOP)  # so that it starts no other while its workers are killed
             workers = self.worker_pids
             for pid in [self.pid, *workers]:
                 with contextlib.suppress(ProcessLookupError):

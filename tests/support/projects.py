@@ -10,9 +10,10 @@ def settings(*, gateway: str = "", ledger: str = "", tables: str = "") -> str:
     return f'[project]\nname = "tests"\n\n[gateway]\n{gateway}\n[ledger]\n{ledger}\n{tables}'
 
 
-def provider(name: str, base_url: str, *, dialect: str = "openai", more: str = "") -> str:
-    """`[providers.NAME]`."""
-    return f'[providers.{name}]\ndialect = "{dialect}"\nbase_url = "{base_url}"\n{more}\n'
+def provider(name: str, base_url: str, *, dialect: str = "openai", more: str = "", breaker: bool = False) -> str:
+    """`[providers.NAME]`; without a breaker, since most tests break providers on purpose, many times in a row."""
+    watched = "" if breaker else "breaker = false\n"
+    return f'[providers.{name}]\ndialect = "{dialect}"\nbase_url = "{base_url}"\n{watched}{more}\n'
 
 
 def model(reference: str, facts: str = PRICES) -> str:

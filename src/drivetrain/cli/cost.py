@@ -1,9 +1,11 @@
-"""`drivetrain cost`: what Calls cost, by any attribute, with the ledger's own total."""
+"""`drivetrain cost`: what Calls cost, by any attribute, with the ledger's own total, and what idle machines cost."""
 
 from __future__ import annotations
 
 import csv
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +18,7 @@ from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.money import usd
 
 if TYPE_CHECKING:
+    from drivetrain.cli.machines import MachineCost
     from drivetrain.ledger.queries import CostRow, CostTable
 
 ROWS_SHOWN = 100
@@ -35,38 +38,54 @@ def cost_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, without the total.")] = False,
 ) -> None:
-    """What Calls cost, dearest first, with the total of the ledger."""
+    """What Calls cost, dearest first, with the total of the ledger, and the idle time of machines paid by the hour."""
+    from drivetrain.cli.machines import machine_costs, machine_notices, machine_prices, print_machines
     from drivetrain.ledger.queries import LedgerQueries
 
     try:
         places = ledger_places(project)
         names = tuple(name.strip() for name in by.split(",") if name.strip())
+        since_ns = moment_ns(since) if since else None
+        until_ns = moment_ns(until) if until else None
         table = LedgerQueries(places.data_folder).cost(
-            names,
-            since_ns=moment_ns(since) if since else 0,
-            until_ns=moment_ns(until) if until else None,
-            where=_filters(where or []),
+            names, since_ns=since_ns or 0, until_ns=until_ns, where=_filters(where or [])
+        )
+        machines = machine_costs(
+            places.data_folder,
+            machine_prices(places.root),
+            since_ns=since_ns,
+            until_ns=until_ns,
+            now_ns=time.time_ns(),
         )
     except DrivetrainError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
     if as_json:
-        typer.echo(msgspec.json.encode(table_json(table)).decode())
+        typer.echo(msgspec.json.encode(table_json(table, machines)).decode())
     elif as_csv:
         _print_csv(table)
+        for one in machines:
+            typer.echo(f"idle: {plain(one.model)} {usd(one.idle_nano_usd)} USD of its hours is in no row", err=True)
     else:
         _print_table(table)
+        if machines:
+            print_machines(machines)
+    for notice in machine_notices(machines):
+        typer.echo(f"warning: {notice}", err=True)
     for problem in table.problems:
         if problem.kind != "torn":
             typer.echo(f"warning: {problem}", err=True)
 
 
-def table_json(table: CostTable) -> dict[str, Any]:
+def table_json(table: CostTable, machines: Sequence[MachineCost] = ()) -> dict[str, Any]:
     """A CostTable as JSON has it: money as integer nano-USD and as a decimal string."""
+    from drivetrain.cli.machines import machines_json
+
     return {
         "by": list(table.by),
         "rows": [{**dict(zip(table.by, row.keys, strict=True)), **_measures(row)} for row in table.rows],
         "total": _measures(table.total),
+        "machines": machines_json(machines),
         "problems": [str(problem) for problem in table.problems],
     }
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "audit": ("drivetrain.cli.audit", "app"),
     "forget": ("drivetrain.cli.forget", "forget_command"),
     "keys": ("drivetrain.cli.keys", "app"),
+    "budget": ("drivetrain.cli.budget", "app"),
 }
 """Name -> where the command, or the group of commands, is."""
 

@@ -19,19 +19,21 @@ def serve_command(
 ) -> None:
     """Serve a project: POST /v1/chat/completions with a workflow's name as the model."""
     from drivetrain.embedded.applying import apply
+    from drivetrain.gateway.key_watch import has_keys
     from drivetrain.gateway.supervisor import serve
     from drivetrain.project.files import find_root
     from drivetrain.project.load import load
 
     snapshot = load(project or find_root(Path.cwd()), env)
+    asks_for_keys = has_keys(snapshot)
     apply(snapshot)
 
     def announce(bound_host: str, bound_port: int) -> None:
         shown = f"[{bound_host}]" if ":" in bound_host else bound_host
         names = ", ".join(name for name in snapshot.workflows if name not in snapshot.direct)
         typer.echo(f"drivetrain serving {names} on http://{shown}:{bound_port}/v1 (snapshot {snapshot.short_hash})")
-        if not snapshot.keys:
-            typer.echo("no key is declared: anybody on this machine may call, and nobody else can")
+        if not asks_for_keys:
+            typer.echo("no key is declared or issued: anybody on this machine may call, and nobody else can")
 
     raise typer.Exit(
         serve(

@@ -1,7 +1,8 @@
 """A Call and its Attempts: as frames in the ledger (versioned, readable for ever) and as one joined record.
 
-Stored types carry their version in their tag and are never changed: a new field is a new version, and
-the old one stays readable. Times are UTC nanoseconds, offsets microseconds since the Call opened.
+Stored types carry their version in their tag. A field may be added at the end, with a default, so that older records
+read as before and older readers skip it; any other change is a new version, and the old one stays readable. Times are
+UTC nanoseconds, offsets microseconds since the Call opened.
 """
 
 from __future__ import annotations
@@ -54,6 +55,10 @@ class AttemptV1(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The pause the provider asked for; -1 where it named none."""
     streamed: bool = False
     """Whether the provider answered with an event stream."""
+    cached: bool = False
+    """Whether the answer came from the cache; then no token was used and nothing was spent."""
+    saved_nano_usd: int = 0
+    """What a cached answer cost when the provider gave it."""
 
 
 class OpenedV1(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="opened.1"):
@@ -75,6 +80,25 @@ class OpenedV1(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="open
     """The request: nothing, a hash, or encrypted under the subject's key."""
 
 
+class ReservedV1(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="reserved.1"):
+    """Money is reserved for an attempt; written before it is sent, so what has no such frame was never sent."""
+
+    call_id: str
+    number: int
+    """Of the reservation, counted per writer; the same for all attempts of a Call."""
+    accounts: tuple[str, ...]
+    """Every budget account that this Call is charged to, each in full."""
+    amount_nano_usd: int
+    """The worst case of the attempt that is about to be sent."""
+    charged_nano_usd: int = 0
+    """What earlier attempts of this Call have cost."""
+
+    @property
+    def open_cost_nano_usd(self) -> int:
+        """What a Call costs whose end nobody saw: known cost of earlier attempts, and the reservation of the last."""
+        return self.charged_nano_usd + self.amount_nano_usd
+
+
 class ClosedV1(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="closed.1"):
     """Written before the last byte to the client."""
 
@@ -93,6 +117,10 @@ class ClosedV1(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="clos
     retained: int = RETAINED_NONE
     payload: bytes = b""
     """The providers' answers and ours: nothing, a hash, or encrypted under the subject's key."""
+    degraded: str = ""
+    """`stale` or `static` where no variant answered and the workflow's ladder did; else empty."""
+    notes: tuple[str, ...] = ()
+    """What was done to the request before the route, such as turns dropped to fit `max_input_tokens`."""
 
 
 class OutcomeV1(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="outcome.1"):
@@ -116,7 +144,7 @@ class SegmentV1(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="seg
     """The package's version."""
 
 
-Stored = SegmentV1 | OpenedV1 | ClosedV1 | OutcomeV1
+Stored = SegmentV1 | OpenedV1 | ReservedV1 | ClosedV1 | OutcomeV1
 
 
 class Answers(msgspec.Struct, frozen=True, array_like=True, tag="answers.1"):
@@ -159,6 +187,10 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     attempts: tuple[AttemptV1, ...] = ()
     error: str = ""
     finish_reason: str = ""
+    degraded: str = ""
+    """`stale` or `static` where the workflow's ladder answered."""
+    notes: tuple[str, ...] = ()
+    """What was done to the request before the route."""
     retained: int = RETAINED_NONE
     request: bytes = b""
     """As stored: hash or encrypted."""

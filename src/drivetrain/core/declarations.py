@@ -23,6 +23,9 @@ Retention = str
 RETENTIONS = ("none", "hash", "sampled", "full")
 DURABILITIES = ("write", "audit")
 CHAT_INPUTS = ("last_user_message", "json", "conversation")
+CONTEXT_STRATEGIES = ("refuse", "drop_oldest_turns", "keep_ends")
+PRIORITIES = ("high", "normal", "low")
+CACHE_WHEN = ("deterministic", "always")
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
@@ -163,6 +166,35 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     """A call whose worst case is dearer is refused before anything is sent."""
     usd_per_day: str | int | None = None
     usd_per_month: str | int | None = None
+    mode: str = "hard"
+    """Of the amounts per day and month: `hard` refuses, `soft` only counts, `downgrade` closes what does not fit."""
+    alerts: tuple[int, ...] = ()
+    """Shares of the amounts per day and month in percent; passing one is announced once."""
+
+
+class Cache(msgspec.Struct, frozen=True, kw_only=True):
+    """Identical requests of one tenant to one variant are answered once, then from memory, at no cost."""
+
+    ttl_s: int
+    """How long an answer counts as fresh."""
+    when: str = "deterministic"
+    """`deterministic`: only requests with temperature 0; `always`: whatever the temperature."""
+    tool_calls: bool = False
+    """Whether an answer that calls tools may be given again."""
+
+
+class Stale(msgspec.Struct, frozen=True, kw_only=True):
+    """Where no variant answers: the cached answer to the same request, marked as stale."""
+
+    max_age_s: int
+    """Older answers are not given."""
+
+
+class Static(msgspec.Struct, frozen=True):
+    """Where no variant answers: always this, marked as degraded."""
+
+    answer: Any
+    """The output type's instance; a text where the workflow declares no output type."""
 
 
 class SLO(msgspec.Struct, frozen=True, kw_only=True):
@@ -200,15 +232,21 @@ class Workflow(Generic[In, Out]):
     __slots__ = (
         "attempts_max",
         "budget",
+        "cache",
         "chat_field",
         "chat_input",
+        "context",
+        "deadline_ms",
+        "degrade",
         "durability",
         "input",
+        "max_input_tokens",
         "name",
         "output",
         "owner",
         "parameters",
         "place",
+        "priority",
         "project",
         "retention",
         "route",
@@ -238,6 +276,12 @@ class Workflow(Generic[In, Out]):
         chat_field: str | None = None,
         validators: Sequence[Callable[..., Any]] = (),
         attempts_max: int = DEFAULT_ATTEMPTS_MAX,
+        max_input_tokens: int | None = None,
+        context: str = "refuse",
+        cache: Cache | None = None,
+        degrade: Sequence[Stale | Static] = (),
+        deadline_ms: int | None = None,
+        priority: str = "normal",
         place: Place | None = None,
         **unknown: Never,
     ) -> None:
@@ -268,6 +312,17 @@ class Workflow(Generic[In, Out]):
         """Functions of (output) or (output, input) that every variant's answer must pass."""
         self.attempts_max = attempts_max
         """The most attempts one call may make, over all variants and retries."""
+        self.max_input_tokens = max_input_tokens
+        """The most input tokens of an attempt, by estimate; None: whatever the model takes."""
+        self.context = context
+        """What happens to a longer input: `refuse`, `drop_oldest_turns` or `keep_ends` (of the longest text)."""
+        self.cache = cache
+        self.degrade = tuple(degrade)
+        """What answers where no variant does, in order: `Stale`, then `Static`."""
+        self.deadline_ms = deadline_ms
+        """The longest a call may take over all its attempts; a client may ask for less. None: no bound of its own."""
+        self.priority = priority
+        """Who waits and who is refused first under overload: `high`, `normal` or `low`."""
         self.place = place or _caller_place()
         self.unknown: Mapping[str, Any] = unknown
         self.project: str | None = None

@@ -1,4 +1,4 @@
-"""Money as integers of nano-USD, and the price of tokens.
+"""Money as integers of nano-USD, the price of tokens, and the price of a machine's time.
 
 Rates are integers of nano-USD per million tokens, so that $0.0375 per million is exact. A float never
 holds money.
@@ -7,11 +7,13 @@ holds money.
 from __future__ import annotations
 
 from decimal import Decimal, InvalidOperation
+from typing import ClassVar
 
 import msgspec
 
 NANO_PER_USD = 1_000_000_000
 TOKENS_PER_RATE = 1_000_000
+US_PER_HOUR = 3_600_000_000
 
 
 def nano_usd(amount: str | int | Decimal) -> int:
@@ -101,8 +103,11 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
     source: str = "project"
     """Where the price comes from: `project`, or `genai-prices VERSION`."""
 
-    def cost_nano_usd(self, usage: Usage) -> int:
-        """The cost of an attempt in nano-USD."""
+    by_time: ClassVar[bool] = False
+    """Whether an attempt costs what it took, whatever it used and however it ended."""
+
+    def cost_nano_usd(self, usage: Usage, busy_us: int = 0) -> int:
+        """The cost of an attempt in nano-USD; busy_us: from sending it to its end."""
         rates = self.base
         if not self.tiers:
             return rates.cost_nano_usd(usage)
@@ -111,11 +116,42 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
                 rates = dearer
         return rates.cost_nano_usd(usage)
 
-    def worst_case_nano_usd(self, input_tokens: int, output_tokens: int) -> int:
-        """An upper bound on the cost of an attempt with at most these tokens: every rate at its dearest."""
+    def worst_case_nano_usd(self, input_tokens: int, output_tokens: int, busy_us: int = 0) -> int:
+        """An upper bound on the cost of an attempt with at most these tokens: every rate at its dearest.
+
+        busy_us: the most time it may take, its whole timeout.
+        """
         bounds = []
         for rates in (self.base, *(dearer for _, dearer in self.tiers)):
             dearest_input = max(rates.input, rates.input_cached or 0, rates.cache_write or 0, rates.cache_write_1h or 0)
             total = input_tokens * dearest_input + output_tokens * rates.output
             bounds.append(-(-total // TOKENS_PER_RATE) + rates.request)
         return max(bounds)
+
+
+FREE = Rates(input=0, output=0)
+
+
+class MachinePrice(Price, frozen=True, kw_only=True):
+    """The price of a machine that serves a model: busy time costs, tokens do not.
+
+    The machine serves `parallel` attempts at a time, so each pays that share of its hour. What no attempt pays is idle
+    time, which costs the same and belongs to nobody.
+    """
+
+    by_time: ClassVar[bool] = True
+    base: Rates = FREE
+    nano_per_hour: int
+    parallel: int = 1
+
+    def cost_nano_usd(self, usage: Usage, busy_us: int = 0) -> int:
+        """The cost of an attempt that took `busy_us`, rounded up to the next nano-USD once."""
+        return -(-self.nano_per_hour * busy_us // (US_PER_HOUR * self.parallel))
+
+    def worst_case_nano_usd(self, input_tokens: int, output_tokens: int, busy_us: int = 0) -> int:
+        """The cost of an attempt that takes all of `busy_us`."""
+        return self.cost_nano_usd(NO_USAGE, busy_us)
+
+    def hours_nano_usd(self, span_us: int) -> int:
+        """What the whole machine costs for a span, busy or idle, rounded up."""
+        return -(-self.nano_per_hour * span_us // US_PER_HOUR)

@@ -10,16 +10,26 @@ from datetime import UTC, datetime
 
 from drivetrain.adapters.files import FileVault
 from drivetrain.adapters.http_pool import HttpPool
+from drivetrain.adapters.sqlite_counters import SqliteCounters
+from drivetrain.cache.answers import AnswerCache
+from drivetrain.cache.flights import Flights
 from drivetrain.core.ids import call_ids
-from drivetrain.execution.call import Environment
-from drivetrain.execution.plan import Plans, compile_plans
+from drivetrain.embedded.limiting import limits_folder, make_limits
+from drivetrain.execution.environment import Environment
+from drivetrain.execution.plan import Plans, VariantStep, compile_plans
 from drivetrain.ledger.journal import FrameJournal
+from drivetrain.limits.leasing import Limits
 from drivetrain.project.secrets import resolve
 from drivetrain.project.snapshot import SecretRef, Snapshot
+from drivetrain.routing.health import Health
 
 DAY_NS = 86_400 * 1_000_000_000
 
 
+PURGE_S = 60.0
+"""Between two looks for cached answers that are of no more use."""
+KEPT_DAYS = 35
+"""How long counters of past periods are kept: a month's, until its bill has come."""
 LAST_FRAMES_S = 0.01
 """For the calls that a closing transport ends, to write how they ended."""
 
@@ -35,6 +45,13 @@ class Runtime:
         self.transport = HttpPool(loop)
         self.journal = FrameJournal(snapshot.data_folder, segment_bytes_max=ledger.segment_bytes_max, loop=loop)
         self.vault = FileVault(snapshot.keys_folder, payload_days=ledger.payload_days) if _retains(snapshot) else None
+        self._random = random.SystemRandom().random
+        self.health = Health(_models(self.plans), self._random)
+        self.cache = AnswerCache(now_ns=time.monotonic_ns)
+        self.flights = Flights(loop.call_soon)
+        self.limits: Limits | None = self._limits(snapshot)
+        """None while the project declares none."""
+        self._purging = loop.call_later(PURGE_S, self._purge)
         self.next_call_id = call_ids(time.time_ns)
         self.environment = self._environment()
         self._day_number = -1
@@ -56,7 +73,12 @@ class Runtime:
         plans = compiled(snapshot)
         if self.vault is None and _retains(snapshot):
             self.vault = FileVault(snapshot.keys_folder, payload_days=snapshot.ledger.payload_days)
-            self.environment = self._environment()
+        if self.limits is None:
+            self.limits = self._limits(snapshot)
+        else:
+            self.limits.use(snapshot.limits.values())
+        self.health.use(_models(plans))
+        self.environment = self._environment()
         before, self.plans = self.plans, plans
         return before
 
@@ -65,10 +87,22 @@ class Runtime:
         if self.vault is not None:
             self.vault.expire(time.time_ns())
 
+    def sweep(self) -> None:
+        """Forget counters of periods that are long over; blocks for as long as the store takes."""
+        if self.limits is not None:
+            store = SqliteCounters(limits_folder(self.plans.snapshot.data_folder))
+            try:
+                store.sweep(time.time_ns() - KEPT_DAYS * DAY_NS)
+            finally:
+                store.close()
+
     async def close(self) -> None:
         """Ends running exchanges and writes what is buffered."""
+        self._purging.cancel()
         await self.transport.close()
         await asyncio.sleep(LAST_FRAMES_S)
+        if self.limits is not None:
+            await self.limits.close()
         self.journal.close()
         if self.vault is not None:
             self.vault.close()
@@ -81,8 +115,21 @@ class Runtime:
             now_ns=time.time_ns,
             monotonic_ns=time.monotonic_ns,
             call_later=self.loop.call_later,
-            random=random.SystemRandom().random,
+            random=self._random,
+            limits=self.limits,
+            health=self.health,
+            cache=self.cache,
+            flights=self.flights,
         )
+
+    def _limits(self, snapshot: Snapshot) -> Limits | None:
+        if not snapshot.limits:
+            return None
+        return make_limits(snapshot.limits.values(), snapshot.data_folder, self.journal, self.loop)
+
+    def _purge(self) -> None:
+        self._purging = self.loop.call_later(PURGE_S, self._purge)
+        self.cache.purge()
 
 
 def compiled(snapshot: Snapshot) -> Plans:
@@ -92,6 +139,14 @@ def compiled(snapshot: Snapshot) -> Plans:
         return resolve(reference, snapshot.root, os.environ, used_by="providers")
 
     return compile_plans(snapshot, secret)
+
+
+def _models(plans: Plans) -> set[str]:
+    """Every `provider/model` that a route asks; each has a health of its own, since one model of a provider may fail
+    or be rate-limited while its others answer."""
+    return {
+        step.target.reference for plan in plans.workflows.values() for step in plan.steps if type(step) is VariantStep
+    }
 
 
 def _retains(snapshot: Snapshot) -> bool:

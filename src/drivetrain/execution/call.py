@@ -7,51 +7,56 @@ answers go out. The same machine serves live calls, plain Python calls and repla
 from __future__ import annotations
 
 from collections.abc import Callable
-from hashlib import blake2b
 from typing import Any, Protocol
 
 import msgspec
 
-from drivetrain.core.calls import (
-    RETAINED_FULL,
-    RETAINED_HASH,
-    RETAINED_NONE,
-    Answers,
-    AttemptV1,
-    Attribution,
-    ClosedV1,
-    OpenedV1,
-)
-from drivetrain.core.codec import MSGPACK
+from drivetrain.cache.answers import Kept
+from drivetrain.cache.flights import Seat
+from drivetrain.cache.keeping import calls_tools, is_deterministic, may_keep
+from drivetrain.core.calls import RETAINED_NONE, AttemptV1, Attribution, ClosedV1, OpenedV1
+from drivetrain.core.codec import JSON
+from drivetrain.core.declarations import Stale
 from drivetrain.core.errors import RequestError, report_fault
+from drivetrain.core.limits import Refusal as LimitRefusal
 from drivetrain.core.money import NO_USAGE, Price, Usage
 from drivetrain.core.times import NS_PER_S
 from drivetrain.execution.admission import Admitted, too_deep
 from drivetrain.execution.charging import (
+    NO_BOUND,
+    Bound,
+    bound_of,
     cut_usage,
     delivered_usage,
     over_budget,
     reported_usage,
     salvaged_usage,
+    unbounded_cost,
     whole_usage,
 )
-from drivetrain.execution.completions import as_stream, completion, output_text, with_content
+from drivetrain.execution.completions import as_stream, completion, output_text
+from drivetrain.execution.context import fitted
+from drivetrain.execution.environment import NOTHING_ASKED, Asked, Environment
+from drivetrain.execution.judging import NotAccepted, judged
 from drivetrain.execution.plan import VariantStep, WorkflowPlan
+from drivetrain.execution.recording import answers, retained, sealed
 from drivetrain.execution.refusals import (
     Refusal,
+    deadline_exceeded,
+    denied,
+    health_outcome,
     interrupted,
-    not_accepted,
     provider_request_id,
     refusal,
     retry_after_ms,
     unanswered,
     unusable,
 )
-from drivetrain.ports.journal import Journal, JournalFull, Vault
-from drivetrain.ports.transport import Attempt, Transport, UpstreamFailure, UpstreamHead, UpstreamRequest
-from drivetrain.providers.answers import Relay, Unusable, message_of
-from drivetrain.routing.checks import RuleStep, failing
-from drivetrain.routing.outputs import Misfit
+from drivetrain.limits.slices import Hold
+from drivetrain.ports.journal import JournalFull
+from drivetrain.ports.transport import Attempt, UpstreamFailure, UpstreamHead, UpstreamRequest
+from drivetrain.providers.answers import Relay, Unusable
+from drivetrain.routing.checks import RuleStep
 
 RETRY_BASE_S = 0.1
 RETRY_MAX_S = 2.0
@@ -59,22 +64,10 @@ RETRY_AFTER_MAX_MS = 5_000
 """A provider that asks for a longer pause is not asked again by this call."""
 KEPT_BYTES_MAX = 4 * 1024 * 1024
 """Of a stream, for its record and for counting what was delivered; what is longer cannot be replayed."""
-REASON_CHARS_MAX = 300
-"""Of what the project's own code says against an answer."""
-SAMPLED_ONE_IN = 100
-
-
-class Environment(msgspec.Struct, frozen=True):
-    """What a call needs of the world."""
-
-    transport: Transport
-    journal: Journal
-    vault: Vault | None
-    """None: no payload is kept, whatever workflows say."""
-    now_ns: Callable[[], int]
-    monotonic_ns: Callable[[], int]
-    call_later: Callable[[float, Callable[[], None]], Any]
-    random: Callable[[], float]
+ADMISSION, RESERVATION, FLIGHT, JOURNAL, PAUSE = "admission", "reservation", "flight", "journal", "pause"
+"""What a Call may wait for beside its provider."""
+AGAIN_JSON = UpstreamHead(200, {b"content-type": b"application/json"})
+AGAIN_STREAM = UpstreamHead(200, {b"content-type": b"text/event-stream"})
 
 
 class CallResult(msgspec.Struct, frozen=True):
@@ -93,6 +86,10 @@ class CallResult(msgspec.Struct, frozen=True):
     error: RequestError | None = None
     tail: bytes = b""
     """Last events of a stream."""
+    degraded: str = ""
+    """`stale` or `static` where no variant answered and the workflow's ladder did."""
+    limited: LimitRefusal | None = None
+    """The limit that refused it; its headers belong beside the error."""
 
 
 class Client(Protocol):
@@ -130,6 +127,26 @@ class Execution:
     _relay: Relay | None = None
     _last_error: RequestError | None = None
     _result: CallResult | None = None
+    _waits = ""
+    _hold: Hold | None = None
+    _bound: Bound = NO_BOUND
+    _worst = 0
+    """What the attempt that is being made costs at most, in nano-USD."""
+    _allowed_us = 0
+    """How long it may take."""
+    _granted_ns = 0
+    """When the provider's health gave leave for the running attempt; 0: it was not asked."""
+    _seat: Seat | None = None
+    """Of the running attempt: its place among Calls that want the same answer at the same time."""
+    _cache_key = b""
+    """Under which the running attempt's answer may be kept; empty: nowhere."""
+    _hit: Kept | None = None
+    _rung = 0
+    """Rungs of the ladder that were tried."""
+    _degraded = ""
+    _limited: LimitRefusal | None = None
+    _deadline_us = 0
+    """When it must have ended; 0: never."""
 
     def __init__(
         self,
@@ -143,6 +160,7 @@ class Execution:
         door: str,
         env: Environment,
         client: Client,
+        asked: Asked = NOTHING_ASKED,
     ) -> None:
         self.plan = plan
         self.admitted = admitted
@@ -157,17 +175,60 @@ class Execution:
         self._started = env.monotonic_ns()
         self._body: list[bytes] = []
         self._bodies: list[bytes] = []
-        self._retained = RETAINED_NONE if plan.retention == "none" else self._retention()
+        self._asked = asked
+        self._retained = RETAINED_NONE if plan.retention == "none" else retained(plan.retention, env.vault, call_id)
+        self._tried: list[tuple[int, bool, bytes]] = []
+        """(step, whether live, cache key) of every request that was looked up."""
+        self._notes: list[str] = []
+        allowed_ms = plan.deadline_ms
+        if asked.deadline_ms is not None and (allowed_ms is None or asked.deadline_ms < allowed_ms):
+            allowed_ms = asked.deadline_ms
+        if allowed_ms is not None:
+            self._deadline_us = max(1, allowed_ms * 1000)
 
     # What the client's side calls.
 
     def start(self) -> None:
         """Begin. The client hears nothing before this returns, unless transport and journal are synchronous."""
         try:
-            self._advance()
+            limits = self._env.limits
+            if limits is None:
+                self._advance()
+                return
+            self._waits = ADMISSION
+            held = limits.admit(
+                self.attribution, self.plan.name, self.opened_ns, self._admitted_later, priority=self.plan.priority
+            )
+            if type(held) is Hold or type(held) is LimitRefusal:
+                self._take_place(held)
         except JournalFull:
             self._finish_unrecorded()
         except Exception as fault:  # noqa: BLE001  a fault of ours ends its Call as failed, and no other
+            self.on_fault(fault)
+
+    def _admitted_later(self, held: Hold | LimitRefusal) -> None:
+        self._go(lambda: self._take_place(held))
+
+    def _take_place(self, held: Hold | LimitRefusal) -> None:
+        self._waits = ""
+        if type(held) is LimitRefusal:
+            self._limited = held
+            self._fail(held.error())
+            return
+        assert type(held) is Hold
+        self._hold = held
+        if self.left:
+            self._close_aborted()
+        else:
+            self._advance()
+
+    def _go(self, step: Callable[[], None]) -> None:
+        """Go on after a wait; what goes wrong ends this Call, and no other."""
+        try:
+            step()
+        except JournalFull:
+            self._finish_unrecorded()
+        except Exception as fault:  # noqa: BLE001  as in `start`
             self.on_fault(fault)
 
     def abort(self) -> None:
@@ -181,7 +242,7 @@ class Execution:
                 self._stop_exchange()
                 self._settle("aborted", "the client left", self._delivered(), b"".join(self._body))
                 self._close_aborted()
-            elif self._exchange is None and self._opened and self._request is None:
+            elif self._waits in (FLIGHT, PAUSE):
                 self._close_aborted()
         except Exception as fault:  # noqa: BLE001  as in `start`
             self.on_fault(fault)
@@ -200,7 +261,7 @@ class Execution:
 
     def _advance(self) -> None:
         steps = self.plan.steps
-        while self._step < len(steps):
+        while not self._rung and self._step < len(steps):
             step = steps[self._step]
             if type(step) is VariantStep:
                 if self._sent >= self.plan.workflow.attempts_max:
@@ -245,6 +306,12 @@ class Execution:
         if admitted.max_output_tokens is not None and admitted.max_output_tokens < limit:
             limit = admitted.max_output_tokens
         live = admitted.stream and step.streams and not step.buffered
+        timeout_ms = step.timeout_ms
+        if self._deadline_us:
+            timeout_ms = min(timeout_ms, (self._deadline_us - self._elapsed_us()) // 1000)
+            if timeout_ms <= 0:
+                self._miss_deadline(step)
+                return True
         try:
             chat = self.admitted.chat if step.as_it_is else self._chat(step)
             body = step.dialect.encode(chat, step.target, stream=live, max_output_tokens=limit)
@@ -252,74 +319,222 @@ class Execution:
             return self._cannot(step, error)
         except RecursionError:
             return self._cannot(step, too_deep())
-        if self.plan.cost_max_nano_usd is not None:
-            over = over_budget(self.plan, step, chat, price, body_bytes=len(body), limit=limit, charged=self._charged)
+        plan = self.plan
+        if self._hold is not None or plan.cost_max_nano_usd is not None:
+            bound = self._bound = bound_of(chat, body_bytes=len(body), limit=limit)
+            self._worst = price.worst_case_nano_usd(bound.input_tokens, bound.output_tokens, timeout_ms * 1000)
+            over = over_budget(plan, step, bound, self._worst + self._charged)
             if over is not None:
                 return self._cannot(step, over)
         self._price = price
+        self._allowed_us = timeout_ms * 1000
         self.live = live
         self._head = None
         self._relay = None
         self._body = []
         self._arrived_bytes = 0
         self._request = UpstreamRequest(
-            step.target.endpoint, step.head, body, step.first_byte_timeout_ms, step.timeout_ms
+            step.target.endpoint, step.head, body, min(step.first_byte_timeout_ms, timeout_ms), timeout_ms
         )
-        if self._opened:
-            self._send()
-        else:
-            self._write_opened(self._opened_written)
-        return True
+        self._cache_key = b""
+        if plan.cache is not None and self._given_again(step, chat, body):
+            return True
+        return self._borrow(step)
 
     def _chat(self, step: VariantStep) -> dict[str, Any]:
         chat = self.admitted.chat
         built = {**chat, **step.extra, **step.parameters}
         if step.messages is not None:
             built["messages"] = step.messages(self.admitted.value, chat.get("messages"))
+        limit_tokens = self.plan.max_input_tokens
+        if limit_tokens is not None:
+            beside = [built[name] for name in ("tools", "functions", "response_format") if name in built]
+            other_bytes = len(JSON.encode(beside)) if beside else 0
+            fit = fitted(
+                built["messages"], limit_tokens=limit_tokens, strategy=self.plan.context, other_bytes=other_bytes
+            )
+            built["messages"] = fit.messages
+            self._notes += [note for note in fit.notes if note not in self._notes]
         return built
 
-    def _cannot(self, step: VariantStep, error: RequestError) -> bool:
+    def _cannot(self, step: VariantStep, error: RequestError, failure: str = "") -> bool:
         if self._last_error is None or self._last_error.status == 400:
             self._last_error = error
-        self._note_unsent(step.name, step.target.reference, error.what, self._elapsed_us())
+        self._note_unsent(step.name, step.target.reference, error.what, self._elapsed_us(), failure)
+        self._request = None
         self._purpose = "fallback"
         return False
 
+    def _miss_deadline(self, step: VariantStep) -> None:
+        error = deadline_exceeded(self._deadline_us // 1000)
+        self._note_unsent(step.name, step.target.reference, error.what, self._elapsed_us(), "deadline")
+        self._fail(error)
+
+    # Answers given again.
+
+    def _given_again(self, step: VariantStep, chat: dict[str, Any], body: bytes) -> bool:
+        """Whether a kept answer, or the one that somebody is waiting for, takes the place of this attempt."""
+        cache, flights, rules, asked = self._env.cache, self._env.flights, self.plan.cache, self._asked
+        if cache is None or flights is None or rules is None:
+            return False
+        if not (is_deterministic(chat) or (rules.when == "always" and (chat.get("n") or 1) == 1)):
+            return False
+        key = cache.key(self.attribution.tenant, step.identity, body)
+        if asked.cache_read:
+            self._tried.append((self._step, self.live, key))
+            kept = cache.fresh(key, rules.ttl_s, asked.cache_max_age_s)
+            if kept is not None and may_keep(kept.finish_reason, kept.has_tool_calls, rules.tool_calls):
+                self._give(kept)
+                return True
+        if not asked.cache_write:
+            return False
+        self._cache_key = key
+        if not asked.cache_read:
+            return False
+        self._seat = flights.join(key, self._landed)
+        if not self._seat.waits:
+            return False
+        self._waits = FLIGHT
+        if self._deadline_us:
+            self._env.call_later(max(0, self._deadline_us - self._elapsed_us()) / 1e6, self._waited_too_long)
+        return True
+
+    def _landed(self, kept: Kept | None) -> None:
+        """The answer that this Call waited for is here; None: it is on this Call to ask."""
+        self._waits = ""
+        rules = self.plan.cache
+        if (
+            kept is not None
+            and rules is not None
+            and may_keep(kept.finish_reason, kept.has_tool_calls, rules.tool_calls)
+        ):
+            self._go(lambda: self._give(kept))
+        else:
+            self._go(self._borrow_or_go_on)
+
+    def _waited_too_long(self) -> None:
+        if self._waits == FLIGHT and not self.ended:
+            self._waits = ""
+            self._go(lambda: self._miss_deadline(self._current()))
+
+    def _give(self, kept: Kept) -> None:
+        """Answer with what a provider said before, through the same reading and checks."""
+        self._hit = kept
+        self._request = None
+        self._body = []
+        self._arrived_bytes = 0
+        self._relay = None
+        self._attempt_started_us = self._elapsed_us()
+        if kept.streamed and not self._opened:
+            # Events leave as they are read, so the Call must be on record first.
+            self._waits = JOURNAL
+            self._write_opened(self._give_now)
+        else:
+            self._give_now(True)
+
+    def _give_now(self, written: bool) -> None:
+        self._waits = ""
+        if not written:
+            self._finish_unrecorded()
+        elif self.left:
+            self._close_aborted()
+        else:
+            self._go(self._read_again)
+
+    def _read_again(self) -> None:
+        kept = self._hit
+        assert kept is not None
+        self.on_head(AGAIN_STREAM if kept.streamed else AGAIN_JSON)
+        self.on_chunk(kept.body)
+        if self._hit is kept:
+            self.on_end()
+
+    # Leave to send: the provider's health, then money.
+
+    def _borrow_or_go_on(self) -> None:
+        if self.left:
+            self._close_aborted()
+        elif not self._borrow(self._current()):
+            self._step += 1
+            self._advance()
+
+    def _borrow(self, step: VariantStep) -> bool:
+        """Whether the attempt is on its way, or waits for leave; otherwise why not is noted, and the route goes on."""
+        env, hold = self._env, self._hold
+        if env.health is not None and step.watched:
+            now_ns = env.monotonic_ns()
+            no = env.health.may_send(step.target.reference, now_ns)
+            if no is not None:
+                return self._cannot(step, denied(step, no), "denied")
+            self._granted_ns = now_ns
+        if hold is not None:
+            assert env.limits is not None
+            if self._bound.unbounded and env.limits.is_hard(hold):
+                self._withdraw()
+                return self._cannot(step, unbounded_cost(self._bound.unbounded), "unbounded")
+            self._waits = RESERVATION
+            short = env.limits.reserve(hold, self._worst, self._bound.tokens, self._reserved)
+            if type(short) is LimitRefusal:
+                return self._too_dear(step, short)
+            if short is not None:
+                return True
+        self._record_and_send()
+        return True
+
+    def _reserved(self, short: LimitRefusal | None) -> None:
+        self._waits = ""
+        if self.left:
+            self._withdraw()
+            self._go(self._close_aborted)
+        elif short is None:
+            self._go(self._record_and_send)
+        else:
+            self._go(lambda: self._go_on_without(short))
+
+    def _go_on_without(self, short: LimitRefusal) -> None:
+        if not self._too_dear(self._current(), short):
+            self._step += 1
+            self._advance()
+
+    def _too_dear(self, step: VariantStep, short: LimitRefusal) -> bool:
+        self._waits = ""
+        self._withdraw()
+        error = short.error()
+        self._limited = short
+        if short.closes == "variant":
+            return self._cannot(step, error, "limit")
+        self._note_unsent(step.name, step.target.reference, error.what, self._elapsed_us(), "limit_call")
+        self._request = None
+        self._fail(error)
+        return True
+
+    def _withdraw(self) -> None:
+        """The provider's health gave leave for what will not be sent."""
+        granted_ns, self._granted_ns = self._granted_ns, 0
+        if granted_ns:
+            assert self._env.health is not None
+            self._env.health.withdrawn(self._current().target.reference, granted_ns)
+
+    def _record_and_send(self) -> None:
+        hold = self._hold
+        if hold is not None and hold.is_recorded:
+            if not self._opened:
+                self._write_opened(None)
+            self._waits = JOURNAL
+            self._env.journal.append(hold.frame(self.call_id), self._may_send, sync=self.plan.sync)
+        elif self._opened:
+            self._send()
+        else:
+            self._waits = JOURNAL
+            self._write_opened(self._may_send)
+
     # Records.
 
-    def _retention(self) -> int:
-        retention = self.plan.retention
-        if self._env.vault is None:
-            return RETAINED_NONE
-        if retention == "hash":
-            return RETAINED_HASH
-        if retention == "sampled":
-            drawn = int.from_bytes(blake2b(self.call_id.encode(), digest_size=4).digest(), "big")
-            return RETAINED_FULL if drawn % SAMPLED_ONE_IN == 0 else RETAINED_NONE
-        return RETAINED_FULL
-
     def _sealed(self, kind: str, payload: bytes) -> bytes:
-        vault = self._env.vault
-        if vault is None:
-            return b""
-        whose = self.attribution
-        subject = whose.user or whose.key or whose.team or "-"
-        try:
-            if self._retained == RETAINED_HASH:
-                return vault.digest(payload)
-            return vault.seal(subject, self.call_id, kind, payload)
-        except JournalFull:
-            raise
-        except Exception as fault:  # what cannot be recorded must not be answered, whatever the reason
-            report_fault(self.call_id, fault)
-            raise JournalFull("a payload cannot be sealed") from fault
-
-    def _sealed_answers(self, answer: bytes | None) -> bytes:
-        return self._sealed("answers", MSGPACK.encode(Answers(tuple(self._bodies), answer)))
+        return sealed(self._env.vault, self._retained, payload, whose=self.attribution, call_id=self.call_id, kind=kind)
 
     def _write_opened(self, then: Callable[[bool], None] | None) -> None:
         self._opened = True
-        retained = self._retained
         opened = OpenedV1(
             self.call_id,
             self.opened_ns,
@@ -329,12 +544,13 @@ class Execution:
             self.admitted.stream,
             self.attribution,
             self.day,
-            retained,
-            self._sealed("request", self.admitted.raw) if retained else b"",
+            self._retained,
+            self._sealed("request", self.admitted.raw) if self._retained else b"",
         )
         self._env.journal.append(opened, then, sync=self.plan.sync)
 
-    def _opened_written(self, written: bool) -> None:
+    def _may_send(self, written: bool) -> None:
+        self._waits = ""
         if written and not self.left:
             try:
                 self._send()
@@ -342,6 +558,7 @@ class Execution:
                 self.on_fault(fault)
             return
         self._request = None
+        self._withdraw()
         if written:
             self._close_aborted()
         else:
@@ -360,6 +577,9 @@ class Execution:
 
     def on_head(self, head: UpstreamHead) -> None:
         self._head = head
+        if self._granted_ns and head.status == 200:
+            assert self._env.health is not None
+            self._env.health.answered(self._current().target.reference, self._granted_ns, self._env.monotonic_ns())
         if self.live and head.status == 200:
             content_type = head.headers.get(b"content-type", b"").lower()
             if content_type.startswith(b"text/event-stream"):
@@ -423,7 +643,8 @@ class Execution:
         if self._relay is not None:
             self._broken_stream(failure.detail, failure.kind)
             return
-        self._settle("failed", failure.detail, self._delivered(), b"".join(self._body), failure=failure.kind)
+        whole = b"".join(self._body)
+        self._settle("failed", failure.detail, self._delivered(), whole, failure=failure.kind, sent=failure.sent)
         self._go_on_after(unanswered(self._current(), failure))
 
     def on_fault(self, fault: Exception) -> None:
@@ -437,7 +658,7 @@ class Execution:
         if self._result is not None:
             self._finish_unrecorded()
             return
-        if running and self._price is not None:
+        if running or self._hit is not None:
             self._settle("failed", f"a fault of the gateway: {type(fault).__name__}", self._delivered())
         tail = _error_event(error) if self._streamed else b""
         status = 200 if self._streamed else 500
@@ -464,39 +685,26 @@ class Execution:
         if step.buffered:
             self._judge_content(step, reading.body, reading.finish_reason, usage, body)
             return
-        self._settle("accepted", "", usage, body)
+        self._settle("accepted", "", usage, body, finish=reading.finish_reason)
         answer = None if reading.body is body else reading.body
         self._close_answered(step.name, reading.body, None, reading.finish_reason, answer=answer, tail=tail)
 
     def _judge_content(self, step: VariantStep, shaped: bytes, finish: str, usage: Usage, body: bytes) -> None:
-        output: Any = None
-        repair = ""
-        answer = shaped
         try:
-            message = message_of(shaped)
-            reader = self.plan.output_reader
-            if reader is None:
-                output = message.content or ""
-            elif message.content is None:
-                raise Misfit("the model refused" if message.refusal else "the answer has no content")
-            else:
-                parsed = reader.read(message.content)
-                output, repair = parsed.output, parsed.repair
-                if repair:
-                    answer = with_content(shaped, parsed.text)
-            tail = self._as_tail(answer)
-        except (Misfit, Unusable) as fault:
+            good = judged(self.plan, step, shaped, self.admitted.value)
+            tail = self._as_tail(good.body)
+        except NotAccepted as no:
+            self._settle("escalated", no.reason, usage, body)
+            self._escalate(no.error)
+            return
+        except Unusable as fault:
             self._settle("escalated", str(fault), usage, body)
             self._escalate(unusable(step, str(fault)))
             return
-        reason = failing(step.checks, output, self.admitted.value)
-        if reason is not None:
-            self._settle("escalated", reason[:REASON_CHARS_MAX], usage, body)
-            self._escalate(not_accepted(self.plan.name, reason[:REASON_CHARS_MAX]))
-            return
-        self._settle("accepted", f"repaired: {repair}" if repair else "", usage, body, repaired=bool(repair))
-        changed = None if answer is body else answer
-        self._close_answered(step.name, answer, output, finish, answer=changed, tail=tail)
+        repaired = f"repaired: {good.repair}" if good.repair else ""
+        self._settle("accepted", repaired, usage, body, repaired=bool(repaired), finish=finish)
+        answer = None if good.body is body else good.body
+        self._close_answered(step.name, good.body, good.output, finish, answer=answer, tail=tail)
 
     def _refused_by_provider(self, step: VariantStep, head: UpstreamHead, body: bytes) -> None:
         said = step.dialect.error(head.status, step.without_secrets(body))
@@ -509,27 +717,38 @@ class Execution:
         self._last_error = refused.error
         if self.left:
             self._close_aborted()
-        elif refused.final:
+        elif refused.final or self._rung:
             self._fail(refused.error)
         elif self._step + 1 < len(self.plan.steps):
             self._step += 1
             self._purpose = "fallback"
             self._advance()
-        elif (
-            not refused.retry or self._sent >= self.plan.workflow.attempts_max or refused.pause_ms > RETRY_AFTER_MAX_MS
-        ):
+        elif not refused.retry or self._sent >= self.plan.workflow.attempts_max or not self._may_retry(refused):
             self._fail(refused.error)
         else:
             # Full jitter: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
-            delay = self._env.random() * min(RETRY_MAX_S, RETRY_BASE_S * 2 ** len(self.attempts))
+            delay_s = self._env.random() * min(RETRY_MAX_S, RETRY_BASE_S * 2 ** len(self.attempts))
+            delay_s = max(delay_s, refused.pause_ms / 1000)
             self._purpose = "retry"
-            self._env.call_later(max(delay, refused.pause_ms / 1000), self._retry)
+            if self._deadline_us and self._elapsed_us() + delay_s * 1e6 >= self._deadline_us:
+                self._miss_deadline(self._current())
+                return
+            self._waits = PAUSE
+            self._env.call_later(delay_s, self._retry)
+
+    def _may_retry(self, refused: Refusal) -> bool:
+        if refused.pause_ms > RETRY_AFTER_MAX_MS:
+            return False
+        env = self._env
+        if env.health is None or not self._current().watched:
+            return True
+        return env.health.may_retry(self._current().target.reference, env.monotonic_ns())
 
     def _retry(self) -> None:
-        if self.left:
-            self._close_aborted()
-        elif not self.ended:
-            self.start()
+        if self.ended or self._result is not None:
+            return
+        self._waits = ""
+        self._go(self._advance)
 
     def _escalate(self, error: RequestError) -> None:
         self._last_error = error
@@ -564,12 +783,33 @@ class Execution:
         *,
         repaired: bool = False,
         failure: str = "",
+        finish: str = "",
+        sent: bool = True,
     ) -> None:
-        step, head, price = self._current(), self._head, self._price
-        assert price is not None
-        cost = price.cost_nano_usd(usage) if usage.source != "none" else 0
-        self._charged += cost
+        """End the running attempt: what it cost, who is told, what is kept."""
+        step, head, price, hit = self._current(), self._head, self._price, self._hit
+        ended_us = self._elapsed_us()
         status = head.status if head is not None else 0
+        streamed = self._relay is not None
+        if hit is not None:
+            self._hit = None
+            self.attempts.append(
+                AttemptV1(
+                    step.name, step.target.reference, self._purpose, verdict, reason,
+                    self._attempt_started_us, self._first_byte_us, ended_us, status, NO_USAGE, 0, hit.price_source,
+                    repaired=repaired, failure=failure, streamed=streamed, cached=True,
+                    saved_nano_usd=hit.cost_nano_usd,
+                )
+            )  # fmt: skip
+            self._bodies.append(body)
+            return
+        assert price is not None
+        cost = 0
+        if usage.source != "none" or (price.by_time and sent):
+            # Timeouts are looked at now and then; what was not allowed is not paid.
+            cost = price.cost_nano_usd(usage, min(ended_us - self._attempt_started_us, self._allowed_us))
+        self._charged += cost
+        pause_ms = -1 if head is None or status == 200 else retry_after_ms(head)
         self.attempts.append(
             AttemptV1(
                 step.name,
@@ -579,7 +819,7 @@ class Execution:
                 reason,
                 self._attempt_started_us,
                 self._first_byte_us,
-                self._elapsed_us(),
+                ended_us,
                 status,
                 usage,
                 cost,
@@ -587,15 +827,65 @@ class Execution:
                 provider_request_id(head) if head is not None else "",
                 repaired,
                 failure,
-                -1 if head is None or status == 200 else retry_after_ms(head),
-                self._relay is not None,
+                pause_ms,
+                streamed,
             )
         )
         self._bodies.append(body)
+        env = self._env
+        if self._hold is not None:
+            assert env.limits is not None
+            beyond = env.limits.settle(self._hold, cost, usage.input_tokens + usage.output_tokens)
+            if beyond:
+                self._notes.append(f"overrun: `{step.name}` cost {beyond} nano-USD more than was reserved for it")
+        granted_ns = self._granted_ns
+        if granted_ns:
+            self._granted_ns = 0
+            assert env.health is not None
+            outcome = health_outcome(verdict, status, failure)
+            now_ns = self._started + ended_us * 1000
+            if outcome is None:
+                env.health.withdrawn(step.target.reference, granted_ns)
+            else:
+                env.health.ended(step.target.reference, granted_ns, now_ns, outcome, pause_ms)
+        if self._cache_key:
+            self._keep(
+                verdict, Kept(body, streamed, usage, cost, price.source, finish, env.monotonic_ns(), calls_tools(body))
+            )
 
-    def _note_unsent(self, variant: str, model: str, reason: str, now_us: int) -> None:
-        self.attempts.append(AttemptV1(variant, model, self._purpose, "failed", reason, now_us, 0, now_us))
+    def _keep(self, verdict: str, kept: Kept) -> None:
+        """Keep an accepted answer, and give it to those who wait for it."""
+        rules, cache, flights, seat = self.plan.cache, self._env.cache, self._env.flights, self._seat
+        assert rules is not None
+        assert cache is not None
+        assert flights is not None
+        whole = not kept.streamed or self._arrived_bytes <= len(kept.body)
+        good = verdict == "accepted" and whole and may_keep(kept.finish_reason, kept.has_tool_calls, rules.tool_calls)
+        if good:
+            cache.keep(self._cache_key, kept, self.plan.cache_hold_s)
+        if seat is not None:
+            self._seat = None
+            if good:
+                flights.land(seat, kept)
+            elif verdict in ("accepted", "escalated"):
+                flights.release(seat)
+            else:
+                flights.leave(seat)
+
+    def _leave_flight(self) -> None:
+        """Others may have waited for an answer that will not come by this attempt."""
+        seat = self._seat
+        if seat is not None:
+            self._seat = None
+            assert self._env.flights is not None
+            self._env.flights.leave(seat)
+
+    def _note_unsent(self, variant: str, model: str, reason: str, now_us: int, failure: str = "") -> None:
+        """failure: which verdict of the world kept it from being sent, so that a replay can give it back."""
+        noted = AttemptV1(variant, model, self._purpose, "failed", reason, now_us, 0, now_us, failure=failure)
+        self.attempts.append(noted)
         self._bodies.append(b"")
+        self._leave_flight()
 
     def _as_tail(self, body: bytes) -> bytes:
         """A whole answer as a stream, where the client wants one. Raises: Unusable."""
@@ -615,7 +905,7 @@ class Execution:
         if usage is None or usage.source == "none":
             usage = self._delivered()
         step = self._current()
-        self._settle("accepted", "", usage, b"".join(self._body))
+        self._settle("accepted", "", usage, b"".join(self._body), finish=relay.finish_reason)
         status = "aborted" if self.left else "answered"
         self._close(status, 200, step.name, b"", None, finish=relay.finish_reason, tail=relay.tail)
 
@@ -626,8 +916,42 @@ class Execution:
         if self.left:
             self._close_aborted()
             return
+        if (error.status >= 500 or error.status == 429) and self._degrade():
+            return
         status = "refused" if error.status < 500 and not self._charged else "failed"
         self._close(status, error.status, "", error.body(), None, error=error)
+
+    def _degrade(self) -> bool:
+        """Whether a rung of the workflow's ladder answers, now that no variant does."""
+        rungs = self.plan.workflow.degrade
+        while self._rung < len(rungs):
+            rung = rungs[self._rung]
+            self._rung += 1
+            if isinstance(rung, Stale):
+                if self._give_stale(rung):
+                    return True
+                continue
+            now_us = self._elapsed_us()
+            self._degraded, self._purpose = "static", "degraded"
+            self.attempts.append(AttemptV1("static", "", "degraded", "accepted", "", now_us, now_us, now_us))
+            self._bodies.append(b"")
+            body = completion(self.call_id, self.plan.name, output_text(rung.answer), self.opened_ns)
+            self._close_answered("static", body, rung.answer, "stop", answer=body, tail=self._as_tail(body))
+            return True
+        return False
+
+    def _give_stale(self, rung: Stale) -> bool:
+        cache = self._env.cache
+        if cache is None:
+            return False
+        for step, live, key in self._tried:
+            kept = cache.stale(key, rung.max_age_s)
+            if kept is not None:
+                self._step, self.live = step, live
+                self._degraded, self._purpose = "stale", "degraded"
+                self._give(kept)
+                return True
+        return False
 
     def _close(
         self,
@@ -644,15 +968,18 @@ class Execution:
     ) -> None:
         if self._result is not None:
             return
+        self._waits = ""
+        self._leave_flight()
         if not self._opened:
             self._write_opened(None)
         attempts = tuple(self.attempts)
+        degraded = self._degraded if status == "answered" else ""
         self._result = CallResult(
-            self.call_id, status, http_status, body, output, variant, self._charged, attempts, error, tail
-        )
-        retained = self._retained
+            self.call_id, status, http_status, body, output, variant, self._charged, attempts, error, tail,
+            degraded, self._limited if error is not None else None,
+        )  # fmt: skip
         try:
-            payload = self._sealed_answers(answer) if retained else b""
+            payload = self._sealed("answers", answers(self._bodies, answer)) if self._retained else b""
         except JournalFull:
             self._finish_unrecorded()
             return
@@ -666,8 +993,10 @@ class Execution:
             attempts,
             error.code if error is not None else "",
             finish,
-            retained,
+            self._retained,
             payload,
+            degraded,
+            tuple(self._notes),
         )
         self._env.journal.append(closed, self._closed_written, sync=self.plan.sync)
 
@@ -678,13 +1007,25 @@ class Execution:
             self._finish_unrecorded()
             return
         self.ended = True
+        self._let_go()
         self._client.on_finished(result)
+
+    def _let_go(self) -> None:
+        """What it did not spend is free from here: the ledger knows its end."""
+        hold = self._hold
+        if hold is not None:
+            assert self._env.limits is not None
+            self._env.limits.close_hold(hold)
 
     def _finish_unrecorded(self) -> None:
         """The ledger cannot be written: nothing may be promised, so the client gets an error instead."""
         if self.ended:
             return
         self.ended = True
+        self._waits = ""
+        self._leave_flight()
+        self._withdraw()
+        self._let_go()
         error = RequestError(
             503,
             f"the ledger cannot be written ({self._env.journal.failed or 'unknown reason'}), so no answer may leave",

@@ -11,7 +11,7 @@ import msgspec
 
 from drivetrain.core.codec import MalformedJson, parse_json
 from drivetrain.core.errors import RequestError
-from drivetrain.core.money import NO_USAGE, Price, Usage, usd
+from drivetrain.core.money import NO_USAGE, Usage, usd
 from drivetrain.execution.plan import VariantStep, WorkflowPlan
 from drivetrain.providers.answers import Dialect, Relay, Unusable, estimated_tokens, message_of
 
@@ -19,6 +19,11 @@ IMAGE_TOKENS_MAX = 16_384
 """Upper bound on the input tokens of one inline image."""
 REQUEST_OVERHEAD_TOKENS = 64
 """Upper bound on the tokens that providers add around a request."""
+COUNTED_PARTS = frozenset({"text", "refusal"})
+CLIENT_TOOLS = frozenset({"function", "custom"})
+"""Tools that the client runs; others run at the provider, which bills them by their own use."""
+STANDARD_TIERS = frozenset({None, "auto", "default", "standard_only", "flex"})
+"""Service tiers that cost at most the published price; `priority` costs more."""
 
 
 def whole_usage(reported: Usage, request: bytes, body: bytes) -> Usage:
@@ -74,34 +79,55 @@ def reported_usage(dialect: Dialect, body: bytes) -> Usage:
     return dialect.usage(parsed.get("usage")) if isinstance(parsed, dict) else NO_USAGE
 
 
-def over_budget(
-    plan: WorkflowPlan,
-    step: VariantStep,
-    chat: dict[str, Any],
-    price: Price,
-    *,
-    body_bytes: int,
-    limit: int,
-    charged: int,
-) -> RequestError | None:
+class Bound(msgspec.Struct, frozen=True, gc=False):
+    """The most that an attempt can use."""
+
+    input_tokens: int
+    output_tokens: int
+    unbounded: str = ""
+    """What in the request has no bound; empty where everything has."""
+
+    @property
+    def tokens(self) -> int:
+        """Of both kinds."""
+        return self.input_tokens + self.output_tokens
+
+
+NO_BOUND = Bound(0, 0)
+"""Of what nobody limits."""
+
+
+def bound_of(chat: dict[str, Any], *, body_bytes: int, limit: int) -> Bound:
+    """The bound of a request. Tokens never exceed UTF-8 bytes, so its size bounds its input.
+
+    body_bytes: of the request as the provider gets it; limit: output tokens per choice.
+    """
+    inline, unbounded = _weighed(chat)
+    input_tokens = body_bytes + REQUEST_OVERHEAD_TOKENS + inline * IMAGE_TOKENS_MAX
+    return Bound(input_tokens, limit * (chat.get("n") or 1), unbounded)
+
+
+def unbounded_cost(unbounded: str) -> RequestError:
+    """The refusal of a request whose cost nobody can bound, under a budget that must hold."""
+    message = f"{unbounded} has no bound on its cost, and a budget must hold here"
+    do = "; send images as data URLs" if "image" in unbounded else ""
+    return RequestError(400, message + do, code="unbounded_cost", param="messages" if do else None)
+
+
+def over_budget(plan: WorkflowPlan, step: VariantStep, bound: Bound, worst_nano_usd: int) -> RequestError | None:
     """Why an attempt may not be made under the workflow's budget per call; None where its worst case fits.
 
-    Tokens never exceed UTF-8 bytes, so the request's size bounds its input; limit: output tokens per choice;
-    charged: nano-USD that the call has cost so far.
+    worst_nano_usd: of this attempt, and what the call has cost so far.
     """
     allowed = plan.cost_max_nano_usd
     if allowed is None:
         return None
-    inline, linked = _images(chat["messages"])
-    if linked:
-        message = "an image by URL has no bound on its tokens, and this workflow has a budget per call"
-        return RequestError(400, f"{message}; send it as a data URL", code="unbounded_cost", param="messages")
-    input_bound = body_bytes + REQUEST_OVERHEAD_TOKENS + inline * IMAGE_TOKENS_MAX
-    worst = price.worst_case_nano_usd(input_bound, limit * (chat.get("n") or 1)) + charged
-    if worst <= allowed:
+    if bound.unbounded:
+        return unbounded_cost(bound.unbounded)
+    if worst_nano_usd <= allowed:
         return None
     message = (
-        f"this call may cost up to {usd(worst)} USD with `{step.name}`, more than the {usd(allowed)} USD "
+        f"this call may cost up to {usd(worst_nano_usd)} USD with `{step.name}`, more than the {usd(allowed)} USD "
         f"that workflow `{plan.name}` allows per call; shorten the input or lower max_tokens"
     )
     return RequestError(400, message, code="budget_per_call_exceeded")
@@ -111,14 +137,28 @@ def _estimated(request: bytes, output_bytes: int) -> Usage:
     return Usage(estimated_tokens(len(request)), 0, 0, 0, estimated_tokens(output_bytes), 0, "estimated")
 
 
-def _images(messages: list[Any]) -> tuple[int, int]:
-    """(inline images, images by URL) in a conversation."""
-    inline = linked = 0
-    for message in messages:
+def _weighed(chat: dict[str, Any]) -> tuple[int, str]:
+    """(inline images, what has no bound) of a request."""
+    inline = 0
+    unbounded = ""
+    for message in chat["messages"]:
         content = message.get("content")
-        for part in content if isinstance(content, list) else []:
-            if part.get("type") == "image_url":
-                by_url = not part["image_url"]["url"].startswith("data:")
-                linked += by_url
-                inline += not by_url
-    return inline, linked
+        if type(content) is not list:
+            continue
+        for part in content:
+            kind = part.get("type")
+            if kind == "image_url":
+                if part["image_url"]["url"].startswith("data:"):
+                    inline += 1
+                else:
+                    unbounded = "an image by URL"
+            elif kind not in COUNTED_PARTS:
+                unbounded = "a part of a message that is neither text nor image"
+    for tool in chat.get("tools") or ():
+        if tool.get("type") not in CLIENT_TOOLS:
+            unbounded = "a tool that runs at the provider"
+    if chat.get("web_search_options") is not None:
+        unbounded = "a search at the provider"
+    elif chat.get("service_tier") not in STANDARD_TIERS:
+        unbounded = "a service tier of its own price"
+    return inline, unbounded

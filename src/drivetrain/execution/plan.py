@@ -13,7 +13,7 @@ import minijinja
 import msgspec
 
 from drivetrain.core.codec import JSON, MalformedJson, parse_json
-from drivetrain.core.declarations import Check, Rule, Variant, Workflow
+from drivetrain.core.declarations import PRIORITIES, Check, Rule, Stale, Variant, Workflow
 from drivetrain.core.endpoints import Endpoint, is_proxy_url, proxy_authorization, proxy_secrets
 from drivetrain.core.errors import DrivetrainError, RequestError
 from drivetrain.core.money import nano_usd
@@ -46,6 +46,7 @@ class VariantStep:
         "extra",
         "first_byte_timeout_ms",
         "head",
+        "identity",
         "max_output_tokens",
         "messages",
         "name",
@@ -56,17 +57,24 @@ class VariantStep:
         "target",
         "timeout_ms",
         "unpriced",
+        "watched",
     )
 
     def __init__(self, workflow: Workflow[Any, Any], variant: Variant, parts: _Parts) -> None:
         provider = parts.provider(variant)
         facts = parts.snapshot.models.get(variant.model)
         self.name = variant.name
+        self.watched = provider.breaker
+        """Whether its model's health decides about attempts."""
         self.dialect: Dialect = DIALECTS[provider.dialect]
         self.target: Target = target(variant.model, provider.dialect, provider.endpoint, facts)
         self.can = self.target.capabilities | self.dialect.makes_up_for(self.target.capabilities)
         """What a request may need: the model's capabilities, and what the dialect reaches by other means."""
         self.head, self.secrets = parts.head(provider, self.dialect)
+        endpoint = provider.endpoint
+        url = f"{endpoint.scheme}://{endpoint.authority}{endpoint.path}"
+        self.identity = f"{variant.model}\n{self.target.upstream_name}\n{provider.dialect}\n{url}".encode()
+        """Who is asked, for the cache's keys; what is asked is the request's body."""
         self.checks: tuple[Check, ...] = compiled_checks(workflow, variant, parts.slow)
         self.buffered = bool(self.checks) or workflow.output is not None
         """Whether an answer is judged before any of it leaves."""
@@ -79,13 +87,12 @@ class VariantStep:
         self.parameters = dict(variant.parameters)
         self.extra: dict[str, Any] = _structured(workflow, self.can)
         """What makes the answer fit the output type; a variant's own parameters win over it."""
-        self.as_it_is = self.messages is None and not self.parameters and not self.extra
+        capped = workflow.max_input_tokens is not None
+        self.as_it_is = self.messages is None and not self.parameters and not self.extra and not capped
         """Whether the client's chat goes to the model as it was admitted."""
         self.prices: PriceBook | None = None
         self.unpriced = ""
-        endpoint = provider.endpoint
         try:
-            url = f"{endpoint.scheme}://{endpoint.authority}{endpoint.path}"
             self.prices = price_book(variant.model, url, facts)
         except UnknownPrice as problem:
             self.unpriced = str(problem)
@@ -103,12 +110,18 @@ class WorkflowPlan:
     """A workflow, compiled."""
 
     __slots__ = (
+        "cache",
+        "cache_hold_s",
         "chat",
+        "context",
         "cost_max_nano_usd",
+        "deadline_ms",
         "direct",
         "input_decoder",
+        "max_input_tokens",
         "name",
         "output_reader",
+        "priority",
         "retention",
         "snapshot",
         "steps",
@@ -136,6 +149,15 @@ class WorkflowPlan:
         self.chat = ChatAdmission(workflow, needs_value=needs_value, messages_max=snapshot.gateway.messages_max)
         self.retention = workflow.retention or snapshot.ledger.retention
         self.sync = workflow.durability == "audit"
+        self.priority = PRIORITIES.index(workflow.priority)
+        """0 is the highest."""
+        self.deadline_ms = workflow.deadline_ms
+        self.max_input_tokens = workflow.max_input_tokens
+        self.context = workflow.context
+        self.cache = workflow.cache
+        stale_s = max((rung.max_age_s for rung in workflow.degrade if isinstance(rung, Stale)), default=0)
+        self.cache_hold_s = max(workflow.cache.ttl_s, stale_s) if workflow.cache is not None else 0
+        """How long a kept answer is of use."""
         budget = workflow.budget
         self.cost_max_nano_usd = (
             nano_usd(budget.usd_per_call) if budget is not None and budget.usd_per_call is not None else None

@@ -10,6 +10,7 @@ from drivetrain.core.errors import RequestError
 from drivetrain.execution.plan import VariantStep
 from drivetrain.ports.transport import UpstreamFailure, UpstreamHead
 from drivetrain.providers.answers import ProviderError
+from drivetrain.routing.health import Denied, Outcome
 
 FINAL_STATUSES = frozenset({400, 404, 405, 413, 415, 422})
 """Refusals that another try, or another provider, would repeat."""
@@ -64,6 +65,37 @@ def unanswered(step: VariantStep, failure: UpstreamFailure) -> Refusal:
     code = "upstream_timeout" if timed_out else "upstream_unreachable"
     # A certificate that is wrong stays wrong.
     return Refusal(_failed(504 if timed_out else 502, message, code), retry=failure.kind != "tls")
+
+
+def denied(step: VariantStep, no: Denied) -> RequestError:
+    """Of a provider that is not asked at present, because of its health."""
+    return RequestError(
+        503,
+        f"the provider of `{step.name}` is not asked at present: {no.reason}",
+        code="provider_unavailable",
+        kind="server_error",
+        retry_after_s=max(1, -(-no.retry_after_ms // 1000)),
+    )
+
+
+def deadline_exceeded(deadline_ms: int) -> RequestError:
+    """Of a call whose time is over."""
+    return _failed(504, f"no answer within the deadline of {deadline_ms} ms", "deadline_exceeded")
+
+
+def health_outcome(verdict: str, status: int, failure: str) -> Outcome | None:
+    """What an attempt says of its provider's health; None: nothing."""
+    if verdict in ("accepted", "escalated"):
+        return "ok"
+    if failure in ("shutdown", "pool_full") or (verdict == "aborted" and not status):
+        return None
+    if verdict == "aborted":
+        return "ok"
+    if status in (429, 529):
+        return "limited"
+    if failure or status >= 500 or status in (0, 200, 408):
+        return "failed"
+    return "ours"
 
 
 def unusable(step: VariantStep, why: str) -> RequestError:

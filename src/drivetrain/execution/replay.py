@@ -12,29 +12,19 @@ from typing import Any
 
 import msgspec
 
+from drivetrain.cache.flights import Flights
 from drivetrain.core.calls import RETAINED_FULL, Answers, AttemptV1, Call, OpenedV1
 from drivetrain.core.errors import DrivetrainError, RequestError
-from drivetrain.execution.call import CallResult, Environment, Execution
+from drivetrain.execution.call import CallResult, Execution
+from drivetrain.execution.environment import Environment
 from drivetrain.execution.plan import Plans
+from drivetrain.execution.verdicts import UNSENT, Recorded, Verdicts
 from drivetrain.ports.journal import Vault
 from drivetrain.ports.transport import Attempt, UpstreamFailure, UpstreamHead, UpstreamRequest, UpstreamSink
 
+LATE_NS = 10**15
+"""Later than any deadline."""
 _ANSWERS: msgspec.msgpack.Decoder[Answers] = msgspec.msgpack.Decoder(Answers)
-
-
-class Recorded(msgspec.Struct, frozen=True):
-    """A Call with its payloads opened."""
-
-    call: Call
-    request: bytes
-    answers: Answers
-
-    @property
-    def answer(self) -> bytes:
-        """The body that the client got; of a stream, the provider's events."""
-        if self.answers.answer is not None:
-            return self.answers.answer
-        return self.answers.attempts[-1] if self.answers.attempts else b""
 
 
 class Replay(msgspec.Struct, frozen=True):
@@ -108,6 +98,9 @@ class _World:
         self._client_leaves = recorded.call.status == "aborted"
         self._steps: deque[Callable[[], None]] = deque()
         self.execution: Execution | None = None
+        self._ending: AttemptV1 | None = None
+        """The attempt whose end is being told."""
+        self._verdicts = Verdicts(recorded, lambda: len(self.execution.attempts) if self.execution is not None else 0)
 
     @property
     def unused(self) -> int:
@@ -120,10 +113,24 @@ class _World:
             journal=self,
             vault=None,
             now_ns=lambda: 0,
-            monotonic_ns=lambda: 0,
+            monotonic_ns=self._monotonic_ns,
             call_later=self._later,
             random=lambda: 0.0,
+            limits=self._verdicts,
+            health=self._verdicts,
+            cache=self._verdicts,
+            flights=Flights(self._steps.append),
         )
+
+    def _monotonic_ns(self) -> int:
+        """When it was: an attempt's end while it ends, else the moment at which the next one was sent."""
+        if self.execution is None:
+            return 0
+        upcoming = self._verdicts.upcoming
+        if upcoming.failure == "deadline":
+            return LATE_NS
+        ends = self._ending is upcoming
+        return (upcoming.ended_us if ends else upcoming.sent_us) * 1000
 
     def run(self) -> None:
         while self._steps:
@@ -157,9 +164,11 @@ class _World:
                 headers[b"retry-after-ms"] = b"%d" % attempt.retry_after_ms
             sink.on_head(UpstreamHead(attempt.status, headers))
             if body and not exchange.cancelled:
+                self._ending = attempt  # the last event of a stream ends it
                 sink.on_chunk(body)
         if exchange.cancelled:
             return
+        self._ending = attempt
         if attempt.verdict == "aborted" and self.execution is not None:
             self.execution.abort()
         elif attempt.failure:
@@ -209,7 +218,9 @@ class _Listener:
 
 
 def _was_sent(attempt: AttemptV1) -> bool:
-    return bool(attempt.model) and bool(attempt.status or attempt.failure or attempt.verdict == "aborted")
+    if not attempt.model or attempt.cached or attempt.failure in UNSENT:
+        return False
+    return bool(attempt.status or attempt.failure or attempt.verdict == "aborted")
 
 
 def _differences(recorded: Recorded, result: CallResult, unused: int) -> list[str]:

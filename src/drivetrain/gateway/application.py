@@ -7,17 +7,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from drivetrain.cache.cache_control import read_cache_control
 from drivetrain.core.errors import RequestError, did_you_mean, report_fault
+from drivetrain.core.limits import Refusal
 from drivetrain.core.money import usd
 from drivetrain.embedded.runtime import Runtime
 from drivetrain.execution.admission import Admitted, bad_request, parse_body, too_deep
 from drivetrain.execution.call import CallResult, Execution
+from drivetrain.execution.environment import NOTHING_ASKED, Asked
 from drivetrain.execution.plan import Plans, WorkflowPlan
 from drivetrain.gateway.http import Connection, Exchange, Request
 from drivetrain.gateway.identity import Identity, KeyRing
@@ -25,6 +28,8 @@ from drivetrain.gateway.metrics import Counters, Published, read_others, text
 from drivetrain.gateway.outcomes import read_outcomes
 from drivetrain.providers.answers import Unusable, message_of
 
+DEADLINE_MS_MAX = 86_400_000
+"""Of a client's own deadline: a day."""
 JSON_TYPE = b"content-type: application/json\r\n"
 Handler = Callable[[Request, Connection], Exchange | None]
 
@@ -168,6 +173,7 @@ class Gateway:
             door="workflow" if typed else "direct" if plan.direct else "chat",
             env=runtime.environment,
             client=client,
+            asked=_asked(request.headers),
         )
         client.call_id = execution.call_id
         self.counters.running += 1
@@ -216,13 +222,24 @@ class Gateway:
         return None
 
     def _readyz(self, _request: Request, connection: Connection) -> Exchange | None:
-        failed = self.runtime.journal.failed
-        ready = self.started and not self.draining and not failed
-        status = "ok" if ready else "ledger_unavailable" if failed else "draining" if self.draining else "starting"
+        failed, ring, limits = self.runtime.journal.failed, self._keys, self.runtime.limits
+        unlimited = "" if limits is None else "fenced" if limits.fenced else limits.failed
+        unfit = (
+            "ledger_unavailable" if failed else "limits_unavailable" if unlimited
+            else "keys_unavailable" if ring.closed else "draining" if self.draining
+            else "" if self.started else "starting"
+        )  # fmt: skip
         body = msgspec.json.encode(
-            {"status": status, "snapshot": self._plans.snapshot.short_hash, "ledger": failed or "ok"}
+            {
+                "status": unfit or "ok",
+                "snapshot": self._plans.snapshot.short_hash,
+                "ledger": failed or "ok",
+                "limits": unlimited or "ok",
+                "keys": "refused" if ring.closed else "degraded" if ring.problem else "ok",
+                "providers": self.runtime.health.states(time.monotonic_ns()),
+            }
         )
-        connection.answer(200 if ready else 503, JSON_TYPE, body)
+        connection.answer(503 if unfit else 200, JSON_TYPE, body)
         return None
 
     def _startupz(self, _request: Request, connection: Connection) -> Exchange | None:
@@ -276,8 +293,14 @@ class _CallClient:
             f"x-request-id: {result.call_id}\r\nopenai-processing-ms: {took_us // 1000}\r\n"
             f"x-drivetrain-variant: {result.variant}\r\nx-drivetrain-cost-nano-usd: {result.cost_nano_usd}\r\n"
         ).encode("latin-1")
+        last = result.attempts[-1] if result.attempts else None
+        if last is not None and last.cached:
+            headers += b"x-drivetrain-cache: stale\r\n" if result.degraded else b"x-drivetrain-cache: hit\r\n"
+        if result.degraded:
+            headers += b"x-drivetrain-degraded: %b\r\n" % result.degraded.encode()
         if result.error is not None:
-            connection.answer(result.http_status, _error_headers(result.error) + headers, result.body)
+            told = _limit_headers(result.limited) if result.limited is not None else _error_headers(result.error)
+            connection.answer(result.http_status, told + headers, result.body)
         elif result.tail:
             connection.begin_stream(headers)
             connection.end_stream(result.tail)
@@ -290,6 +313,37 @@ def _error_headers(error: RequestError) -> bytes:
     if error.retry_after_s is None:
         return JSON_TYPE
     return JSON_TYPE + b"retry-after: %d\r\n" % error.retry_after_s
+
+
+def _limit_headers(refusal: Refusal) -> bytes:
+    """Of a refusal by a limit; `retry-after` is among them."""
+    return JSON_TYPE + b"".join(b"%b: %b\r\n" % (name.encode(), said.encode()) for name, said in refusal.headers())
+
+
+def _asked(headers: Mapping[bytes, bytes]) -> Asked:
+    """What a request's headers ask of its Call. Raises: RequestError."""
+    control, choice = headers.get(b"cache-control"), headers.get(b"x-drivetrain-cache")
+    deadline = headers.get(b"x-request-timeout-ms")
+    if control is None and choice is None and deadline is None:
+        return NOTHING_ASKED
+    said = read_cache_control(control)
+    if choice is not None and choice.strip().lower() not in (b"on", b"off"):
+        raise bad_request("x-drivetrain-cache is `off` or `on`", param="x-drivetrain-cache")
+    off = choice is not None and choice.strip().lower() == b"off"
+    return Asked(
+        cache_read=said.read and said.write and not off,
+        cache_write=said.write and not off,
+        cache_max_age_s=said.max_age_s,
+        deadline_ms=_deadline_ms(deadline) if deadline is not None else None,
+    )
+
+
+def _deadline_ms(said: bytes) -> int:
+    text = said.strip()
+    if not text.isdigit() or not 0 < int(text[:12]) <= DEADLINE_MS_MAX:
+        message = f"x-request-timeout-ms is a whole number of milliseconds from 1 to {DEADLINE_MS_MAX}"
+        raise bad_request(message, param="x-request-timeout-ms")
+    return int(text)
 
 
 def _name(raw: bytes) -> str:

@@ -1,15 +1,16 @@
-"""One gateway worker: a socket, a loop, a runtime; ends when told, after its calls."""
+"""One gateway worker: a socket, a loop, a runtime, a sign of life; ends when told, after its calls."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import gc
-import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from drivetrain.core.errors import DrivetrainError
@@ -19,21 +20,53 @@ from drivetrain.gateway.application import Gateway
 from drivetrain.gateway.http import Connections
 from drivetrain.gateway.key_watch import key_watch
 from drivetrain.gateway.metrics import publish
+from drivetrain.ports.counters import StoreUnavailable
 from drivetrain.project.load import load, unload
 from drivetrain.project.snapshot import Snapshot
 
 DRAIN_S = 30.0
 """How long calls may take to end after SIGTERM; then they are cut, and recorded as such."""
 PUBLISH_S = 0.5
-SUPERVISED_S = 0.5
-"""How often a worker looks whether its supervisor lives."""
+BEAT_S = 0.25
+"""Between two signs of life."""
+WHERE_SIGNAL = signal.SIGUSR2
+"""Lets a worker print the places in the code where it is, also from within a loop that never ends."""
 DAY_S = 86_400
 OLD_SNAPSHOT_S = 600.0
 """How long the code of a replaced Snapshot stays importable for the calls that began with it."""
 BACKLOG = 2048
 
 
-def listening_socket(host: str, port: int, *, shared: bool) -> socket.socket:
+class Heartbeat:
+    """A worker's sign of life: a number in memory that its supervisor sees, another one every `BEAT_S`.
+
+    0 before the worker is ready. Who watches blames no worker whose number is 0 or `STILL`.
+    """
+
+    STILL = -1
+
+    def __init__(self, beats: memoryview[int], index: int) -> None:
+        self._beats = beats
+        self._index = index
+
+    def beat(self) -> None:
+        self._beats[self._index] = time.monotonic_ns()
+
+    def rest(self) -> None:
+        """From here on nobody is to wait for a beat."""
+        self._beats[self._index] = self.STILL
+
+    @contextlib.contextmanager
+    def still(self) -> Iterator[None]:
+        """While the worker does, on its loop, what may rightly take long."""
+        self.rest()
+        try:
+            yield
+        finally:
+            self.beat()
+
+
+def bound_socket(host: str, port: int, *, shared: bool) -> socket.socket:
     """shared: several workers listen on the same port (SO_REUSEPORT). Raises: DrivetrainError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     made = socket.socket(family, socket.SOCK_STREAM)
@@ -48,7 +81,6 @@ def listening_socket(host: str, port: int, *, shared: bool) -> socket.socket:
             f"The gateway cannot listen on {host}:{port}: {error.strerror}.",
             do="Choose another with `--port`, or end what listens there.",
         ) from error
-    made.listen(BACKLOG)
     made.setblocking(False)
     return made
 
@@ -58,21 +90,33 @@ def run_worker(
     listening: socket.socket,
     *,
     name: str,
+    heartbeat: Heartbeat,
+    supervisor_fd: int,
     ready: Callable[[], None],
-    supervised: bool = False,
 ) -> None:
-    """Serves until SIGTERM or SIGINT; SIGHUP loads the project anew, which a supervisor has stored and logged."""
+    """Serves until SIGTERM or SIGINT; SIGHUP loads the project anew, which the supervisor has stored and logged.
+
+    supervisor_fd: readable once the supervisor is gone; then the worker ends too, after its calls.
+    """
+    faulthandler.register(WHERE_SIGNAL, all_threads=False)
     new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
     if sys.platform != "win32":
         import uvloop
 
         new_loop = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(_serve(snapshot, listening, name, ready, supervised=supervised))
+        serving = _serve(snapshot, listening, name=name, heartbeat=heartbeat, supervisor_fd=supervisor_fd, ready=ready)
+        runner.run(serving)
 
 
 async def _serve(
-    snapshot: Snapshot, listening: socket.socket, name: str, ready: Callable[[], None], *, supervised: bool
+    snapshot: Snapshot,
+    listening: socket.socket,
+    *,
+    name: str,
+    heartbeat: Heartbeat,
+    supervisor_fd: int,
+    ready: Callable[[], None],
 ) -> None:
     loop = asyncio.get_running_loop()
     runtime = Runtime(snapshot, loop)
@@ -85,19 +129,27 @@ async def _serve(
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, lambda: _reload(runtime, gateway, supervised=supervised))
-    server = await loop.create_server(connections, sock=listening)
+    loop.add_signal_handler(signal.SIGHUP, lambda: _reload(runtime, gateway, heartbeat))
+
+    def orphaned() -> None:
+        """Without its supervisor it would answer for ever, beside the next gateway on its port."""
+        loop.remove_reader(supervisor_fd)
+        stop.set()
+
+    loop.add_reader(supervisor_fd, orphaned)
+    server = await loop.create_server(connections, sock=listening, backlog=BACKLOG)
     gateway.started = True
     tasks = [
         loop.create_task(_publish(gateway, folder, name)),
-        loop.create_task(_expire_daily(runtime)),
-        loop.create_task(_end_with(os.getppid() if supervised else None, stop)),
+        loop.create_task(_expire_daily(runtime, heartbeat)),
         loop.create_task(keys.watch(gateway.reload)),
     ]
     # What start-up made stays: the collector need not look at it again.
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
+    beating = loop.create_task(_beat(heartbeat, runtime, stop))
+    heartbeat.beat()
     ready()
     await stop.wait()
     gateway.draining = True
@@ -107,6 +159,8 @@ async def _serve(
     while gateway.counters.running and loop.time() < deadline:
         await asyncio.sleep(0.02)
         connections.close_idle()
+    beating.cancel()
+    heartbeat.rest()
     for task in tasks:
         task.cancel()
     connections.stop()
@@ -123,12 +177,13 @@ def run_folder(snapshot: Snapshot) -> Path:
     return folder
 
 
-async def _end_with(supervisor: int | None, stop: asyncio.Event) -> None:
-    """A worker without its supervisor would answer for ever, beside the next gateway on its port."""
-    while supervisor is not None and not stop.is_set():
-        if os.getppid() != supervisor:
+async def _beat(heartbeat: Heartbeat, runtime: Runtime, stop: asyncio.Event) -> None:
+    while True:
+        heartbeat.beat()
+        if runtime.limits is not None and runtime.limits.fenced and not stop.is_set():
+            print("drivetrain: others have resolved what this worker had reserved; it ends", file=sys.stderr)
             stop.set()
-        await asyncio.sleep(SUPERVISED_S)
+        await asyncio.sleep(BEAT_S)
 
 
 async def _publish(gateway: Gateway, run_folder: Path, name: str) -> None:
@@ -138,10 +193,14 @@ async def _publish(gateway: Gateway, run_folder: Path, name: str) -> None:
         await asyncio.sleep(PUBLISH_S)
 
 
-async def _expire_daily(runtime: Runtime) -> None:
+async def _expire_daily(runtime: Runtime, heartbeat: Heartbeat) -> None:
     while True:
-        with contextlib.suppress(OSError):  # tried again tomorrow; payloads past their days are refused all the same
+        with contextlib.suppress(OSError), heartbeat.still():
+            # Tried again tomorrow; payloads past their days are refused all the same.
             runtime.expire_payloads()
+        if runtime.limits is not None:
+            with contextlib.suppress(OSError, StoreUnavailable):
+                await asyncio.to_thread(runtime.sweep)
         await asyncio.sleep(DAY_S)
 
 
@@ -153,12 +212,13 @@ def reloaded(before: Snapshot) -> Snapshot:
     return after
 
 
-def _reload(runtime: Runtime, gateway: Gateway, *, supervised: bool) -> None:
+def _reload(runtime: Runtime, gateway: Gateway, heartbeat: Heartbeat) -> None:
     before = runtime.plans
     try:
         now = before.snapshot
-        runtime.reload(load(now.root, now.environment) if supervised else reloaded(now))
-        gateway.reload()
+        with heartbeat.still():  # its modules may take long to import
+            runtime.reload(load(now.root, now.environment))
+            gateway.reload()
     except DrivetrainError as error:
         runtime.plans = before
         print(f"drivetrain: the project was not loaded, the old one is served on.\n{error}", file=sys.stderr)

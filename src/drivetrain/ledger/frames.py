@@ -185,7 +185,7 @@ def records(segment: Segment, damage: list[Damage], start: int = 0) -> Iterator[
             yield frame.offset, frame.end, record
 
 
-KNOWN_TAGS = frozenset({"segment.1", "opened.1", "closed.1", "outcome.1"})
+KNOWN_TAGS = frozenset({"segment.1", "opened.1", "closed.1", "outcome.1", "reserved.1"})
 
 
 def _segment_names(folder: Path) -> list[str]:

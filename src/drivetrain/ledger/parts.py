@@ -11,12 +11,13 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from drivetrain.core.calls import AttemptV1, ClosedV1, OpenedV1, OutcomeV1, Stored
+from drivetrain.core.calls import AttemptV1, ClosedV1, OpenedV1, OutcomeV1, ReservedV1, Stored
 from drivetrain.core.codec import JSON
 from drivetrain.ledger.frames import Damage, Segment, decoded, frames, read_range
 from drivetrain.ledger.reader import Fold, Pair
@@ -224,7 +225,8 @@ def call_row(pair: Pair, live: set[str] | frozenset[str]) -> CallRow:
     opened, closed = pair.opened, pair.closed
     who = opened.attribution
     attempts: list[AttemptRow] = []
-    cost = unattributed = closed.cost_nano_usd if closed is not None else 0
+    running = closed is None and pair.writer in live
+    cost = unattributed = 0 if running else pair.cost_nano_usd
     tokens = cached = output = reasoning = 0
     escalated, model = False, ""
     for attempt in closed.attempts if closed is not None else ():
@@ -241,8 +243,7 @@ def call_row(pair: Pair, live: set[str] | frozenset[str]) -> CallRow:
     count = len(attempts)
     if not attempts or unattributed:
         attempts.append(AttemptRow("", "", "", 0, False, None, cost_nano_usd=unattributed))
-    unfinished = "running" if pair.writer in live else "interrupted"
-    status = unfinished if closed is None else closed.status
+    status = "running" if running else "interrupted" if closed is None else closed.status
     return CallRow(
         call_id=opened.call_id,
         segment=pair.segment,
@@ -349,7 +350,8 @@ class _Range:
         """Rows of Calls both of whose frames are here; fills `outcomes` and, at the end, `halves` in their order."""
         segment = self._segment
         fold = Fold()
-        waiting: dict[str, tuple[int, int]] = {}
+        waiting: dict[str, list[tuple[int, int]]] = {}
+        """Of each Call that is not whole yet: its opened frame and its last reservation."""
         lone: list[tuple[int, int]] = []
         for frame in frames(segment, self._damage, self._start):
             record = decoded(frame, segment, self._damage)
@@ -358,8 +360,14 @@ class _Range:
                 outcomes.append(outcome_row(record))
             elif isinstance(record, OpenedV1):
                 if record.call_id not in waiting:
-                    waiting[record.call_id] = (frame.offset, frame.end)
+                    waiting[record.call_id] = [(frame.offset, frame.end)]
                     fold.feed(record, segment, frame.offset, frame.end)
+            elif isinstance(record, ReservedV1):
+                place = (frame.offset, frame.end)
+                if record.call_id in waiting:
+                    waiting[record.call_id][1:] = [place]
+                else:
+                    lone.append(place)
             elif isinstance(record, ClosedV1):
                 if record.call_id not in waiting:
                     lone.append((frame.offset, frame.end))
@@ -373,7 +381,9 @@ class _Range:
         else:
             if not segment.live:
                 self.end = segment.size
-        halves.extend(read_range(segment, offset, end) for offset, end in sorted([*waiting.values(), *lone]))
+        halves.extend(
+            read_range(segment, offset, end) for offset, end in sorted([*chain.from_iterable(waiting.values()), *lone])
+        )
 
 
 def half_records(files: PartFiles, damage: list[Damage]) -> Iterator[tuple[int, int, Stored]]:

@@ -23,6 +23,7 @@ from drivetrain.core.calls import (
     OpenedV1,
     Outcome,
     OutcomeV1,
+    ReservedV1,
     SegmentV1,
     Stored,
 )
@@ -113,6 +114,15 @@ class Pair(msgspec.Struct, frozen=True, gc=False):
     offset: int
     orphan: bool = False
     """Its opened frame is missing; `opened` stands for it."""
+    reserved: ReservedV1 | None = None
+    """The last reservation of a Call without a closed frame."""
+
+    @property
+    def cost_nano_usd(self) -> int:
+        """What the Call cost; where its end is unknown, what it may have cost at most, as budgets are charged."""
+        if self.closed is not None:
+            return self.closed.cost_nano_usd
+        return self.reserved.open_cost_nano_usd if self.reserved is not None else 0
 
 
 class _Lone(msgspec.Struct, frozen=True, gc=False):
@@ -127,12 +137,14 @@ class _Lone(msgspec.Struct, frozen=True, gc=False):
 class Fold:
     """Frames in, Pairs out, each call id once. The first opened and the first closed frame of an id hold."""
 
-    __slots__ = ("_ended", "_lone", "_open")
+    __slots__ = ("_ended", "_lone", "_open", "_reserved")
 
     def __init__(self) -> None:
         self._ended: set[str] = set()
         self._open: dict[str, Pair] = {}
         self._lone: dict[str, _Lone] = {}
+        self._reserved: dict[str, ReservedV1] = {}
+        """The last one of each Call that is open or not seen yet."""
 
     def feed(self, record: Stored, segment: Segment, offset: int, end: int) -> Pair | None:
         """The Pair that this frame completes, if it does."""
@@ -140,6 +152,7 @@ class Fold:
             call_id = record.call_id
             if call_id in self._ended:
                 return None
+            self._reserved.pop(call_id, None)
             held = self._open.pop(call_id, None)
             if held is None:
                 self._lone.setdefault(call_id, _Lone(record, segment, offset, end))
@@ -156,6 +169,8 @@ class Fold:
                 return None
             self._ended.add(call_id)
             return Pair(record, lone.closed, segment.writer, segment.name, offset)
+        if isinstance(record, ReservedV1) and record.call_id not in self._ended and record.call_id not in self._lone:
+            self._reserved[record.call_id] = record
         return None
 
     def orphans(self, damage: list[Damage]) -> list[Pair]:
@@ -171,10 +186,13 @@ class Fold:
 
     def unfinished(self, live: set[str] | frozenset[str] = frozenset()) -> list[Pair]:
         """Calls without a closed frame whose writer is not in `live`; they are done with then."""
-        found = [pair for pair in self._open.values() if pair.writer not in live]
-        for pair in found:
-            del self._open[pair.opened.call_id]
-            self._ended.add(pair.opened.call_id)
+        found = []
+        for pair in [pair for pair in self._open.values() if pair.writer not in live]:
+            call_id = pair.opened.call_id
+            del self._open[call_id]
+            self._ended.add(call_id)
+            reserved = self._reserved.pop(call_id, None)
+            found.append(pair if reserved is None else msgspec.structs.replace(pair, reserved=reserved))
         return found
 
 
@@ -205,6 +223,7 @@ def joined(pair: Pair, live: set[str], outcomes: Iterable[Outcome]) -> Call:
             attribution=opened.attribution,
             prices_date=opened.prices_date,
             status="running" if pair.writer in live else "interrupted",
+            cost_nano_usd=0 if pair.writer in live else pair.cost_nano_usd,
             retained=opened.retained,
             request=opened.payload,
             outcomes=tuple(outcomes),
@@ -226,6 +245,8 @@ def joined(pair: Pair, live: set[str], outcomes: Iterable[Outcome]) -> Call:
         attempts=closed.attempts,
         error=closed.error,
         finish_reason=closed.finish_reason,
+        degraded=closed.degraded,
+        notes=closed.notes,
         retained=max(opened.retained, closed.retained),
         request=opened.payload,
         answers=closed.payload,

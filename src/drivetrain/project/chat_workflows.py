@@ -17,11 +17,14 @@ from drivetrain.core.declarations import (
     DEFAULT_TIMEOUT_MS,
     SLO,
     Budget,
+    Cache,
     Check,
     Conversation,
     Parameters,
     Place,
     Rule,
+    Stale,
+    Static,
     Variant,
     Workflow,
 )
@@ -33,6 +36,7 @@ from drivetrain.project.tables import Table
 
 WORKFLOW_KEYS = (
     "owner", "team", "use_case", "route", "budget", "slo", "retention", "durability", "parameters", "attempts_max",
+    "max_input_tokens", "context", "cache", "degrade", "deadline_ms", "priority",
 )  # fmt: skip
 TYPED_KEYS = ("input", "output", "chat_input", "chat_field", "validators")
 VARIANT_KEYS = (
@@ -41,7 +45,9 @@ VARIANT_KEYS = (
 RULE_CONDITIONS = ("matches", "equals", "empty")
 RULE_KEYS = ("rule", *RULE_CONDITIONS, "answer")
 ACCEPT_KEYS = ("matches", "not_matches", "chars_min", "chars_max")
-BUDGET_KEYS = ("usd_per_call", "usd_per_day", "usd_per_month")
+BUDGET_KEYS = ("usd_per_call", "usd_per_day", "usd_per_month", "mode", "alerts")
+CACHE_KEYS = ("ttl_s", "when", "tool_calls")
+DEGRADE_KEYS = ("stale_max_age_s", "static")
 SLO_KEYS = ("p99_ms", "availability")
 PARAMETERS_KEYS = ("honour", "fix", "ignore", "refuse", "others")
 
@@ -65,16 +71,43 @@ def _workflow(name: str, table: Table, root: Path, spots: Spots) -> Workflow[Any
         team=table.text("team"),
         use_case=table.text("use_case"),
         route=[_step(row, root, spots) for row in table.rows("route")],
-        budget=Budget(**{key: budget.raw(key) for key in BUDGET_KEYS}) if "budget" in table else None,
-        slo=SLO(**{key: slo.raw(key) for key in SLO_KEYS}) if "slo" in table else None,
+        budget=Budget(**_written(budget, BUDGET_KEYS)) if "budget" in table else None,
+        slo=SLO(**_written(slo, SLO_KEYS)) if "slo" in table else None,
         retention=table.raw("retention"),
         durability=table.values.get("durability", "write"),
         parameters=_parameters(table.table("parameters")),
         attempts_max=table.values.get("attempts_max", DEFAULT_ATTEMPTS_MAX),
+        max_input_tokens=table.raw("max_input_tokens"),
+        context=table.values.get("context", "refuse"),
+        cache=_cache(table.table("cache")) if "cache" in table else None,
+        degrade=[rung for row in table.rows("degrade") for rung in _rungs(row)],
+        deadline_ms=table.raw("deadline_ms"),
+        priority=table.values.get("priority", "normal"),
         place=_place(table, root),
     )
     spots.remember(workflow, table)
     return workflow
+
+
+def _written(table: Table, keys: tuple[str, ...]) -> dict[str, Any]:
+    """The values that are written, so that the others keep their defaults."""
+    return {key: table.raw(key) for key in keys if key in table}
+
+
+def _cache(table: Table) -> Cache:
+    table.only(CACHE_KEYS)
+    return Cache(**{"ttl_s": None, **_written(table, CACHE_KEYS)})
+
+
+def _rungs(table: Table) -> list[Stale | Static]:
+    """What one table of `degrade` declares: one rung, or none where the table is wrong."""
+    table.only(DEGRADE_KEYS)
+    written = [key for key in DEGRADE_KEYS if key in table]
+    if len(written) != 1:
+        table.note(None, "must have exactly one of `stale_max_age_s` and `static`.")
+        return []
+    value = table.raw(written[0])
+    return [Stale(max_age_s=value) if written == ["stale_max_age_s"] else Static(value)]
 
 
 def _parameters(table: Table) -> Parameters:

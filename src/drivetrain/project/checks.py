@@ -23,10 +23,13 @@ from drivetrain.core.declarations import (
     Workflow,
 )
 from drivetrain.core.errors import did_you_mean
+from drivetrain.core.limits import MODES
 from drivetrain.project.files import SETTINGS_FILE
+from drivetrain.project.limits import SHARES_MAX
 from drivetrain.project.parameters import KNOWN, MANAGED
 from drivetrain.project.problems import Problems, shown
 from drivetrain.project.prompts import Prompts
+from drivetrain.project.resilience_checks import ResilienceCheck
 from drivetrain.project.route_checks import RouteCheck
 from drivetrain.project.settings import E_MAIL, Settings
 from drivetrain.project.spots import Spots
@@ -35,6 +38,8 @@ from drivetrain.project.workflow_notes import TIMEOUT_MOST_MS, WorkflowNotes, is
 
 ATTEMPTS_MOST = 50
 """Above it a call cannot be told from a loop."""
+AMOUNTS = ("usd_per_call", "usd_per_day", "usd_per_month")
+"""Of a Budget, in USD."""
 
 
 def check_workflows(
@@ -89,6 +94,7 @@ class _WorkflowCheck:
         self._parameters()
         self._budget()
         self._slo()
+        ResilienceCheck(self.notes).run()
         self.notes.whole("attempts_max", workflow.attempts_max, ATTEMPTS_MOST, None)
         for validator in workflow.validators:
             if not callable(validator):
@@ -131,14 +137,7 @@ class _WorkflowCheck:
         ):
             if value is None and argument == "retention":
                 continue
-            if value not in choices:
-                listed = ", ".join(f'"{one}"' for one in choices)
-                self.notes.note(
-                    f"has a wrong `{argument}`; it is one of {listed}.",
-                    argument,
-                    value=written(value),
-                    do=did_you_mean(str(value), choices),
-                )
+            self.notes.choice(argument, value, choices)
 
     def _types(self) -> None:
         workflow = self.workflow
@@ -264,7 +263,7 @@ class _WorkflowCheck:
                 do='Write `budget=dt.Budget(usd_per_month="500")`.',
             )
             return
-        for argument in budget.__struct_fields__:
+        for argument in AMOUNTS:
             amount = getattr(budget, argument)
             mistake = None if amount is None else amount_mistake(amount)
             if mistake is not None:
@@ -275,6 +274,33 @@ class _WorkflowCheck:
                     value=written(amount),
                     do=amount_fix(amount),
                 )
+        self._budget_mode(budget)
+
+    def _budget_mode(self, budget: Budget) -> None:
+        if budget.mode not in MODES:
+            listed = ", ".join(f'"{one}"' for one in MODES)
+            self.notes.note(
+                f"has a budget with a wrong `mode`; it is one of {listed}.",
+                "budget",
+                "mode",
+                value=written(budget.mode),
+                do=did_you_mean(str(budget.mode), MODES),
+            )
+        alerts = budget.alerts
+        if not isinstance(alerts, tuple | list) or not all(is_whole(share, 1, SHARES_MAX) for share in alerts):
+            self.notes.note(
+                f"has a budget whose `alerts` are no whole percents from 1 to {SHARES_MAX}.",
+                "budget",
+                "alerts",
+                value=kind(alerts) if not isinstance(alerts, tuple | list) else written(repr(alerts)),
+                do="Write `alerts=(50, 80, 100)`.",
+            )
+        elif (alerts or budget.mode in MODES[1:]) and budget.usd_per_day is None and budget.usd_per_month is None:
+            self.notes.note(
+                "has a budget with `mode` or `alerts`, but no amount per day or month.",
+                "budget",
+                do="Write `usd_per_month`; `usd_per_call` is always refused before anything is sent.",
+            )
 
     def _slo(self) -> None:
         slo = self.workflow.slo

@@ -17,11 +17,12 @@ from typing import Any
 
 import msgspec
 
-from drivetrain.core.declarations import SLO, Budget, Parameters, Place, Variant, Workflow
+from drivetrain.core.declarations import SLO, Budget, Cache, Parameters, Place, Stale, Variant, Workflow
 from drivetrain.core.errors import ProjectError, did_you_mean, nearest
 from drivetrain.project.chat_workflows import read_workflows
 from drivetrain.project.checks import check_keys, check_workflows
 from drivetrain.project.files import SETTINGS_FILE, collect, hash_of, top_level_names
+from drivetrain.project.limits import budget_limits, check_scopes
 from drivetrain.project.modules import Package, close_package, open_package
 from drivetrain.project.problems import Problems, shown
 from drivetrain.project.prompts import Prompts
@@ -224,7 +225,7 @@ def _import_help(error: BaseException, message: str, package: Package) -> str:
         return did_you_mean(names[1], module) if names and module else ""
     argument = re.search(r"[Uu]nexpected keyword argument '([^']+)'", message)
     if isinstance(error, TypeError) and argument:
-        for declared in (Budget, SLO, Parameters):
+        for declared in (Budget, Cache, SLO, Stale, Parameters):
             near = nearest(argument[1], declared.__struct_fields__)
             if near is not None:
                 return f"Did you mean `{near}`?"
@@ -260,6 +261,7 @@ def _snapshot(source: Source, package: str, settings: Settings, declared: Declar
         providers=settings.providers,
         models=settings.models,
         keys=settings.keys,
+        limits=settings.limits | {limit.name: limit for one in named.values() for limit in budget_limits(one)},
         teams=tuple(settings.teams),
         gateway=settings.gateway,
         ledger=settings.ledger,
@@ -293,12 +295,14 @@ def _direct(model: str, settings: Settings, root: Path, line: int) -> Workflow[A
 
 
 def _check_names(settings: Settings, snapshot: Snapshot, lines: Mapping[TomlPath, int], problems: Problems) -> None:
-    """Notes keys that name no workflow, and references to secrets that would become part of the Snapshot."""
+    """Notes keys and limits that name what nobody declares, and references to secrets in the Snapshot."""
 
     def line_of(key: str, index: int) -> int:
         return lines.get(("keys", key, "workflows", index), 0)
 
     check_keys(settings, snapshot.workflows.keys(), line_of, problems)
+    known_teams = {*settings.teams, settings.direct_team} if settings.teams else None
+    check_scopes(settings.limits.values(), snapshot.workflows.keys(), known_teams, problems, lines)
     for where, secret in references(snapshot).items():
         kind, _, path = secret.reference.partition(":")
         if kind == "file" and Path(path).as_posix() in snapshot.files:

@@ -9,15 +9,13 @@ from collections.abc import Mapping
 from difflib import SequenceMatcher
 from typing import Any
 
-import msgspec
-
 from drivetrain.core.declarations import Check, Conversation, Record, Rule, Variant, Workflow
 from drivetrain.core.errors import did_you_mean, nearest
 from drivetrain.project.files import SETTINGS_FILE
 from drivetrain.project.parameters import KNOWN, MANAGED
 from drivetrain.project.prompts import Prompts
 from drivetrain.project.settings import model_mistake
-from drivetrain.project.workflow_notes import TIMEOUT_MOST_MS, WorkflowNotes, is_record, kind, written
+from drivetrain.project.workflow_notes import TIMEOUT_MOST_MS, WorkflowNotes, is_record, kind, refused_by_type, written
 
 OUTPUT_TOKENS_MOST = 1_000_000
 """No model answers with more."""
@@ -110,12 +108,10 @@ class RouteCheck:
                 self._constant(rule, output)
 
     def _constant(self, rule: Rule, output: type[Record]) -> None:
-        """An instance may hold what its type forbids: nothing checks it where it is made."""
-        try:
-            msgspec.convert(msgspec.to_builtins(rule.then), output)
-        except (msgspec.ValidationError, TypeError) as error:
+        refused = refused_by_type(rule.then, output)
+        if refused:
             self.notes.note(
-                f"has a `then` that its own type refuses: {error}.",
+                f"has a `then` that its own type refuses: {refused}.",
                 "then",
                 value=written(repr(rule.then)),
                 do=f"Write an output that fits {output.__name__}.",

@@ -17,7 +17,9 @@ import msgspec
 from drivetrain.core.declarations import RETENTIONS
 from drivetrain.core.endpoints import Endpoint, split_base_url
 from drivetrain.core.errors import did_you_mean
+from drivetrain.core.limits import Limit
 from drivetrain.project.files import SETTINGS_FILE
+from drivetrain.project.limits import declared_limits
 from drivetrain.project.problems import Problems, shown
 from drivetrain.project.secrets import REFERENCE_HELP, is_reference
 from drivetrain.project.snapshot import GatewaySettings, Key, LedgerSettings, ModelFacts, Provider, SecretRef
@@ -36,19 +38,22 @@ OVERRIDES = ("team", "use_case", "user", "tags")
 DEFAULT_ENVIRONMENT = "default"
 DEFAULT_DIRECT_TEAM = "direct"
 
-TOP_KEYS = ("project", "env", "providers", "models", "teams", "keys", "gateway", "ledger", "workflows")
+TOP_KEYS = ("project", "env", "providers", "models", "teams", "keys", "limits", "gateway", "ledger", "workflows")
 PROJECT_KEYS = ("name", "default_env")
 PROVIDER_KEYS = (
     "dialect", "base_url", "key", "key_header", "headers", "proxy", "ca_file",
-    "connections_max", "connect_timeout_ms", "idle_s", "answer_bytes_max",
+    "connections_max", "connect_timeout_ms", "idle_s", "answer_bytes_max", "breaker",
 )  # fmt: skip
 MODEL_KEYS = (
     "upstream_name", "capabilities", "max_tokens_field", "price_as",
     "usd_per_million_input", "usd_per_million_output", "usd_per_million_input_cached",
     "usd_per_million_cache_write", "usd_per_million_cache_write_1h", "usd_per_request",
+    "usd_per_hour", "parallel",
 )  # fmt: skip
 TEAM_KEYS = ("owner", "description")
 KEY_KEYS = ("secret", "tenant", "team", "use_case", "workflows", "may_override")
+PARALLEL_MOST = 10_000
+"""No machine serves more attempts at a time."""
 GATEWAY_RANGES: Mapping[str, tuple[int, int]] = {
     "port": (0, 65_535),
     "body_bytes_max": (1_024, 2**30),
@@ -104,6 +109,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Declared ones, wrong ones included, so that a mistake in a provider is not reported again at every model."""
     models: dict[str, ModelFacts] = {}
     keys: dict[str, Key] = {}
+    limits: dict[str, Limit] = {}
+    """Of `[limits]`, without the workflows' budgets."""
     teams: dict[str, Team] = {}
     gateway: GatewaySettings = GatewaySettings()
     direct_team: str = DEFAULT_DIRECT_TEAM
@@ -198,6 +205,7 @@ def read(document: Document, root: Path, problems: Problems) -> Settings:
         provider_names=provider_names,
         models=_models(top.table("models"), provider_names),
         keys=_keys(top.table("keys"), teams),
+        limits=declared_limits(top.table("limits").values, problems, document.lines),
         teams=teams,
         gateway=_gateway(gateway_table, provider_names),
         direct_team=direct_team,
@@ -306,7 +314,7 @@ def _providers(tables: Table, root: Path) -> dict[str, Provider]:
         if endpoint is not None:
             providers[name] = Provider(
                 name=name, dialect=dialect, endpoint=endpoint, key=key,
-                key_header=key_header, headers=headers, line=table.line(),
+                key_header=key_header, headers=headers, breaker=table.flag("breaker", True), line=table.line(),
             )  # fmt: skip
     return providers
 
@@ -410,6 +418,8 @@ def _models(tables: Table, providers: frozenset[str]) -> dict[str, ModelFacts]:
             cache_write_nano_per_million=prices["usd_per_million_cache_write"],
             cache_write_1h_nano_per_million=prices["usd_per_million_cache_write_1h"],
             nano_per_request=prices["usd_per_request"] or 0,
+            machine_nano_per_hour=prices["usd_per_hour"],
+            parallel=table.whole("parallel", 1, most=PARALLEL_MOST),
             line=table.line(),
         )
     return models
@@ -423,7 +433,17 @@ def _check_prices(table: Table, price_as: str | None) -> None:
             "stands beside `price_as`; one of them must go.",
             do="Keep either `price_as` or the amounts.",
         )
-    if price_as is None and per_million:
+    if "usd_per_hour" in table:
+        beside = [key for key in ("price_as", *per_million, "usd_per_request") if key in table]
+        if beside:
+            table.note(
+                beside[0],
+                "stands beside `usd_per_hour`: a model is paid by the token or by the machine's time.",
+                do="Keep either `usd_per_hour` or the price of tokens.",
+            )
+    elif "parallel" in table:
+        table.note("parallel", "belongs to a machine with `usd_per_hour`.", do='Write `usd_per_hour = "2.50"` too.')
+    if price_as is None and per_million and "usd_per_hour" not in table:
         for needed in ("usd_per_million_input", "usd_per_million_output"):
             if needed not in table:
                 table.note(

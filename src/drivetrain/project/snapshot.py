@@ -10,6 +10,7 @@ import msgspec
 
 from drivetrain.core.declarations import Workflow
 from drivetrain.core.endpoints import Endpoint
+from drivetrain.core.limits import Limit
 from drivetrain.version import VERSION
 
 
@@ -34,6 +35,8 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     """Header that carries the key; empty: the dialect's own (`authorization: Bearer`, `x-api-key`)."""
     headers: dict[str, str] = {}
     """Sent with every attempt; values may be `env:` or `file:` references, resolved when serving starts."""
+    breaker: bool = True
+    """Whether a model of it that keeps failing is left alone for a while, and retries have a budget."""
     line: int = 0
 
 
@@ -56,6 +59,10 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     cache_write_nano_per_million: int | None = None
     cache_write_1h_nano_per_million: int | None = None
     nano_per_request: int = 0
+    machine_nano_per_hour: int | None = None
+    """Where a machine is paid by the hour instead of tokens."""
+    parallel: int = 1
+    """Attempts that the machine serves at a time."""
     line: int = 0
 
 
@@ -137,6 +144,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     providers: Mapping[str, Provider]
     models: Mapping[str, ModelFacts]
     keys: Mapping[str, Key]
+    limits: Mapping[str, Limit] = {}
+    """Of `[limits]` and of the workflows' budgets, by name."""
     teams: tuple[str, ...]
     gateway: GatewaySettings
     ledger: LedgerSettings

@@ -110,6 +110,13 @@ class Table:
         self.note(key, f"must be a whole number from {least} to {most}.", value=self._seen(value))
         return default
 
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.values.get(key)
+        if value is None or isinstance(value, bool):
+            return default if value is None else value
+        self.note(key, "must be true or false, without quotes.", value=self._seen(value))
+        return default
+
     def amount(self, key: str) -> int | None:
         """USD, exactly, as nano-USD; None where nothing is written."""
         value = self.values.get(key)

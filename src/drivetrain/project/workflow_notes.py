@@ -1,12 +1,15 @@
 """Mistakes in one workflow: each with the workflow's name in front and the line of its argument behind.
 
-Called by `checks` and `route_checks`.
+Called by `checks`, `resilience_checks` and `route_checks`.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection
 from typing import Any
+
+import msgspec
 
 from drivetrain.core.declarations import Record, Rule, Variant, Workflow
 from drivetrain.core.errors import did_you_mean
@@ -56,6 +59,19 @@ class WorkflowNotes:
                 of=step,
             )
 
+    def choice(self, argument: str, value: object, choices: Collection[str]) -> bool:
+        """Whether an argument is one of `choices`; else notes it."""
+        if value in choices:
+            return True
+        listed = ", ".join(f'"{one}"' for one in choices)
+        self.note(
+            f"has a wrong `{argument}`; it is one of {listed}.",
+            argument,
+            value=written(value),
+            do=did_you_mean(str(value), choices),
+        )
+        return False
+
 
 _NOT_ARGUMENTS = ("self", "place", "unknown")
 
@@ -63,6 +79,15 @@ _NOT_ARGUMENTS = ("self", "place", "unknown")
 def is_record(declared: object) -> bool:
     """Whether something is a class of Records."""
     return isinstance(declared, type) and issubclass(declared, Record)
+
+
+def refused_by_type(value: Any, output: type[Record]) -> str:
+    """Why a type refuses an instance of itself, which nothing checks where it is made; empty where it does not."""
+    try:
+        msgspec.convert(msgspec.to_builtins(value), output)
+    except (msgspec.ValidationError, TypeError) as error:
+        return str(error)
+    return ""
 
 
 def is_whole(value: object, least: int, most: int) -> bool:

@@ -1,4 +1,4 @@
-"""What a model costs on a date: the project's own rates, else `genai-prices`, compiled to integers.
+"""What a model costs on a date: the project's own rates or machine, else `genai-prices`, compiled to integers.
 
 A price depends on the date of the call, so a model has a `PriceBook`: prices with the day from which each holds.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from drivetrain.core.money import Price, Rates, nano_usd
+from drivetrain.core.money import MachinePrice, Price, Rates, nano_usd
 from drivetrain.project.snapshot import ModelFacts
 
 FIRST_DAY = "0001-01-01"
@@ -41,6 +41,9 @@ def price_book(reference: str, base_url: str, facts: ModelFacts | None) -> Price
 
     Raises: UnknownPrice where neither the project nor `genai-prices` has one. It is never zero by default.
     """
+    if facts is not None and facts.machine_nano_per_hour is not None:
+        machine = MachinePrice(nano_per_hour=facts.machine_nano_per_hour, parallel=facts.parallel)
+        return PriceBook(((FIRST_DAY, machine),))
     if facts is not None and facts.input_nano_per_million is not None and facts.output_nano_per_million is not None:
         rates = Rates(
             input=facts.input_nano_per_million,
@@ -56,7 +59,8 @@ def price_book(reference: str, base_url: str, facts: ModelFacts | None) -> Price
     if published is None:
         raise UnknownPrice(
             f'no price is known for model `{reference}`: write [models."{reference}"] with usd_per_million_input and '
-            'usd_per_million_output (strings, such as "0.25"), or price_as = "openai/gpt-5-mini" '
+            'usd_per_million_output (strings, such as "0.25"), with usd_per_hour (a machine of your own), '
+            'or with price_as = "openai/gpt-5-mini" '
             "where a published price holds"
         )
     return published

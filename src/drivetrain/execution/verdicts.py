@@ -1,0 +1,143 @@
+"""What the world decided about a recorded Call, given back: limits, the providers' health, the cache.
+
+Stands in for `limits`, `health` and `cache` of an Environment when a Call is replayed. Every verdict is read from the
+attempt that the record holds next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from drivetrain.cache.answers import Kept
+from drivetrain.core.calls import Answers, AttemptV1, Attribution, Call
+from drivetrain.core.limits import Refusal
+from drivetrain.core.money import NO_USAGE
+from drivetrain.limits.slices import Accounts, Hold
+from drivetrain.routing.health import Denied, Outcome
+
+UNSENT = frozenset({"denied", "limit", "limit_call", "unbounded", "deadline"})
+"""Words in `AttemptV1.failure` for what kept an attempt from being sent."""
+LIMIT_CODES = frozenset({"budget_exceeded", "rate_limit_exceeded", "concurrency_limit_exceeded", "limits_unavailable"})
+NOTHING = AttemptV1("", "", "", "")
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """A Call with its payloads opened."""
+
+    call: Call
+    request: bytes
+    answers: Answers
+
+    @property
+    def answer(self) -> bytes:
+        """The body that the client got; of a stream, the provider's events."""
+        if self.answers.answer is not None:
+            return self.answers.answer
+        return self.answers.attempts[-1] if self.answers.attempts else b""
+
+
+class Verdicts:
+    """The recorded verdicts. made: how many attempts the replay has made so far."""
+
+    def __init__(self, recorded: Recorded, made: Callable[[], int]) -> None:
+        self._call = recorded.call
+        self._bodies = recorded.answers.attempts
+        self._made = made
+        self._hold = Hold(0, Accounts([]))
+
+    @property
+    def upcoming(self) -> AttemptV1:
+        """The attempt that the record holds next."""
+        attempts = self._call.attempts
+        made = self._made()
+        return attempts[made] if made < len(attempts) else NOTHING
+
+    # Limits.
+
+    def admit(
+        self,
+        _who: Attribution,
+        _workflow: str,
+        _now_ns: int,
+        _then: Callable[[Hold | Refusal], None],
+        *,
+        priority: int = 1,
+    ) -> Hold | Refusal:
+        """As it was admitted."""
+        call = self._call
+        first = call.attempts[0] if call.attempts else NOTHING
+        if call.error in LIMIT_CODES and not call.attempts:
+            return Refusal(code=call.error)
+        if first.purpose == "degraded":
+            return Refusal(code="rate_limit_exceeded")
+        return self._hold
+
+    def reserve(
+        self, _hold: Hold, _worst_nano_usd: int, _tokens: int, _then: Callable[[Refusal | None], None]
+    ) -> Refusal | None:
+        """As it was reserved."""
+        failure = self.upcoming.failure
+        if failure == "limit":
+            return Refusal(code="budget_exceeded", closes="variant")
+        return Refusal(code=self._call.error or "budget_exceeded") if failure == "limit_call" else None
+
+    def is_hard(self, _hold: Hold) -> bool:
+        """Whether what has no bound was refused."""
+        return self.upcoming.failure == "unbounded"
+
+    def settle(self, _hold: Hold, _cost_nano_usd: int, _tokens: int = 0) -> int:
+        """Nothing is charged again."""
+        return 0
+
+    def close_hold(self, _hold: Hold) -> None:
+        """Nothing is held."""
+
+    # Health.
+
+    def may_send(self, _name: str, _now_ns: int) -> Denied | None:
+        """As leave was given."""
+        upcoming = self.upcoming
+        if upcoming.failure != "denied":
+            return None
+        return Denied(kind="open", reason=upcoming.reason, retry_after_ms=1)
+
+    def may_retry(self, _name: str, _now_ns: int) -> bool:
+        """As it was tried again."""
+        upcoming = self.upcoming
+        return upcoming.purpose == "retry" if upcoming is not NOTHING else self._call.status == "aborted"
+
+    def withdrawn(self, _name: str, _granted_ns: int) -> None:
+        """Nobody's health is kept."""
+
+    def answered(self, _name: str, _granted_ns: int, _now_ns: int) -> None:
+        """Nobody's health is kept."""
+
+    def ended(self, _name: str, _granted_ns: int, _now_ns: int, _outcome: Outcome, _retry_after_ms: int = -1) -> None:
+        """Nobody's health is kept."""
+
+    # Cache.
+
+    def key(self, _tenant: str, _variant: bytes, _body: bytes) -> bytes:
+        """One for all: what was given again is read from the record."""
+        return b"replay"
+
+    def fresh(self, _key: bytes, _ttl_s: int, _max_age_s: int | None = None) -> Kept | None:
+        """What was given again."""
+        return self._kept() if self.upcoming.purpose != "degraded" else None
+
+    def stale(self, _key: bytes, _max_age_s: int) -> Kept | None:
+        """What was given although stale."""
+        return self._kept() if self.upcoming.purpose == "degraded" else None
+
+    def keep(self, _key: bytes, _kept: Kept, _hold_s: int) -> bool:
+        """Nothing is kept."""
+        return False
+
+    def _kept(self) -> Kept | None:
+        upcoming = self.upcoming
+        if not upcoming.cached:
+            return None
+        body = self._bodies[self._made()]
+        return Kept(body, upcoming.streamed, NO_USAGE, upcoming.saved_nano_usd, upcoming.price_source, "stop", 0)

@@ -1,0 +1,1 @@
+"""Budgets that cannot be overspent, rate limits and concurrency limits, in slices leased from one counter store."""

@@ -1,0 +1,310 @@
+"""The Book: one worker's limits in memory. Reserve, settle and close are plain integer arithmetic; nothing waits.
+
+Owns the slices, the accounts of each combination it has met, and what running Calls hold. It does not talk to the
+store: `renewal` fills slices and `leasing` carries its messages. Called on one thread, by the door in `leasing`.
+
+All or nothing: a reservation that fits every nested budget is taken from all of them, else from none. What does not
+fit is `Short`, never refused here, unless the store has said that it can never fit in this period.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from drivetrain.core.calls import Attribution
+from drivetrain.core.limits import Limit, Refusal
+from drivetrain.core.times import NS_PER_S
+from drivetrain.limits.accounts import accounts_of
+from drivetrain.limits.slices import UNLIMITED, Accounts, Hold, Short, Slice, Taken
+from drivetrain.ports.counters import BUCKET, MONEY, SLOTS, refill_wait_ns
+
+KNOWN_MAX = 10_000
+"""Combinations of workflow and attribution that are remembered; beyond, all are forgotten and found again."""
+SLICES_MAX = 50_000
+"""Slices in memory, about 0.5 KB each. Users and tags beyond it are refused until others have been idle."""
+DIRTY_MAX = 500
+"""Slices that may have changed before the store is told, so that no report keeps it busy for long."""
+EMPTY_NS = 100_000_000
+"""For so long the store's word that a bucket is empty is believed, whatever its rate."""
+PAUSE_NS = 5_000_000
+"""Between two questions about a bucket that was empty: at five times its rate, every unit would be asked for alone."""
+_CODES = {MONEY: "budget_exceeded", BUCKET: "rate_limit_exceeded", SLOTS: "concurrency_limit_exceeded"}
+
+
+class Book:
+    """Limits of one worker.
+
+    position: where in the ledger a frame that is written now would stand (its segment's name).
+    """
+
+    def __init__(
+        self,
+        limits: Iterable[Limit] = (),
+        *,
+        position: Callable[[], str] = str,
+        now_ns: Callable[[], int] = time.time_ns,
+        monotonic_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self.position = position
+        self.now_ns = now_ns
+        self.monotonic_ns = monotonic_ns
+        self.slices: dict[tuple[str, bool], Slice] = {}
+        """(account, whether it is only counted) -> its slice."""
+        self.by_number: dict[int, Slice] = {}
+        self.open: dict[int, Hold] = {}
+        """Holds that have not ended, oldest first."""
+        self.numbered = 0
+        """The last number given."""
+        self.slice_numbered = 0
+        self.dirty: list[Slice] = []
+        """Slices whose totals the store does not know yet."""
+        self.contended = 0
+        """Slices that others wait for; while there are any, what becomes free is returned at once."""
+        self.urgent: Callable[[], None] = _nothing
+        """Called when the store should hear soon: something became free that others wait for, or a slice runs low."""
+        self.freed: Callable[[Slice], None] = _nobody
+        """Called with places of which one came free and that Calls wait for, here or elsewhere."""
+        self.ahead: list[Slice] = []
+        """Slices that run low."""
+        self._known: dict[tuple[object, ...], Accounts] = {}
+        self._limits: tuple[Limit, ...] = ()
+        self._by_user = self._by_tag = False
+        self.use(limits)
+
+    def use(self, limits: Iterable[Limit]) -> None:
+        """Enforce these from now on; running Calls keep what they were admitted under."""
+        self._limits = tuple(limits)
+        self._by_user = any(limit.dimension == "user" for limit in self._limits)
+        self._by_tag = any(limit.dimension == "tag" for limit in self._limits)
+        self._known.clear()
+
+    # A Call.
+
+    def accounts(self, who: Attribution, workflow: str, now_ns: int) -> Accounts | None:
+        """The accounts of a Call admitted now; None where memory is full."""
+        key = (
+            workflow, who.tenant, who.team, who.use_case, who.key,
+            who.user if self._by_user else "", who.tags if self._by_tag else (),
+        )  # fmt: skip
+        known = self._known.get(key)
+        if known is not None and known.starts_ns <= now_ns < known.ends_ns:
+            return known
+        return self._find(key, who, workflow, now_ns)
+
+    def admit(self, accounts: Accounts) -> Hold | Short | Refusal:
+        """Begin a Call: its request and its place among running ones are taken, all or nothing."""
+        if accounts.entry:
+            for one in accounts.entry:
+                if one.free < 1:
+                    return self._lacking([(each, 1) for each in accounts.entry])
+            for one in accounts.requests:
+                one.booked += 1
+                self._touch(one)
+            for one in accounts.entry:
+                one.free -= 1
+                if one.free < one.low:
+                    self._run_low(one)
+        number = self.numbered = self.numbered + 1
+        hold = self.open[number] = Hold(number, accounts)
+        return hold
+
+    def reserve(self, hold: Hold, worst_nano_usd: int, tokens: int = 0) -> Taken:
+        """Reserve the worst case of an attempt in every budget, and take its tokens; None where that is done."""
+        accounts = hold.accounts
+        money = accounts.money
+        # What an earlier attempt did not use is still kept, see `settle`.
+        more = hold.charged + worst_nano_usd - hold.kept
+        for one in money:
+            if one.free < more:
+                return self._lacking(_lines(accounts, more, tokens))
+        if accounts.tokens:
+            for one in accounts.tokens:
+                if one.free < tokens:
+                    return self._lacking(_lines(accounts, more, tokens))
+            for one in accounts.tokens:
+                one.free -= tokens
+                one.booked += tokens
+                self._touch(one)
+            hold.tokens = tokens
+        if more > 0:
+            for one in money:
+                one.free -= more
+                if one.free < one.low:
+                    self._run_low(one)
+            hold.kept += more
+        hold.reserved = worst_nano_usd
+        return None
+
+    def settle(self, hold: Hold, cost_nano_usd: int, tokens: int = 0) -> int:
+        """End an attempt at what it cost; 0 where it was not sent. Returns the provider's overrun in nano-USD.
+
+        What it did not use is kept until the Call ends or its next attempt takes it: the ledger does not know this
+        attempt's end yet, so after a crash it would be settled at its reservation, and that must still fit. What a
+        provider charges beyond the reservation is booked in full: from what is free here, else over the cap.
+        """
+        overrun = cost_nano_usd - hold.reserved
+        hold.charged += cost_nano_usd
+        hold.reserved = 0
+        if hold.charged > hold.kept:
+            for one in hold.accounts.money:
+                one.free -= hold.charged - hold.kept
+                if one.free < 0:
+                    one.over -= one.free
+                    one.free = 0
+                    self._touch(one)
+            hold.kept = hold.charged
+        if hold.tokens:
+            self._refund(hold, tokens)
+        return max(0, overrun)
+
+    def close(self, hold: Hold) -> None:
+        """End a Call: its cost is booked, the rest and its place are free. What still runs was not sent."""
+        if hold.closed:
+            return
+        hold.closed = True
+        if hold.tokens:
+            self._refund(hold, 0)
+        accounts, charged = hold.accounts, hold.charged
+        back = hold.kept - charged
+        for one in accounts.money:
+            one.free += back
+            one.booked += charged
+            if not one.dirty:
+                self._touch(one)
+        del self.open[hold.number]
+        if self.contended:
+            self._give_back(accounts)
+        for one in accounts.calls:
+            one.free += 1
+            if one.queue or one.contended:
+                self.freed(one)
+
+    # Slow paths.
+
+    def refusal(self, slice_: Slice, needed: int, left: int, resets_at_ns: int = 0) -> Refusal:
+        """What to say of a slice that a Call does not fit."""
+        limit, terms = slice_.account.limit, slice_.terms
+        account = slice_.account
+        window_s = limit.window_s or (account.ends_ns - account.starts_ns) // NS_PER_S
+        return Refusal(
+            code=_CODES[terms.kind],
+            closes="variant" if limit.mode == "downgrade" else "call",
+            limit=limit.name,
+            whose=account.whose,
+            unit=limit.unit,
+            cap=terms.cap,
+            window_s=0 if terms.kind == SLOTS else window_s,
+            needed=needed,
+            left=left,
+            resets_at_ns=resets_at_ns or terms.ends_ns,
+            now_ns=self.now_ns(),
+        )
+
+    def return_free(self, slice_: Slice, most: int = UNLIMITED) -> None:
+        """Take what is free out of a slice; its next report gives it back to the store."""
+        slice_.low = 0
+        units = min(slice_.free, most)
+        if units > 0 and not slice_.terms.counted:
+            slice_.returned += units
+            slice_.free -= units
+            self._touch(slice_)
+
+    def drop(self, slice_: Slice) -> None:
+        """Forget a slice that nobody uses; its last report must have been made."""
+        del self.slices[slice_.terms.account, slice_.terms.counted]
+        del self.by_number[slice_.number]
+        self._known.clear()
+
+    def _lacking(self, lines: list[tuple[Slice, int]]) -> Short | Refusal:
+        """What to do about lines of which some do not fit: ask, or refuse where the store's answer is known."""
+        never: tuple[Slice, int] | None = None
+        for one, units in lines:
+            if one.free >= units:
+                continue
+            if units > one.terms.cap - one.settled and (never is None or one.account.limit.mode == "hard"):
+                never = (one, units)
+        if never is not None:
+            one, units = never
+            return self.refusal(one, units, max(0, one.terms.cap - one.settled))
+        return self._known_empty(lines) or Short(lines)
+
+    def _known_empty(self, lines: list[tuple[Slice, int]]) -> Refusal | None:
+        """The refusal by a bucket that the store found empty a moment ago and that cannot hold enough by now.
+
+        Only buckets: they fill at a known rate. What other workers returned meanwhile is missed for `EMPTY_NS` at most.
+        """
+        for one, units in lines:
+            if one.terms.kind != BUCKET or one.free >= units:
+                continue
+            now_ns = self.monotonic_ns()
+            if now_ns >= one.full_until_ns:
+                continue
+            since_ns = now_ns - one.left_ns
+            there = one.free + one.left + since_ns * one.terms.refill // one.terms.refill_ns
+            if there < units or since_ns < PAUSE_NS:
+                wait_ns = refill_wait_ns(max(1, units - there), one.terms)
+                return self.refusal(one, units, min(there, units - 1), self.now_ns() + wait_ns)
+        return None
+
+    def _refund(self, hold: Hold, tokens: int) -> None:
+        unused = hold.tokens - tokens
+        hold.tokens = 0
+        for one in hold.accounts.tokens:
+            if unused > 0:
+                # By way of the store, which knows how much the bucket may still hold.
+                one.refunded += unused
+                one.full_until_ns = 0
+                self._touch(one)
+
+    def _run_low(self, slice_: Slice) -> None:
+        if not slice_.ahead and not slice_.contended:
+            slice_.ahead = True
+            self.ahead.append(slice_)
+            self.urgent()
+
+    def _give_back(self, accounts: Accounts) -> None:
+        """Return what is free where others wait, at once: else the next Call here would take it before they hear."""
+        for one in accounts.money:
+            if one.contended and one.free > 0:
+                self.return_free(one)
+                self.urgent()
+
+    def _touch(self, slice_: Slice) -> None:
+        if not slice_.dirty:
+            slice_.dirty = True
+            self.dirty.append(slice_)
+            if len(self.dirty) == DIRTY_MAX:
+                self.urgent()
+
+    def _find(self, key: tuple[object, ...], who: Attribution, workflow: str, now_ns: int) -> Accounts | None:
+        slices: list[Slice] = []
+        for account in accounts_of(self._limits, who, workflow, now_ns):
+            name = (account.terms.account, account.terms.counted)
+            found = self.slices.get(name)
+            if found is None:
+                if len(self.slices) >= SLICES_MAX:
+                    return None
+                self.slice_numbered += 1
+                found = self.slices[name] = self.by_number[self.slice_numbered] = Slice(self.slice_numbered, account)
+            elif found.account != account:
+                # The limit was edited: the same account, so the same slice, under the new terms.
+                found.account, found.terms = account, account.terms
+            slices.append(found)
+        if len(self._known) >= KNOWN_MAX:
+            self._known.clear()
+        made = self._known[key] = Accounts(slices)
+        return made
+
+
+def _lines(accounts: Accounts, nano_usd: int, tokens: int) -> list[tuple[Slice, int]]:
+    """(slice, units) of an attempt."""
+    return [(one, nano_usd) for one in accounts.money] + [(one, tokens) for one in accounts.tokens]
+
+
+def _nothing() -> None:
+    """Nobody listens."""
+
+
+def _nobody(_: Slice) -> None:
+    """Nobody listens."""
