@@ -15,6 +15,8 @@ TARGETS: dict[str, Target] = {
         Nginx(),
         Drivetrain(retention="none"),
         Drivetrain(retention="full"),
+        Drivetrain(retention="none", limited=True),
+        Drivetrain(retention="full", limited=True),
         TensorZero(),
         Portkey(),
         LiteLLM(),

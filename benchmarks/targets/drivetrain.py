@@ -34,7 +34,42 @@ owner = "bench@example.com"
 team = "bench"
 use_case = "bench"
 retention = "{retention}"
-route = [ {{ name = "only", model = "up/bench-model" }} ]
+{more}route = [ {{ name = "only", model = "up/bench-model" }} ]
+"""
+
+_CACHE = """cache = { ttl_s = 600, when = "always", tool_calls = true }
+"""
+
+_LIMITS = """
+[limits.project-month]
+scope = "project"
+usd = "1_000_000"
+per = "month"
+
+[limits.team-day]
+scope = "team:bench"
+usd = "100_000"
+per = "day"
+alerts = [50, 80, 100]
+
+[limits.key-day]
+scope = "each key"
+usd = "100_000"
+per = "day"
+
+[limits.requests]
+scope = "each key"
+requests = 1_000_000_000
+per = "minute"
+
+[limits.tokens]
+scope = "team:bench"
+tokens = 100_000_000_000
+per = "minute"
+
+[limits.at-a-time]
+scope = "project"
+concurrent = 1000
 """
 
 
@@ -43,13 +78,20 @@ class Drivetrain(Target):
 
     model = "chat"
 
-    def __init__(self, *, retention: str, workers: int = 1) -> None:
-        """retention: "none" keeps no prompts or answers, "full" keeps both, encrypted."""
+    def __init__(self, *, retention: str, workers: int = 1, limited: bool = False) -> None:
+        """retention: "none" keeps no prompts or answers, "full" keeps both, encrypted.
+
+        limited: three nested budgets, rates of requests and tokens, a concurrency limit, and a cache whose key is made
+        and whose entry is written for every request, while none is answered from it.
+        """
         self.retention = retention
         self.workers = workers
-        self.name = f"drivetrain-{retention}"
+        self.limited = limited
+        self.name = f"drivetrain-{retention}" + ("-limits" if limited else "")
         payloads = "encrypted payloads" if retention == "full" else "no payloads"
         self.told = f"key, cost, a record per Call before its answer; {payloads}"
+        if limited:
+            self.told += "; 3 budgets, 2 rates, concurrency, cache written"
 
     def missing(self) -> str | None:
         if _script().exists() or importlib.util.find_spec("drivetrain"):
@@ -63,7 +105,9 @@ class Drivetrain(Target):
             return "unknown"
 
     def start(self, port: int, upstream_port: int, workdir: Path, pin: Sequence[str]) -> Running:
-        (workdir / "drivetrain.toml").write_text(_PROJECT.format(upstream_port=upstream_port, retention=self.retention))
+        more = _CACHE if self.limited else ""
+        project = _PROJECT.format(upstream_port=upstream_port, retention=self.retention, more=more)
+        (workdir / "drivetrain.toml").write_text(project + (_LIMITS if self.limited else ""))
         key = workdir / "bench.key"
         key.write_text(_KEY)
         key.chmod(0o600)
@@ -84,7 +128,8 @@ class Drivetrain(Target):
 
     def headers(self, running: Running, upstream_port: int) -> Mapping[str, str]:
         del running, upstream_port
-        return {"Authorization": f"Bearer {_KEY}"}
+        headers = {"Authorization": f"Bearer {_KEY}"}
+        return headers | {"Cache-Control": "no-cache"} if self.limited else headers
 
 
 def _script() -> Path:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -84,7 +85,8 @@ class Running(Served):
 @contextlib.contextmanager
 def gateway(simulator: SimulatorProcess, *, workers: int) -> Iterator[Running]:
     """Serves `ruled`, which rules answer, and `help`, whose model takes 20 s."""
-    tables = provider("sim", f"{simulator.url}/v1") + model("sim/m") + workflow("help", "sim/m")
+    tables = provider("sim", f"{simulator.url}/v1") + model("sim/m")
+    tables += workflow("help", "sim/m", more='budget = { usd_per_day = "1" }\n')
     with tempfile.TemporaryDirectory(prefix="drivetrain-test-", ignore_cleanup_errors=True) as folder:
         root = Path(folder)
         (root / "workflows").mkdir()
@@ -247,14 +249,14 @@ def test_a_worker_that_hangs_while_the_gateway_ends_is_not_waited_for(simulator:
 def test_a_worker_that_is_lost_again_and_again_is_started_again(simulator: SimulatorProcess) -> None:
     with gateway(simulator, workers=1) as running:
         begun = time.monotonic()
-        for _ in range(7):
+        for _ in range(6):
             assert eventually(lambda: running.workers)
             assert eventually(lambda: answers(running.port), 8)
             os.kill(running.workers[0], signal.SIGKILL)
         assert time.monotonic() - begun < 10, "more than the supervisor's old bound in its window"
         assert eventually(lambda: answers(running.port), 8)
         assert running.alive
-        assert "starting another in 1.6 s" in running.stderr, "with growing pauses"
+        assert "starting another in 0.8 s" in running.stderr, "with growing pauses"
 
 
 def test_it_gives_up_only_when_none_serves_and_none_can_start(simulator: SimulatorProcess) -> None:
@@ -309,3 +311,22 @@ def test_a_lone_worker_leaves_the_port_as_soon_as_its_supervisor_is_gone(simulat
 
         assert eventually(free, 0.5)
         assert eventually(lambda: not Path(f"/proc/{pid}").exists(), 3)
+
+
+def test_a_worker_whose_reservations_others_have_resolved_makes_room_for_one_that_knows(
+    simulator: SimulatorProcess,
+) -> None:
+    with gateway(simulator, workers=1) as running:
+        (pid,) = running.workers
+        begun = time.monotonic()
+        counters = sqlite3.connect(running.data_folder / "limits" / "counters.db", timeout=5)
+        with contextlib.closing(counters), counters:
+            assert counters.execute("DELETE FROM workers").rowcount == 1
+        slow = Client(running, wire.request({"model": "help", "messages": [{"role": "user", "content": "x"}]}))
+        slow.join(3)
+        assert slow.heard is not None
+        assert [one.status for one in slow.heard.answers] == [503], "nothing is spent by who may not"
+        assert eventually(lambda: replaced(running, pid, 1), 2), running.stderr
+        assert time.monotonic() - begun < 4
+        assert answers(running.port)
+        assert "others have resolved what this worker had reserved; it ends" in running.stderr

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -498,6 +499,12 @@ def test_without_any_key_there_is_neither_file_nor_thread(upstream: Upstream) ->
         assert wire.one(gateway.port, wire.request(body())).status == 200
         assert not (gateway.data_folder / "idempotency").exists()
         assert not (gateway.root / ".drivetrain" / "keys" / "idempotency.key").exists()
-        threads = len(os.listdir(f"/proc/{gateway.pid}/task"))
+        before = _threads(gateway)
         ask(gateway, fresh())
-        assert len(os.listdir(f"/proc/{gateway.pid}/task")) == threads + 1
+        assert _threads(gateway) == before + 1
+
+
+def _threads(gateway: Served) -> int:
+    """Of the gateway and its workers."""
+    workers = Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text().split()
+    return sum(len(os.listdir(f"/proc/{pid}/task")) for pid in (gateway.pid, *workers))

@@ -15,6 +15,7 @@ from drivetrain.core.calls import Attribution, ClosedV1
 from drivetrain.core.limits import Alert, Limit, Refusal
 from drivetrain.limits.book import Book
 from drivetrain.limits.memory_counters import MemoryCounters
+from drivetrain.limits.places import NORMAL
 from drivetrain.limits.recovery import bury_dead
 from drivetrain.limits.renewal import Renewal
 from drivetrain.limits.slices import Hold, Short
@@ -156,7 +157,7 @@ class Worker:
         self.alerts: list[Alert] = []
         self.store = stores.handle()
         self.store.join(self.name)
-        self.book = Book(limits, now_ns=stores.clock.now)
+        self.book = Book(limits, now_ns=stores.clock.now, monotonic_ns=stores.clock.monotonic)
         self.renewal = Renewal(
             self.book,
             self.name,
@@ -203,11 +204,11 @@ class Worker:
 
     # Calls.
 
-    def admit(self, who: Attribution, workflow: str = "w") -> Hold | Refusal | list[Any]:
+    def admit(self, who: Attribution, workflow: str = "w", priority: int = NORMAL) -> Hold | Refusal | list[Any]:
         """The hold, the refusal, or a list into which one of them will be put."""
         accounts = self.book.accounts(who, workflow, self.clock.now())
         assert accounts is not None
-        return self._or_wait(self.book.admit(accounts), lambda: self.book.admit(accounts))
+        return self._or_wait(self.book.admit(accounts), lambda: self.book.admit(accounts), priority)
 
     def reserve(self, hold: Hold, worst: int, tokens: int = 0) -> Refusal | list[Any] | None:
         def take() -> Any:
@@ -215,12 +216,13 @@ class Worker:
 
         return self._or_wait(take(), take)
 
-    def _or_wait(self, taken: Any, take: Callable[[], Any]) -> Any:
+    def _or_wait(self, taken: Any, take: Callable[[], Any], priority: int = NORMAL) -> Any:
         if not isinstance(taken, Short):
             return taken
         heard: list[Any] = []
-        assert self.renewal.wait(taken, take, heard.append) is not None
-        return heard
+        waiter = self.renewal.wait(taken, take, heard.append, priority)
+        assert waiter is not None
+        return waiter if isinstance(waiter, Refusal) else heard
 
     def write_reserved(self, hold: Hold, call_id: str) -> None:
         self.frames.append(hold.frame(call_id))

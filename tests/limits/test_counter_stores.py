@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -371,3 +373,19 @@ def test_a_damaged_file_refuses_and_does_not_grant(tmp_path) -> None:  # type: i
         (tmp_path / left).unlink(missing_ok=True)
     with pytest.raises(StoreUnavailable):
         Client(stores, "b")
+
+
+def test_a_second_handle_in_a_process_lets_no_lock_of_the_first_go(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """POSIX drops all of a process's locks on a file when it closes any descriptor of it: SQLite would then take
+    another process for the last user, and remove the log that this one writes to."""
+    stores = Stores("sqlite", Clock(), tmp_path)
+    one = Client(stores, "a")
+    one.want(PURSE, 60)
+    stores.handle().close()
+    look = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute('SELECT * FROM accounts').fetchall()"
+    subprocess.run([sys.executable, "-c", f"{look}; db.close()", str(tmp_path / "counters.db")], check=True)
+    assert (tmp_path / "counters.db-wal").exists(), "the first handle's log was removed under it"
+    one.sync(reports=(Report(1, PURSE, booked=30),))
+    fresh = stores.handle()
+    assert fresh.account(PURSE.account) == AccountState(settled=30, held=30, over=0)
+    stores.close()

@@ -105,3 +105,20 @@ def test_whatever_amounts_follow_each_other_nothing_beyond_the_highest_is_spent(
     assert spend(workers[0], left, workers) is None, "refused while money was left"
     assert isinstance(spend(workers[1], 1, workers), Refusal)
     stores.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_lowered_cap_holds_at_once_though_more_was_leased_ahead(kind: str) -> None:
+    stores = Stores(kind, Clock())
+    workers = [Worker(stores, [PURSE]), Worker(stores, [PURSE])]
+    for worker in workers:
+        assert spend(worker, 4, workers) is None
+    assert workers[0].book.slices["all/@2026-03", False].free > 2, "nothing was leased ahead, so nothing is shown here"
+    for worker in workers:
+        worker.book.use([msgspec.structs.replace(PURSE, amount=10)])
+    assert spend(workers[0], 2, workers) is None
+    for worker in workers:
+        refused = spend(worker, 1, workers)
+        assert isinstance(refused, Refusal), "more was spent than the cap that holds now"
+        assert (refused.cap, refused.left) == (10, 0)
+    stores.close()

@@ -15,8 +15,7 @@ from limits_world import WHO, Clock, Stores, budget
 from drivetrain.core.calls import Attribution, ClosedV1
 from drivetrain.core.limits import Alert, Limit, Refusal
 from drivetrain.limits.leasing import Limits
-from drivetrain.limits.slices import Waiter
-from drivetrain.limits.slices import Hold
+from drivetrain.limits.slices import Hold, Waiter
 
 PURSE = [budget("all", 100)]
 

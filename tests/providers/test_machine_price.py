@@ -178,9 +178,7 @@ def add(journal: FrameJournal, number: int, team: str, minute: int, attempt: Att
     who = Attribution(team=team)
     journal.append(OpenedV1(call_id, opened_ns, "0" * 16, "triage", "chat", False, who))
     closed_ns = opened_ns + attempt.ended_us * 1_000
-    journal.append(
-        ClosedV1(call_id, closed_ns, "answered", 200, "own", attempt.cost_nano_usd, (attempt,))
-    )  # fmt: skip
+    journal.append(ClosedV1(call_id, closed_ns, "answered", 200, "own", attempt.cost_nano_usd, (attempt,)))
 
 
 def run(project: Path, *arguments: str) -> Result:

@@ -75,11 +75,12 @@ class Served:
             time.sleep(0.02)
 
     def resident_bytes(self) -> int:
-        """Memory of the gateway process."""
-        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-        raise AssertionError("the gateway has no VmRSS")
+        """Memory of the workers."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        sizes = [re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text()) for pid in children]
+        assert sizes, "the gateway has no worker"
+        assert all(sizes), "a worker has no VmRSS"
+        return sum(int(one[1]) for one in sizes if one) * 1024
 
     def everything_written(self) -> bytes:
         """The bytes of stderr, of the data folder and of the stored Snapshots."""

@@ -61,7 +61,9 @@ class SqliteCounters:
             (folder / "workers").mkdir(parents=True, exist_ok=True)
             self._queue_fd = os.open(folder / "queue.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
             # It names users; SQLite gives its other files the same mode.
-            os.close(os.open(folder / "counters.db", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+            if not (folder / "counters.db").exists():
+                # Only where it is new: closing any descriptor of it would drop this process's locks on it.
+                os.close(os.open(folder / "counters.db", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
             self._db = sqlite3.connect(
                 folder / "counters.db", timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
             )

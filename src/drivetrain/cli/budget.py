@@ -346,9 +346,10 @@ class _Desk:
     def _store(self) -> CounterStore | None:
         """The counter store; None where nothing was ever spent."""
         from drivetrain.adapters.sqlite_counters import SqliteCounters
+        from drivetrain.embedded.limiting import limits_folder
         from drivetrain.ports.counters import StoreUnavailable
 
-        folder = self.snapshot.data_folder / "limits"
+        folder = limits_folder(self.snapshot.data_folder)
         if not (folder / "counters.db").exists():
             return None
         try:

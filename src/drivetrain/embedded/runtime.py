@@ -10,10 +10,13 @@ from datetime import UTC, datetime
 
 from drivetrain.adapters.files import FileVault
 from drivetrain.adapters.http_pool import HttpPool
+from drivetrain.adapters.sqlite_control_feed import SqliteControlFeed
 from drivetrain.adapters.sqlite_counters import SqliteCounters
 from drivetrain.cache.answers import AnswerCache
 from drivetrain.cache.flights import Flights
 from drivetrain.core.ids import call_ids
+from drivetrain.core.limits import Limit
+from drivetrain.embedded.limit_watch import LimitWatch
 from drivetrain.embedded.limiting import limits_folder, make_limits
 from drivetrain.execution.environment import Environment
 from drivetrain.execution.plan import Plans, VariantStep, compile_plans
@@ -49,6 +52,8 @@ class Runtime:
         self.health = Health(_models(self.plans), self._random)
         self.cache = AnswerCache(now_ns=time.monotonic_ns)
         self.flights = Flights(loop.call_soon)
+        self._limit_watch = LimitWatch(snapshot.limits, SqliteControlFeed(snapshot.data_folder / "control.db"))
+        self._limit_watch.start(self._use_limits, loop)
         self.limits: Limits | None = self._limits(snapshot)
         """None while the project declares none."""
         self._purging = loop.call_later(PURGE_S, self._purge)
@@ -73,10 +78,9 @@ class Runtime:
         plans = compiled(snapshot)
         if self.vault is None and _retains(snapshot):
             self.vault = FileVault(snapshot.keys_folder, payload_days=snapshot.ledger.payload_days)
+        self._limit_watch.declare(snapshot.limits)
         if self.limits is None:
             self.limits = self._limits(snapshot)
-        else:
-            self.limits.use(snapshot.limits.values())
         self.health.use(_models(plans))
         self.environment = self._environment()
         before, self.plans = self.plans, plans
@@ -99,6 +103,7 @@ class Runtime:
     async def close(self) -> None:
         """Ends running exchanges and writes what is buffered."""
         self._purging.cancel()
+        self._limit_watch.close()
         await self.transport.close()
         await asyncio.sleep(LAST_FRAMES_S)
         if self.limits is not None:
@@ -125,7 +130,12 @@ class Runtime:
     def _limits(self, snapshot: Snapshot) -> Limits | None:
         if not snapshot.limits:
             return None
-        return make_limits(snapshot.limits.values(), snapshot.data_folder, self.journal, self.loop)
+        return make_limits(self._limit_watch.limits, snapshot.data_folder, self.journal, self.loop)
+
+    def _use_limits(self, limits: tuple[Limit, ...]) -> None:
+        """Somebody changed an amount: it holds from now on."""
+        if self.limits is not None:
+            self.limits.use(limits)
 
     def _purge(self) -> None:
         self._purging = self.loop.call_later(PURGE_S, self._purge)

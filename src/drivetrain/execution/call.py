@@ -321,7 +321,10 @@ class Execution:
             return self._cannot(step, too_deep())
         plan = self.plan
         if self._hold is not None or plan.cost_max_nano_usd is not None:
-            bound = self._bound = bound_of(chat, body_bytes=len(body), limit=limit)
+            bound = bound_of(chat, body_bytes=len(body), limit=limit)
+            if price.by_time and bound.unbounded:
+                bound = Bound(bound.input_tokens, bound.output_tokens)  # its timeout bounds what it costs
+            self._bound = bound
             self._worst = price.worst_case_nano_usd(bound.input_tokens, bound.output_tokens, timeout_ms * 1000)
             over = over_budget(plan, step, bound, self._worst + self._charged)
             if over is not None:

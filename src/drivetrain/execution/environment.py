@@ -15,8 +15,7 @@ from drivetrain.cache.answers import Kept
 from drivetrain.cache.flights import Flights
 from drivetrain.core.calls import Attribution
 from drivetrain.core.limits import Refusal
-from drivetrain.limits.slices import Waiter
-from drivetrain.limits.slices import Hold
+from drivetrain.limits.slices import Hold, Waiter
 from drivetrain.ports.journal import Journal, Vault
 from drivetrain.ports.transport import Transport
 from drivetrain.routing.health import Denied, Outcome

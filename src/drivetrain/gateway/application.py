@@ -13,7 +13,10 @@ from typing import Any
 
 import msgspec
 
+from drivetrain.adapters.files import key_file
+from drivetrain.adapters.sqlite_idempotency import SqliteIdempotency
 from drivetrain.cache.cache_control import read_cache_control
+from drivetrain.core.calls import Attribution
 from drivetrain.core.errors import RequestError, did_you_mean, report_fault
 from drivetrain.core.limits import Refusal
 from drivetrain.core.money import usd
@@ -23,6 +26,8 @@ from drivetrain.execution.call import CallResult, Execution
 from drivetrain.execution.environment import NOTHING_ASKED, Asked
 from drivetrain.execution.plan import Plans, WorkflowPlan
 from drivetrain.gateway.http import Connection, Exchange, Request
+from drivetrain.gateway.idempotency import Idempotency
+from drivetrain.gateway.idempotency_answers import CLIENT_LEFT, Answering
 from drivetrain.gateway.identity import Identity, KeyRing
 from drivetrain.gateway.metrics import Counters, Published, read_others, text
 from drivetrain.gateway.outcomes import read_outcomes
@@ -42,6 +47,13 @@ class Gateway:
         self.draining = False
         self.started = False
         self.counters = Counters()
+        snapshot = runtime.plans.snapshot
+        self.idempotency = Idempotency(
+            SqliteIdempotency(snapshot.data_folder / "idempotency"),
+            lambda: key_file(snapshot.keys_folder / "idempotency.key"),
+            self._refuse,
+            loop=runtime.loop,
+        )
         self.upstream_connections: Callable[[], int] = lambda: runtime.transport.open_connections
         self.client_connections: Callable[[], int] = lambda: 0
         self.early_refusals: Callable[[], dict[str, int]] = dict
@@ -75,6 +87,16 @@ class Gateway:
         own.connections = self.client_connections()
         own.upstream_connections = self.upstream_connections()
         own.ledger_failed = int(bool(self.runtime.journal.failed))
+        limits, health = self.runtime.limits, self.runtime.health
+        own.limits_failed = int(limits is not None and bool(limits.failed or limits.fenced))
+        own.cache_bytes = self.runtime.cache.bytes
+        for model, state in health.states(time.monotonic_ns()).items():
+            if state != "closed":
+                own.unwell[f"{model}\x00{state}"] = 1
+        for model, counts in health.counts().items():
+            for kind in ("open", "throttled", "paused", "retries"):
+                if number := getattr(counts, kind):
+                    own.withheld[f"{model}\x00{kind}"] = number
         return own
 
     # gateway.http.Application
@@ -159,8 +181,29 @@ class Gateway:
         *,
         typed: bool = False,
     ) -> Exchange | None:
-        runtime = self.runtime
         attribution = self._keys.attribution(identity, plan.workflow, request.headers, admitted.user)
+        asked = _asked(request.headers)
+        raw_key = request.headers.get(b"idempotency-key")
+        if raw_key is None:
+            return self._run(plan, admitted, attribution, asked, connection, typed=typed)
+        scope = (identity.tenant, identity.key, "workflow" if typed else "chat", plan.name if typed else "")
+
+        def run(answering: Answering) -> Exchange:
+            return self._run(plan, admitted, attribution, asked, answering, typed=typed)
+
+        return self.idempotency.begin(scope, raw_key, request.body, connection, run)
+
+    def _run(
+        self,
+        plan: WorkflowPlan,
+        admitted: Admitted,
+        attribution: Attribution,
+        asked: Asked,
+        connection: Answering,
+        *,
+        typed: bool,
+    ) -> Exchange:
+        runtime = self.runtime
         now_ns = time.time_ns()
         client = _CallClient(self, connection, plan, now_ns, typed=typed)
         execution = Execution(
@@ -173,7 +216,7 @@ class Gateway:
             door="workflow" if typed else "direct" if plan.direct else "chat",
             env=runtime.environment,
             client=client,
-            asked=_asked(request.headers),
+            asked=asked,
         )
         client.call_id = execution.call_id
         self.counters.running += 1
@@ -253,7 +296,7 @@ class Gateway:
         connection.answer(200, headers, text(workers).encode())
         return None
 
-    def _refuse(self, connection: Connection, error: RequestError) -> None:
+    def _refuse(self, connection: Answering, error: RequestError) -> None:
         self.counters.refuse(error.code)
         connection.answer(error.status, _error_headers(error), error.body())
 
@@ -264,7 +307,7 @@ class _CallClient:
     __slots__ = ("_connection", "_gateway", "_opened_ns", "_plan", "_typed", "call_id")
 
     def __init__(
-        self, gateway: Gateway, connection: Connection, plan: WorkflowPlan, opened_ns: int, *, typed: bool
+        self, gateway: Gateway, connection: Answering, plan: WorkflowPlan, opened_ns: int, *, typed: bool
     ) -> None:
         self._gateway = gateway
         self._connection = connection
@@ -284,7 +327,9 @@ class _CallClient:
         took_us = (time.time_ns() - self._opened_ns) // 1000
         gateway.counters.running -= 1
         gateway.counters.count(self._plan.name, result, took_us)
-        if result.status == "aborted":
+        if result.status == "aborted" and (result.http_status != 200 or connection.streaming):
+            # Nobody is there any more; only who takes the answer down for others hears this.
+            connection.answer(CLIENT_LEFT, b"", b"")
             return
         if connection.streaming:
             connection.end_stream(result.tail)

@@ -25,15 +25,19 @@ SWEEP_S = 0.5
 READ_HEADERS = frozenset(
     {
         b"authorization",
+        b"cache-control",
         b"content-encoding",
         b"content-length",
         b"expect",
         b"host",
+        b"idempotency-key",
         b"transfer-encoding",
+        b"x-drivetrain-cache",
         b"x-drivetrain-tags",
         b"x-drivetrain-team",
         b"x-drivetrain-use-case",
         b"x-drivetrain-user",
+        b"x-request-timeout-ms",
     }
 )
 REASONS = {

@@ -17,6 +17,22 @@ from drivetrain.execution.call import CallResult
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 BUCKETS_US = tuple(int(bound * 1_000_000) for bound in BUCKETS_S)
 Series = dict[str, int]
+SERIES = (
+    ("refused", "drivetrain_refused_total", "counter", ("reason",), "Requests that became no Call, by reason."),
+    ("slow_code", "drivetrain_slow_code_total", "counter", ("function",),
+     "Runs of the project's functions that stalled a worker."),
+    ("limited", "drivetrain_limited_total", "counter", ("code",), "Calls that a budget or limit refused."),
+    ("cached", "drivetrain_cache_hits_total", "counter", ("workflow",), "Attempts answered from the cache."),
+    ("saved_nano_usd", "drivetrain_cache_saved_nano_usd_total", "counter", ("workflow",),
+     "What cached answers had cost when a provider gave them."),
+    ("degraded", "drivetrain_degraded_total", "counter", ("workflow", "kind"),
+     "Calls answered by the workflow's ladder, because no variant did."),
+    ("withheld", "drivetrain_withheld_total", "counter", ("model", "kind"),
+     "Attempts and retries not made because of a model's health."),
+    ("unwell", "drivetrain_model_unwell", "gauge", ("model", "state"),
+     "Workers whose circuit for a model is open, half open or paused."),
+)  # fmt: skip
+"""(field of `Published`, metric, type, labels, help)"""
 
 
 class CallCounters(msgspec.Struct):
@@ -43,6 +59,20 @@ class Published(msgspec.Struct):
     attempts: dict[str, AttemptCounters] = {}
     refused: dict[str, int] = {}
     slow_code: dict[str, int] = {}
+    limited: dict[str, int] = {}
+    """Calls that a limit refused, by code."""
+    cached: dict[str, int] = {}
+    """Attempts answered from the cache, by workflow."""
+    saved_nano_usd: dict[str, int] = {}
+    """What those had cost before, by workflow."""
+    degraded: dict[str, int] = {}
+    """Calls that no variant answered but the ladder did, by `workflow`, NUL, `stale` or `static`."""
+    withheld: dict[str, int] = {}
+    """Attempts that were not made because of a model's health, by `provider/model`, NUL, kind."""
+    unwell: dict[str, int] = {}
+    """1 for each `provider/model`, NUL, state that is not `closed`."""
+    cache_bytes: int = 0
+    limits_failed: int = 0
     running: int = 0
     connections: int = 0
     upstream_connections: int = 0
@@ -52,12 +82,16 @@ class Published(msgspec.Struct):
 class Counters:
     """What one worker counts."""
 
-    __slots__ = ("_attempts", "_calls", "refused", "running")
+    __slots__ = ("_attempts", "_cached", "_calls", "_degraded", "_limited", "_saved_nano_usd", "refused", "running")
 
     def __init__(self) -> None:
         self._calls: dict[tuple[str, str, str], CallCounters] = {}
         self._attempts: dict[tuple[str, str, str], AttemptCounters] = {}
-        self.refused: dict[str, int] = {}
+        self._limited: Series = {}
+        self._cached: Series = {}
+        self._saved_nano_usd: Series = {}
+        self._degraded: Series = {}
+        self.refused: Series = {}
         self.running = 0
 
     def count(self, workflow: str, result: CallResult, duration_us: int) -> None:
@@ -78,6 +112,16 @@ class Counters:
             tried.attempts += 1
             tried.input_tokens += attempt.usage.input_tokens
             tried.output_tokens += attempt.usage.output_tokens
+            if attempt.cached:
+                self._cached[workflow] = self._cached.get(workflow, 0) + 1
+                saved = self._saved_nano_usd.get(workflow, 0)
+                self._saved_nano_usd[workflow] = saved + attempt.saved_nano_usd
+        if result.limited is not None:
+            code = result.limited.code
+            self._limited[code] = self._limited.get(code, 0) + 1
+        if result.degraded:
+            name = f"{workflow}\x00{result.degraded}"
+            self._degraded[name] = self._degraded.get(name, 0) + 1
 
     def refuse(self, code: str) -> None:
         """One request that became no Call."""
@@ -89,6 +133,10 @@ class Counters:
             calls={"\x00".join(key): value for key, value in self._calls.items()},
             attempts={"\x00".join(key): value for key, value in self._attempts.items()},
             refused=dict(self.refused),
+            limited=dict(self._limited),
+            cached=dict(self._cached),
+            saved_nano_usd=dict(self._saved_nano_usd),
+            degraded=dict(self._degraded),
             running=self.running,
         )
 
@@ -112,7 +160,9 @@ def read_others(folder: Path, worker: str) -> list[Published]:
         try:
             published = _DECODER.decode(path.read_bytes())
             if not _lives(path.stem):
-                published.running = published.connections = published.upstream_connections = published.ledger_failed = 0
+                published.running = published.connections = published.upstream_connections = 0
+                published.ledger_failed = published.limits_failed = published.cache_bytes = 0
+                published.unwell = {}
             found.append(published)
         except (OSError, msgspec.MsgspecError):
             continue  # it is being replaced or its worker is gone
@@ -142,8 +192,7 @@ def text(workers: list[Published]) -> str:
     lines: list[str] = []
     calls: dict[str, CallCounters] = {}
     attempts: dict[str, AttemptCounters] = {}
-    refused: Series = {}
-    slow: Series = {}
+    sums: dict[str, Series] = {name: {} for name, *_ in SERIES}
     for worker in workers:
         for key, one in worker.calls.items():
             total = calls.setdefault(key, CallCounters())
@@ -156,8 +205,8 @@ def text(workers: list[Published]) -> str:
             sum_of.attempts += tried.attempts
             sum_of.input_tokens += tried.input_tokens
             sum_of.output_tokens += tried.output_tokens
-        for series, counted in ((refused, worker.refused), (slow, worker.slow_code)):
-            for name, number in counted.items():
+        for of, series in sums.items():
+            for name, number in getattr(worker, of).items():
                 series[name] = series.get(name, 0) + number
 
     _head(lines, "drivetrain_calls_total", "counter", "Calls that ended.")
@@ -184,15 +233,19 @@ def text(workers: list[Published]) -> str:
         _head(lines, name, "counter", about)
         for key, tried in attempts.items():
             lines.append(f"{name}{_labels('verdict', key)} {getattr(tried, of)}")
-    _head(lines, "drivetrain_refused_total", "counter", "Requests that became no Call, by reason.")
-    lines += [f'drivetrain_refused_total{{reason="{name}"}} {number}' for name, number in sorted(refused.items())]
-    _head(lines, "drivetrain_slow_code_total", "counter", "Runs of the project's functions that stalled a worker.")
-    lines += [f'drivetrain_slow_code_total{{function="{name}"}} {number}' for name, number in sorted(slow.items())]
+    for of, name, kind, label_names, about in SERIES:
+        _head(lines, name, kind, about)
+        for key, number in sorted(sums[of].items()):
+            said = zip(label_names, key.split("\x00"), strict=True)
+            inner = ",".join(f'{label}="{_escaped(value)}"' for label, value in said)
+            lines.append(f"{name}{{{inner}}} {number}")
     for name, about, of in (
         ("drivetrain_calls_running", "Calls that run now.", "running"),
         ("drivetrain_connections", "Open client connections.", "connections"),
         ("drivetrain_upstream_connections", "Open connections to providers.", "upstream_connections"),
         ("drivetrain_ledger_failed", "Workers that cannot write their ledger.", "ledger_failed"),
+        ("drivetrain_limits_failed", "Workers that cannot reach the counters of budgets and limits.", "limits_failed"),
+        ("drivetrain_cache_bytes", "Memory that cached answers take.", "cache_bytes"),
     ):
         _head(lines, name, "gauge", about)
         lines.append(f"{name} {sum(getattr(worker, of) for worker in workers)}")

@@ -156,7 +156,7 @@ async def _serve(
     server.close()
     connections.close_idle()
     deadline = loop.time() + DRAIN_S
-    while gateway.counters.running and loop.time() < deadline:
+    while (gateway.counters.running or gateway.idempotency.busy) and loop.time() < deadline:
         await asyncio.sleep(0.02)
         connections.close_idle()
     beating.cancel()
@@ -167,6 +167,7 @@ async def _serve(
     for connection in list(connections.open):
         connection.close_if_idle()
     await runtime.close()
+    await gateway.idempotency.close()
     (folder / f"{name}.metrics").unlink(missing_ok=True)
 
 

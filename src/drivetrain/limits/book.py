@@ -289,6 +289,9 @@ class Book:
                 found = self.slices[name] = self.by_number[self.slice_numbered] = Slice(self.slice_numbered, account)
             elif found.account != account:
                 # The limit was edited: the same account, so the same slice, under the new terms.
+                if account.terms.cap < found.terms.cap:
+                    # What was leased under the higher cap goes back; what this Call needs is asked for under the lower.
+                    self.return_free(found)
                 found.account, found.terms = account, account.terms
             slices.append(found)
         if len(self._known) >= KNOWN_MAX:

@@ -12,19 +12,20 @@ from typing import Generic, Protocol, TypeVar
 
 HIGH, NORMAL, LOW = 0, 1, 2
 """A Call's priority: the smaller, the more urgent."""
-PLACE_WAIT_MS = 6
+PLACE_WAIT_MS = 5
 """How long a Call waits for a place: a refusal is promised within 10 ms, and a busy loop needs the rest. Other workers
-return what they have free in 2 to 5 ms."""
+return what they have free in 1 to 3 ms."""
 QUEUE_SHARE = 8
-"""While all places are taken, one Call may wait for so many places held here. Calls that run for 50 ms free an eighth
+"""While all places are taken, one Call may wait for so many places held here. Calls that run for 40 ms free an eighth
 of their places in one wait; a longer queue would wait in vain."""
 FULL_NS = 100_000_000
 """For so long the store's word that all places are taken is believed, unless it rings. Then it is asked again, so that
 who may keep how many is looked at ten times a second, not once per Call."""
 
-LINGER_NS = 10_000_000
+LINGER_NS = 100_000_000
 """For so long a place within the worker's share is kept for the next Call here, while Calls are refused here: returning
-it to fetch it back a moment later would cost every Call two visits to the store."""
+it to fetch it back a moment later would cost every Call two visits to the store, and a worker with few Calls would
+find none."""
 
 
 class Queued(Protocol):

@@ -73,6 +73,8 @@ class Renewal:
         """Those that wait for a place, oldest first."""
         self._full: set[Slice] = set()
         """Places that the store said are all taken: a want of ours stands there, and it rings."""
+        self._busy: set[Slice] = set()
+        """Places of which a Call found none a moment ago."""
         self._lingering: set[Slice] = set()
         """Places of which some are kept free for a moment."""
         self.watch: Callable[[], None] = _nothing
@@ -233,6 +235,9 @@ class Renewal:
         self._retry()
         for one in list(self._full):
             self._shrink(one)
+        for one in self._busy:
+            if one.contended and one.free > 0:
+                self._linger(one)
         self.expire()
         self._announce(reply.alerts)
 
@@ -276,14 +281,22 @@ class Renewal:
             self._try(waiter)
         if not one.contended:
             return
-        if one.free > 0 and self._is_full(one):
-            one.lingers_until_ns = self._monotonic_ns() + LINGER_NS
-            self._lingering.add(one)
-            self.watch()
-        else:
+        self._linger(one)
+        if one not in self._lingering:
             book.return_free(one)
         if one.dirty:
             book.urgent()
+
+    def _linger(self, one: Slice) -> None:
+        """Keep what is free for the next Call, where a Call found no place a moment ago."""
+        now_ns = self._monotonic_ns()
+        if one.free > 0 and now_ns < one.busy_until_ns:
+            one.lingers_until_ns = now_ns + LINGER_NS
+            self._lingering.add(one)
+            self.watch()
+        else:
+            one.lingers_until_ns = 0
+            self._lingering.discard(one)
 
     def _try(self, waiter: Waiter) -> None:
         if all(one.free >= units for one, units in waiter.lines):
@@ -306,6 +319,8 @@ class Renewal:
         ]
         for one in lacking:
             assert one.queue is not None
+            if self._is_full(one):
+                self._note_busy(one)
             if not one.queue.admits(waiter.priority, self._most(one)):
                 return self.book.refusal(one, 1, 0)
         for one in lacking:
@@ -340,6 +355,11 @@ class Renewal:
             if one.free < 1:
                 one.full_until_ns = self._monotonic_ns() + FULL_NS
                 self._full.add(one)
+                self._note_busy(one)
+
+    def _note_busy(self, one: Slice) -> None:
+        one.busy_until_ns = self._monotonic_ns() + FULL_NS
+        self._busy.add(one)
 
     def _note_empty(self, verdict: Verdict) -> None:
         """Remember what the store had left in buckets that refused."""
@@ -389,7 +409,21 @@ class Renewal:
             if lines:
                 last = waiter.since_ns <= until and not waiter.queues
                 wants.append(Want(waiter.number, tuple(lines), last))
-        return tuple(wants)
+        return (*wants, *self._reminders())
+
+    def _reminders(self) -> list[Want]:
+        """A place for the next Call, where one found none a moment ago and this worker has less than its share.
+
+        Without it a worker with few Calls would never get any: the place that comes back for a Call comes after it.
+        """
+        now_ns = self._monotonic_ns()
+        self._busy = {one for one in self._busy if now_ns < one.busy_until_ns and one.number in self.book.by_number}
+        reminders = []
+        for one in islice(self._busy, WANTS_MAX):
+            if not one.queue and one.free < 1 and one.granted - one.returned < one.keep:
+                self._numbered += 1
+                reminders.append(Want(self._numbered, (Line(one.number, one.terms, 1, 1, 1),)))
+        return reminders
 
     def _in_turn(self) -> Iterable[Waiter]:
         """Everybody who waits, the most urgent first; all that wait for money are as urgent."""

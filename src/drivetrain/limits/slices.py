@@ -23,7 +23,7 @@ class Slice:
     """This worker's part of one account."""
 
     __slots__ = (
-        "account", "ahead", "alerted", "answered", "asked_ns", "booked", "contended", "dirty", "free",
+        "account", "ahead", "alerted", "answered", "asked_ns", "booked", "busy_until_ns", "contended", "dirty", "free",
         "full_until_ns", "good", "granted", "idle_ns", "keep", "left", "left_ns", "lingers_until_ns", "low", "number",
         "over", "queue", "recalled", "refunded", "returned", "seen", "settled", "terms",
     )  # fmt: skip
@@ -61,6 +61,8 @@ class Slice:
         """Of a bucket: what the store had when it said so, and when that was."""
         self.keep = 0
         """Of places: as many are used again here even while others wait."""
+        self.busy_until_ns = 0
+        """Of places: monotonic time until which it is remembered that a Call found none."""
         self.lingers_until_ns = 0
         """Monotonic time until which a place that is free here is kept, though others wait."""
         self.queue: PlaceQueue[Waiter] | None = PlaceQueue() if self.terms.kind == SLOTS else None
