@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing.queues import Queue
@@ -204,9 +204,8 @@ async def _load(url: str, pid: int, rate: int, seconds: float) -> Seen:
     return seen
 
 
-async def _offer(send: object, rate: int, seconds: float, seen: Seen) -> None:
+async def _offer(send: Callable[[], None], rate: int, seconds: float, seen: Seen) -> None:
     """Call `send` at every due time, `rate` times a second."""
-    assert callable(send)
     began, sent = time.perf_counter(), 0
     while sent < rate * seconds:
         now = time.perf_counter()

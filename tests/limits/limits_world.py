@@ -19,7 +19,7 @@ from drivetrain.limits.places import NORMAL
 from drivetrain.limits.recovery import bury_dead
 from drivetrain.limits.renewal import Renewal
 from drivetrain.limits.slices import Hold, Short
-from drivetrain.ports.counters import AccountState, CounterStore, DeadWorker, SyncReply, SyncRequest
+from drivetrain.ports.counters import AccountListing, AccountState, CounterStore, DeadWorker, SyncReply, SyncRequest
 
 NOW_NS = 1_772_366_400_000_000_000
 """2026-03-01T12:00:00Z."""
@@ -86,6 +86,11 @@ class TwinHandle:
 
     def account(self, account: str) -> AccountState | None:
         found, also = self.one.account(account), self.other.account(account)
+        assert found == also
+        return found
+
+    def accounts(self, prefix: str, suffix: str, at_most: int) -> AccountListing:
+        found, also = self.one.accounts(prefix, suffix, at_most), self.other.accounts(prefix, suffix, at_most)
         assert found == also
         return found
 
@@ -204,13 +209,15 @@ class Worker:
 
     # Calls.
 
-    def admit(self, who: Attribution, workflow: str = "w", priority: int = NORMAL) -> Hold | Refusal | list[Any]:
+    def admit(self, who: Attribution, workflow: str = "w", priority: int = NORMAL) -> Any:
         """The hold, the refusal, or a list into which one of them will be put."""
         accounts = self.book.accounts(who, workflow, self.clock.now())
         assert accounts is not None
         return self._or_wait(self.book.admit(accounts), lambda: self.book.admit(accounts), priority)
 
-    def reserve(self, hold: Hold, worst: int, tokens: int = 0) -> Refusal | list[Any] | None:
+    def reserve(self, hold: Hold, worst: int, tokens: int = 0) -> Any:
+        """None, the refusal, or a list into which one of them will be put."""
+
         def take() -> Any:
             return None if hold.closed else self.book.reserve(hold, worst, tokens)
 

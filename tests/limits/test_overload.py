@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from limits_world import WHO, Clock, Stores, Worker, bury_all, pump, waited
 
+from drivetrain.core.calls import Attribution
 from drivetrain.core.limits import Limit, Refusal
 from drivetrain.limits.leasing import Limits
 from drivetrain.limits.places import FULL_NS, HIGH, LOW, NORMAL, PLACE_WAIT_MS, QUEUE_SHARE
@@ -122,7 +123,7 @@ def test_a_call_that_needs_two_places_waits_for_both_and_keeps_neither_alone() -
     each = Limit(name="each", kind="concurrency", dimension="key", unit="calls", amount=CAP // 2)
     stores = Stores("memory", Clock())
     worker = Worker(stores, [GATE, each])
-    other_key = WHO._replace(key="other") if hasattr(WHO, "_replace") else type(WHO)(key="other")
+    other_key = Attribution(key="other")
     mine = [waited(worker.admit(WHO), [worker]) for _ in range(CAP // 2)]
     others = [waited(worker.admit(other_key), [worker]) for _ in range(CAP // 2)]
     waiting = worker.admit(WHO)
@@ -376,7 +377,8 @@ def test_a_refusal_comes_in_time_on_a_real_loop(tmp_path: Path) -> None:
             began = time.monotonic()
             assert isinstance(await admit(other), Refusal)
             took_s.append(time.monotonic() - began)
-        assert sorted(took_s)[10] < 0.010, took_s
+        # The wait is 5 ms; the rest is for a busy machine.
+        assert sorted(took_s)[10] < 0.030, took_s
         one.close_hold(holds.pop())
         for _ in range(50):
             got = await admit(other, HIGH)

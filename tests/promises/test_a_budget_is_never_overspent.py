@@ -136,7 +136,7 @@ def test_the_last_dollar_is_spent_once_and_wholly(seed: int) -> None:
             assert not storm.wrong, (len(storm.wrong), storm.wrong[:3])
             assert storm.statuses["200"] > 20
             assert storm.statuses["429 budget_exceeded"] > 20, "the money never ran out"
-            assert eventually(lambda: books_agree(served), wait_s=5), (books.settled(served.data_folder), spent(served))
+            assert eventually(lambda: books_agree(served), wait_s=5), (books.settled(served.data_folder, *SCOPES), spent(served))
             spend_the_rest(served, random.Random(seed))
             assert served.stop() == 0
             check_the_end(served.data_folder, served, simulator)
@@ -157,7 +157,7 @@ def books_agree(served: Gateway) -> bool:
     """Whether no Call runs, and the counters have settled what the ledger says."""
     calls = served.calls()
     done = not any(call.status == "running" for call in calls)
-    return done and books.settled(served.data_folder) == books.spent(calls, **SCOPES)
+    return done and books.settled(served.data_folder, *SCOPES) == books.spent(calls, **SCOPES)
 
 
 def spend_the_rest(served: Gateway, chance: random.Random) -> None:
@@ -166,7 +166,7 @@ def spend_the_rest(served: Gateway, chance: random.Random) -> None:
     tried = 0
     for team in TEAMS:
         for user in chance.sample(USERS, 3):
-            state = books.settled(served.data_folder)
+            state = books.settled(served.data_folder, *SCOPES)
             left = min(CAPS[name] - state.get(f"{name}/{value}", 0) for name, value in
                        (("all", ""), ("team", team), ("user", user)))  # fmt: skip
             fits = tokens_for(served, team, user, left)
@@ -175,7 +175,7 @@ def spend_the_rest(served: Gateway, chance: random.Random) -> None:
             tried += 1
             assert exact(served, team, user, fits + 1).status == 429, "one token more than what is left was sold"
             answer = exact(served, team, user, fits)
-            assert answer.status == 200, (left, answer.body, books.accounts(served.data_folder))
+            assert answer.status == 200, (left, answer.body, books.accounts(served.data_folder, *SCOPES))
             assert eventually(lambda: books_agree(served), wait_s=3)
     assert tried, "nothing was left anywhere, so this proves nothing"
 
@@ -199,10 +199,12 @@ def exact(served: Gateway, team: str, user: str, tokens: int) -> wire.Answered:
 
 
 def check_the_end(data_folder: Path, served: Gateway, simulator: SimulatorProcess) -> None:
-    calls, found = served.calls(), books.accounts(data_folder)
+    calls, found = served.calls(), books.accounts(data_folder, *SCOPES)
     ledger = books.spent(calls, **SCOPES)
     assert {call.status for call in calls} <= {"answered", "failed", "refused", "aborted"}
     assert {name: state.settled for name, state in found.items() if state.settled} == ledger
+    overruns = [(call.status, call.notes, call.attempts) for call in calls if call.notes]
+    assert not overruns, f"the provider honours max_tokens: {overruns[:3]}"
     assert not any(state.held or state.over for state in found.values()), found
     for name, nano in ledger.items():
         assert nano <= CAPS[name.split("/")[0]], (name, nano)

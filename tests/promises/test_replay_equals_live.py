@@ -395,8 +395,9 @@ def alter(root: Path, call: Call) -> None:
         while offset < len(data):
             length, _ = HEAD.unpack_from(data, offset)
             start, end = offset + HEAD.size, offset + HEAD.size + length
-            if call.request in data[start:end]:
-                data[end - 1] ^= 1
+            sealed = data.find(call.request, start, end)
+            if sealed >= 0:
+                data[sealed + len(call.request) - 1] ^= 1
                 data[offset:start] = HEAD.pack(length, crc32(bytes(data[start:end])))
                 path.write_bytes(data)
                 return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 
 from drivetrain.adapters.sqlite_counters import SqliteCounters
@@ -13,36 +14,32 @@ from drivetrain.ports.counters import AccountState
 
 
 def limit(name: str, scope: str, **keys: object) -> str:
-    """`[limits.NAME]`; a budget per month where nothing else is said."""
+    """`[limits.NAME]`; a budget is per month, in UTC."""
     if "usd" in keys:
         keys.setdefault("per", "month")
     lines = [f'scope = "{scope}"', *(f"{key} = {_toml(value)}" for key, value in keys.items())]
     return f"[limits.{name}]\n" + "\n".join(lines) + "\n\n"
 
 
-def accounts(data_folder: Path) -> dict[str, AccountState]:
-    """Every account by `limit/value`, its period left out: a test lives in one."""
+def accounts(data_folder: Path, *limits: str) -> dict[str, AccountState]:
+    """The accounts of these budgets in this month, by `limit/value`."""
+    period = f"@{datetime.now(UTC):%Y-%m}"
     store = SqliteCounters(limits_folder(data_folder))
     try:
-        listed = store.accounts("", "", 100_000)
+        listed = [one for name in limits for one in store.accounts(f"{name}/", period, 100_000).first]
     finally:
         store.close()
-    return {one.name.rpartition("@")[0]: one.state for one in listed.first}
+    return {one.name.removesuffix(period): one.state for one in listed}
 
 
 def account(data_folder: Path, name: str) -> AccountState:
-    """One of them; all zero where nobody has used it."""
-    return accounts(data_folder).get(name, AccountState(0, 0, 0))
+    """The one account `limit/value`; all zero where nobody has used it."""
+    return accounts(data_folder, name.split("/")[0]).get(name, AccountState(0, 0, 0))
 
 
-def settled(data_folder: Path) -> dict[str, int]:
-    """What was settled in each account; accounts without any left out."""
-    return {name: state.settled for name, state in accounts(data_folder).items() if state.settled}
-
-
-def held(data_folder: Path) -> dict[str, int]:
-    """What is held in each account; accounts without any left out."""
-    return {name: state.held for name, state in accounts(data_folder).items() if state.held}
+def settled(data_folder: Path, *limits: str) -> dict[str, int]:
+    """What was settled in each of their accounts; those without any left out."""
+    return {name: state.settled for name, state in accounts(data_folder, *limits).items() if state.settled}
 
 
 def spent(calls: Iterable[Call], **scopes: str) -> dict[str, int]:

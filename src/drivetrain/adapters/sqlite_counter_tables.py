@@ -296,7 +296,7 @@ class Visit:
             (account.name, self._worker, self._now_ns, TURN_NS),
         ).fetchall()
         first = (wants for name, wants, since in others if (self._held(name, account.name) >= keep[name], since) < me)
-        return account.available - sum(first)
+        return account.available - int(sum(first))
 
     def _keep(self, account: Account) -> dict[str, int]:
         """The fair share of everybody who holds slots of this account or waits for them, and of this worker."""

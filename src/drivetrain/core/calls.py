@@ -78,10 +78,21 @@ class OpenedV1(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="open
     retained: int = RETAINED_NONE
     payload: bytes = b""
     """The request: nothing, a hash, or encrypted under the subject's key."""
+    reserved_number: int = 0
+    """The first attempt's reservation stands here, so that most Calls need no frame for it; 0: it has none."""
+    reserved_accounts: tuple[str, ...] = ()
+    reserved_nano_usd: int = 0
+
+    @property
+    def reservation(self) -> ReservedV1 | None:
+        """Of the first attempt, where it has one."""
+        if not self.reserved_number:
+            return None
+        return ReservedV1(self.call_id, self.reserved_number, self.reserved_accounts, self.reserved_nano_usd)
 
 
 class ReservedV1(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="reserved.1"):
-    """Money is reserved for an attempt; written before it is sent, so what has no such frame was never sent."""
+    """Money is reserved for a further attempt of a Call; written before it is sent, so what has none was never sent."""
 
     call_id: str
     number: int

@@ -93,6 +93,15 @@ class Rates(msgspec.Struct, frozen=True, kw_only=True):
             total += written_1h * (write_rate if self.cache_write_1h is None else self.cache_write_1h)
         return -(-total // TOKENS_PER_RATE) + self.request
 
+    def worst_case_nano_usd(self, input_tokens: int, output_tokens: int) -> int:
+        """An upper bound on the cost of at most these tokens: all input at its dearest rate."""
+        dearest = self.input
+        for rate in (self.input_cached, self.cache_write, self.cache_write_1h):
+            if rate is not None and rate > dearest:
+                dearest = rate
+        total = input_tokens * dearest + output_tokens * self.output
+        return -(-total // TOKENS_PER_RATE) + self.request
+
 
 class Price(msgspec.Struct, frozen=True, kw_only=True):
     """The price of a model at one date: rates, and dearer rates above a size of input."""
@@ -121,12 +130,10 @@ class Price(msgspec.Struct, frozen=True, kw_only=True):
 
         busy_us: the most time it may take, its whole timeout.
         """
-        bounds = []
-        for rates in (self.base, *(dearer for _, dearer in self.tiers)):
-            dearest_input = max(rates.input, rates.input_cached or 0, rates.cache_write or 0, rates.cache_write_1h or 0)
-            total = input_tokens * dearest_input + output_tokens * rates.output
-            bounds.append(-(-total // TOKENS_PER_RATE) + rates.request)
-        return max(bounds)
+        worst = self.base.worst_case_nano_usd(input_tokens, output_tokens)
+        for _, dearer in self.tiers:
+            worst = max(worst, dearer.worst_case_nano_usd(input_tokens, output_tokens))
+        return worst
 
 
 FREE = Rates(input=0, output=0)

@@ -66,6 +66,7 @@ KEPT_BYTES_MAX = 4 * 1024 * 1024
 """Of a stream, for its record and for counting what was delivered; what is longer cannot be replayed."""
 ADMISSION, RESERVATION, FLIGHT, JOURNAL, PAUSE = "admission", "reservation", "flight", "journal", "pause"
 """What a Call may wait for beside its provider."""
+NO_ACCOUNTS: tuple[str, ...] = ()
 AGAIN_JSON = UpstreamHead(200, {b"content-type": b"application/json"})
 AGAIN_STREAM = UpstreamHead(200, {b"content-type": b"text/event-stream"})
 
@@ -105,48 +106,57 @@ class Client(Protocol):
 class Execution:
     """One Call."""
 
-    # What a new Call has not yet is said once, for all: thirty assignments per Call would cost a microsecond.
-    ended = False
-    left = False
-    """Whether the client has left."""
-    _step = 0
-    _purpose = "answer"
-    _opened = False
-    _streamed = False
-    live = False
-    """Whether the running attempt's answer goes to the client as it comes."""
-    _arrived_bytes = 0
-    _charged = 0
-    _sent = 0
-    _attempt_started_us = 0
-    _first_byte_us = 0
-    _exchange: Attempt | None = None
-    _request: UpstreamRequest | None = None
-    _price: Price | None = None
-    _head: UpstreamHead | None = None
-    _relay: Relay | None = None
-    _last_error: RequestError | None = None
-    _result: CallResult | None = None
-    _waits = ""
-    _hold: Hold | None = None
-    _bound: Bound = NO_BOUND
-    _worst = 0
-    """What the attempt that is being made costs at most, in nano-USD."""
-    _allowed_us = 0
-    """How long it may take."""
-    _granted_ns = 0
-    """When the provider's health gave leave for the running attempt; 0: it was not asked."""
-    _seat: Seat | None = None
-    """Of the running attempt: its place among Calls that want the same answer at the same time."""
-    _cache_key = b""
-    """Under which the running attempt's answer may be kept; empty: nowhere."""
-    _hit: Kept | None = None
-    _rung = 0
-    """Rungs of the ladder that were tried."""
-    _degraded = ""
-    _limited: LimitRefusal | None = None
-    _deadline_us = 0
-    """When it must have ended; 0: never."""
+    __slots__ = (
+        "_allowed_us",
+        "_arrived_bytes",
+        "_asked",
+        "_attempt_started_us",
+        "_bodies",
+        "_body",
+        "_bound",
+        "_cache_key",
+        "_charged",
+        "_client",
+        "_deadline_us",
+        "_degraded",
+        "_env",
+        "_exchange",
+        "_first_byte_us",
+        "_granted_ns",
+        "_head",
+        "_hit",
+        "_hold",
+        "_last_error",
+        "_limited",
+        "_notes",
+        "_opened",
+        "_price",
+        "_purpose",
+        "_relay",
+        "_request",
+        "_result",
+        "_retained",
+        "_rung",
+        "_seat",
+        "_sent",
+        "_started",
+        "_step",
+        "_streamed",
+        "_tried",
+        "_waits",
+        "_worst",
+        "admitted",
+        "attempts",
+        "attribution",
+        "call_id",
+        "day",
+        "door",
+        "ended",
+        "left",
+        "live",
+        "opened_ns",
+        "plan",
+    )
 
     def __init__(
         self,
@@ -177,9 +187,50 @@ class Execution:
         self._bodies: list[bytes] = []
         self._asked = asked
         self._retained = RETAINED_NONE if plan.retention == "none" else retained(plan.retention, env.vault, call_id)
-        self._tried: list[tuple[int, bool, bytes]] = []
+        self.ended = False
+        self.left = False
+        """Whether the client has left."""
+        self._step = 0
+        self._purpose = "answer"
+        self._opened = False
+        self._streamed = False
+        self.live = False
+        """Whether the running attempt's answer goes to the client as it comes."""
+        self._arrived_bytes = 0
+        self._charged = 0
+        self._sent = 0
+        self._attempt_started_us = 0
+        self._first_byte_us = 0
+        self._exchange: Attempt | None = None
+        self._request: UpstreamRequest | None = None
+        self._price: Price | None = None
+        self._head: UpstreamHead | None = None
+        self._relay: Relay | None = None
+        self._last_error: RequestError | None = None
+        self._result: CallResult | None = None
+        self._waits = ""
+        self._hold: Hold | None = None
+        self._bound: Bound = NO_BOUND
+        self._worst = 0
+        """What the attempt that is being made costs at most, in nano-USD."""
+        self._allowed_us = 0
+        """How long it may take."""
+        self._granted_ns = 0
+        """When the provider's health gave leave for the running attempt; 0: it was not asked."""
+        self._seat: Seat | None = None
+        """Of the running attempt: its place among Calls that want the same answer at the same time."""
+        self._cache_key = b""
+        """Under which the running attempt's answer may be kept; empty: nowhere."""
+        self._hit: Kept | None = None
+        self._tried: tuple[tuple[int, bool, bytes], ...] = ()
         """(step, whether live, cache key) of every request that was looked up."""
-        self._notes: list[str] = []
+        self._notes: tuple[str, ...] = ()
+        self._rung = 0
+        """Rungs of the ladder that were tried."""
+        self._degraded = ""
+        self._limited: LimitRefusal | None = None
+        self._deadline_us = 0
+        """When it must have ended; 0: never."""
         allowed_ms = plan.deadline_ms
         if asked.deadline_ms is not None and (allowed_ms is None or asked.deadline_ms < allowed_ms):
             allowed_ms = asked.deadline_ms
@@ -306,9 +357,10 @@ class Execution:
         if admitted.max_output_tokens is not None and admitted.max_output_tokens < limit:
             limit = admitted.max_output_tokens
         live = admitted.stream and step.streams and not step.buffered
-        timeout_ms = step.timeout_ms
+        timeout_ms, first_byte_ms = step.timeout_ms, step.first_byte_timeout_ms
         if self._deadline_us:
             timeout_ms = min(timeout_ms, (self._deadline_us - self._elapsed_us()) // 1000)
+            first_byte_ms = min(first_byte_ms, timeout_ms)
             if timeout_ms <= 0:
                 self._miss_deadline(step)
                 return True
@@ -326,9 +378,10 @@ class Execution:
                 bound = Bound(bound.input_tokens, bound.output_tokens)  # its timeout bounds what it costs
             self._bound = bound
             self._worst = price.worst_case_nano_usd(bound.input_tokens, bound.output_tokens, timeout_ms * 1000)
-            over = over_budget(plan, step, bound, self._worst + self._charged)
-            if over is not None:
-                return self._cannot(step, over)
+            if plan.cost_max_nano_usd is not None:
+                over = over_budget(plan, step, bound, self._worst + self._charged)
+                if over is not None:
+                    return self._cannot(step, over)
         self._price = price
         self._allowed_us = timeout_ms * 1000
         self.live = live
@@ -336,12 +389,11 @@ class Execution:
         self._relay = None
         self._body = []
         self._arrived_bytes = 0
-        self._request = UpstreamRequest(
-            step.target.endpoint, step.head, body, min(step.first_byte_timeout_ms, timeout_ms), timeout_ms
-        )
-        self._cache_key = b""
-        if plan.cache is not None and self._given_again(step, chat, body):
-            return True
+        self._request = UpstreamRequest(step.target.endpoint, step.head, body, first_byte_ms, timeout_ms)
+        if plan.cache is not None:
+            self._cache_key = b""
+            if self._given_again(step, chat, body):
+                return True
         return self._borrow(step)
 
     def _chat(self, step: VariantStep) -> dict[str, Any]:
@@ -357,7 +409,7 @@ class Execution:
                 built["messages"], limit_tokens=limit_tokens, strategy=self.plan.context, other_bytes=other_bytes
             )
             built["messages"] = fit.messages
-            self._notes += [note for note in fit.notes if note not in self._notes]
+            self._notes += tuple(note for note in fit.notes if note not in self._notes)
         return built
 
     def _cannot(self, step: VariantStep, error: RequestError, failure: str = "") -> bool:
@@ -384,7 +436,7 @@ class Execution:
             return False
         key = cache.key(self.attribution.tenant, step.identity, body)
         if asked.cache_read:
-            self._tried.append((self._step, self.live, key))
+            self._tried += ((self._step, self.live, key),)
             kept = cache.fresh(key, rules.ttl_s, asked.cache_max_age_s)
             if kept is not None and may_keep(kept.finish_reason, kept.has_tool_calls, rules.tool_calls):
                 self._give(kept)
@@ -520,24 +572,26 @@ class Execution:
 
     def _record_and_send(self) -> None:
         hold = self._hold
-        if hold is not None and hold.is_recorded:
-            if not self._opened:
-                self._write_opened(None)
+        if not self._opened:
+            self._waits = JOURNAL
+            self._write_opened(self._may_send, hold)
+        elif hold is not None and hold.accounts.money:
             self._waits = JOURNAL
             self._env.journal.append(hold.frame(self.call_id), self._may_send, sync=self.plan.sync)
-        elif self._opened:
-            self._send()
         else:
-            self._waits = JOURNAL
-            self._write_opened(self._may_send)
+            self._send()
 
     # Records.
 
     def _sealed(self, kind: str, payload: bytes) -> bytes:
         return sealed(self._env.vault, self._retained, payload, whose=self.attribution, call_id=self.call_id, kind=kind)
 
-    def _write_opened(self, then: Callable[[bool], None] | None) -> None:
+    def _write_opened(self, then: Callable[[bool], None] | None, hold: Hold | None = None) -> None:
+        """hold: has a reservation for the attempt that follows."""
         self._opened = True
+        number, accounts, amount = 0, NO_ACCOUNTS, 0
+        if hold is not None and hold.accounts.money:
+            number, accounts, amount = hold.number, hold.accounts.names, hold.reserved
         opened = OpenedV1(
             self.call_id,
             self.opened_ns,
@@ -549,6 +603,9 @@ class Execution:
             self.day,
             self._retained,
             self._sealed("request", self.admitted.raw) if self._retained else b"",
+            number,
+            accounts,
+            amount,
         )
         self._env.journal.append(opened, then, sync=self.plan.sync)
 
@@ -580,10 +637,11 @@ class Execution:
 
     def on_head(self, head: UpstreamHead) -> None:
         self._head = head
-        if self._granted_ns and head.status == 200:
-            assert self._env.health is not None
-            self._env.health.answered(self._current().target.reference, self._granted_ns, self._env.monotonic_ns())
         if self.live and head.status == 200:
+            if self._granted_ns:
+                # A whole answer says so itself, soon enough.
+                assert self._env.health is not None
+                self._env.health.answered(self._current().target.reference, self._granted_ns, self._env.monotonic_ns())
             content_type = head.headers.get(b"content-type", b"").lower()
             if content_type.startswith(b"text/event-stream"):
                 step = self._current()
@@ -808,9 +866,12 @@ class Execution:
             return
         assert price is not None
         cost = 0
-        if usage.source != "none" or (price.by_time and sent):
-            # Timeouts are looked at now and then; what was not allowed is not paid.
-            cost = price.cost_nano_usd(usage, min(ended_us - self._attempt_started_us, self._allowed_us))
+        if price.by_time:
+            if sent:
+                # Timeouts are looked at now and then; what was not allowed is not paid.
+                cost = price.cost_nano_usd(usage, min(ended_us - self._attempt_started_us, self._allowed_us))
+        elif usage.source != "none":
+            cost = price.cost_nano_usd(usage)
         self._charged += cost
         pause_ms = -1 if head is None or status == 200 else retry_after_ms(head)
         self.attempts.append(
@@ -840,12 +901,12 @@ class Execution:
             assert env.limits is not None
             beyond = env.limits.settle(self._hold, cost, usage.input_tokens + usage.output_tokens)
             if beyond:
-                self._notes.append(f"overrun: `{step.name}` cost {beyond} nano-USD more than was reserved for it")
+                self._notes += (f"overrun: `{step.name}` cost {beyond} nano-USD more than was reserved for it",)
         granted_ns = self._granted_ns
         if granted_ns:
             self._granted_ns = 0
             assert env.health is not None
-            outcome = health_outcome(verdict, status, failure)
+            outcome = "ok" if verdict == "accepted" else health_outcome(verdict, status, failure)
             now_ns = self._started + ended_us * 1000
             if outcome is None:
                 env.health.withdrawn(step.target.reference, granted_ns)
@@ -999,7 +1060,7 @@ class Execution:
             self._retained,
             payload,
             degraded,
-            tuple(self._notes),
+            self._notes,
         )
         self._env.journal.append(closed, self._closed_written, sync=self.plan.sync)
 

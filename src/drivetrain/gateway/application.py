@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ from drivetrain.providers.answers import Unusable, message_of
 
 DEADLINE_MS_MAX = 86_400_000
 """Of a client's own deadline: a day."""
+ASKING = frozenset({b"cache-control", b"idempotency-key", b"x-drivetrain-cache", b"x-request-timeout-ms"})
+"""Headers that ask something of the Call beside its input."""
 JSON_TYPE = b"content-type: application/json\r\n"
 Handler = Callable[[Request, Connection], Exchange | None]
 
@@ -182,15 +185,14 @@ class Gateway:
         typed: bool = False,
     ) -> Exchange | None:
         attribution = self._keys.attribution(identity, plan.workflow, request.headers, admitted.user)
+        if ASKING.isdisjoint(request.headers):
+            return self._run(plan, admitted, attribution, NOTHING_ASKED, connection, typed=typed)
         asked = _asked(request.headers)
         raw_key = request.headers.get(b"idempotency-key")
         if raw_key is None:
             return self._run(plan, admitted, attribution, asked, connection, typed=typed)
         scope = (identity.tenant, identity.key, "workflow" if typed else "chat", plan.name if typed else "")
-
-        def run(answering: Answering) -> Exchange:
-            return self._run(plan, admitted, attribution, asked, answering, typed=typed)
-
+        run = partial(self._run, plan, admitted, attribution, asked, typed=typed)
         return self.idempotency.begin(scope, raw_key, request.body, connection, run)
 
     def _run(
@@ -369,8 +371,6 @@ def _asked(headers: Mapping[bytes, bytes]) -> Asked:
     """What a request's headers ask of its Call. Raises: RequestError."""
     control, choice = headers.get(b"cache-control"), headers.get(b"x-drivetrain-cache")
     deadline = headers.get(b"x-request-timeout-ms")
-    if control is None and choice is None and deadline is None:
-        return NOTHING_ASKED
     said = read_cache_control(control)
     if choice is not None and choice.strip().lower() not in (b"on", b"off"):
         raise bad_request("x-drivetrain-cache is `off` or `on`", param="x-drivetrain-cache")

@@ -165,6 +165,8 @@ class Fold:
                 return None
             lone = self._lone.pop(call_id, None)
             if lone is None:
+                if record.reserved_number and call_id not in self._reserved:
+                    self._reserved[call_id] = record.reservation  # type: ignore[assignment]
                 self._open[call_id] = Pair(record, None, segment.writer, segment.name, offset)
                 return None
             self._ended.add(call_id)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from drivetrain.core.calls import ClosedV1, ReservedV1
+from drivetrain.core.calls import ClosedV1, OpenedV1, ReservedV1
 from drivetrain.ports.counters import CounterStore, DeadWorker
 
 ReadLedger = Callable[[str, str], Iterable[object]]
@@ -49,6 +49,8 @@ def resolve(records: Iterable[object], dead: DeadWorker) -> Resolution:
     charges: dict[str, int] = {}
     closed = 0
     for record in records:
+        if isinstance(record, OpenedV1):
+            record = record.reservation  # noqa: PLW2901  of the first attempt
         if isinstance(record, ReservedV1):
             if record.number > dead.mark or record.number in open_numbers:
                 pending[record.call_id] = record
