@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,7 +20,8 @@ from typing import Any
 import pytest
 
 from drivetrain.cli.demo_report import read_report
-from drivetrain.cli.demo_traffic import CHATS, Seen
+from drivetrain.cli.demo_traffic import CHATS, CONCURRENCY, Seen
+from drivetrain.cli.demo_trials import BROKEN, FALLING_BACK, FALLING_BACK_CALLS, TEAM, Told
 from drivetrain.core.money import nano_usd
 from drivetrain.ledger.queries import ATTEMPT_DIMENSIONS, CALL_DIMENSIONS, LedgerQueries
 from drivetrain.providers.pricing import price_book
@@ -32,7 +34,11 @@ RUN_S = 60
 
 
 def demo(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], cwd=cwd, capture_output=True, text=True, timeout=RUN_S, check=False)
+    # Two demos that start at the same moment could both find the default port free.
+    port = () if "--port" in arguments else ("--port", "0")
+    return subprocess.run(
+        [*COMMAND, *arguments, *port], cwd=cwd, capture_output=True, text=True, timeout=RUN_S, check=False
+    )
 
 
 def report_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
@@ -57,7 +63,8 @@ def holds_together(report: dict[str, Any]) -> None:
     total = report["cost_nano_usd"]
     assert report["adds_up"] is True
     assert report["problems"] == []
-    assert report["calls"] == 3 * messages + CHATS
+    assert report["holds"] is True
+    assert report["calls"] == 3 * messages + CHATS + report["budget"]["calls"] + report["fault"]["calls"]
     assert sum(row["answered"] for row in report["route"]) == messages
     for row in (*report["route"], report["route_total"], report["frontier_only"], report["efficient_only"]):
         assert row["judged"] == row["answered"], "every answered message has its truth"
@@ -115,19 +122,80 @@ def test_prices_are_the_published_ones(report: dict[str, Any]) -> None:
             assert nano_usd(price["usd_per_million_output"]) == published.output
 
 
+def test_a_budget_bites_and_is_not_overspent(report: dict[str, Any]) -> None:
+    budget, told = report["budget"], report["budget"]["told"]
+    settings = tomllib.loads((Path(report["project"]) / "drivetrain.toml").read_text())
+    cap = nano_usd(settings["limits"]["trial-month"]["usd"])
+    assert told["cap_nano_usd"] == cap
+    assert 0 < budget["spent_nano_usd"] <= cap
+    assert told["left_nano_usd"] == cap - budget["spent_nano_usd"], "to the nano-dollar"
+    assert (told["status"], told["code"]) == (429, "budget_exceeded")
+    assert told["retry_after_s"] >= 1
+    assert "`trial-month` of team `trial`" in told["message"]
+    assert "resets at" in told["message"]
+    # The last refusal was due: the next call's worst case is more than what is left.
+    needed = re.search(r"needs up to ([\d.]+) USD", told["message"])
+    assert needed
+    assert nano_usd(needed[1]) > told["left_nano_usd"]
+    queries = LedgerQueries(Path(report["project"]) / ".drivetrain" / "data")
+    rows = {row.keys: row for row in queries.cost(("team", "status")).rows}
+    answered, refused = rows[TEAM, "answered"], rows[TEAM, "refused"]
+    assert (answered.calls, answered.cost_nano_usd) == (budget["answered"], budget["spent_nano_usd"])
+    assert (refused.calls, refused.cost_nano_usd) == (budget["refused"], 0)
+    assert refused.calls > CONCURRENCY, "each client until it was refused, and one of them again"
+
+
+def test_a_provider_fails_and_every_call_is_answered(report: dict[str, Any]) -> None:
+    fault = report["fault"]
+    assert fault["answered"] == fault["calls"] == FALLING_BACK_CALLS
+    assert fault["failed"] == fault["failed_by_provider"]
+    assert 5 <= fault["failed"] < FALLING_BACK_CALLS, "its circuit opens after five failures in a row"
+    assert fault["withheld"] == FALLING_BACK_CALLS - fault["failed"]
+    assert "circuit open after" in fault["why"]
+    queries = LedgerQueries(Path(report["project"]) / ".drivetrain" / "data")
+    rows = {row.keys[0]: row for row in queries.cost(("model",), where={"workflow": FALLING_BACK}).rows}
+    assert rows[BROKEN].cost_nano_usd == 0
+    assert sum(row.cost_nano_usd for row in rows.values()) == fault["cost_nano_usd"] > 0
+
+
 def test_a_difference_of_one_nano_dollar_is_told(report: dict[str, Any]) -> None:
     folder = Path(report["project"]) / ".drivetrain" / "data"
     total = report["cost_nano_usd"]
-    models = {"all": {"tokens_input": report["tokens"], "tokens_output": 0}}
+    told = Told(**report["budget"]["told"])
+    broken = {"requests": report["fault"]["failed"], "tokens_input": 0, "tokens_output": 0}
+    models = {"all": {"tokens_input": report["tokens"], "tokens_output": 0}, BROKEN.partition("/")[2]: broken}
 
     def wrong(calls: int = 0, client: int = 0, provider: int = 0) -> list[str]:
-        seen = Seen(calls=report["calls"] + calls, cost_nano_usd=total + client)
+        seen = Seen(calls=report["calls"] + calls, cost_nano_usd=total + client, told=told)
         invoice = {"models": models, "cost_nano_usd": total + provider}
         return [check.what for check in read_report(folder, seen, invoice, {}).checks if not check.ok]
 
     assert wrong() == []
     assert wrong(calls=1) == wrong(client=1) == ["the clients' own count"]
     assert wrong(provider=-1) == ["the provider's invoice"]
+
+
+def test_what_does_not_hold_is_told(report: dict[str, Any]) -> None:
+    folder = Path(report["project"]) / ".drivetrain" / "data"
+    said = report["budget"]["told"]
+
+    def holds(*, cap: int = 0, left: int = 0, failed: int = 0) -> bool:
+        broken = {"requests": report["fault"]["failed"] + failed, "tokens_input": 0, "tokens_output": 0}
+        models = {"all": {"tokens_input": report["tokens"], "tokens_output": 0}, BROKEN.partition("/")[2]: broken}
+        told = Told(
+            **{
+                **said,
+                "cap_nano_usd": said["cap_nano_usd"] + cap,
+                "left_nano_usd": said["left_nano_usd"] + left,
+            }
+        )
+        seen = Seen(calls=report["calls"], cost_nano_usd=report["cost_nano_usd"], told=told)
+        return read_report(folder, seen, {"models": models, "cost_nano_usd": report["cost_nano_usd"]}, {}).holds
+
+    assert holds()
+    assert not holds(cap=-said["left_nano_usd"] - 1, left=-said["left_nano_usd"]), "a nano-dollar above its cap"
+    assert not holds(left=-1)
+    assert not holds(failed=1)
 
 
 def test_it_runs_again_in_its_folder_and_beside_a_taken_port(report: dict[str, Any], place: Path) -> None:
@@ -145,7 +213,12 @@ def test_people_get_the_same_within_100_columns(place: Path) -> None:
     done = demo("--once", "--calls", "20", "--dir", "people", cwd=place)
     assert done.returncode == 0, done.stderr
     assert max(len(line) for line in done.stdout.splitlines()) <= 100
-    for words in ("simulated", "only frontier", "spend by", "adds up: 80 calls", "--project people"):
+    lines = done.stdout.splitlines()
+    start = next(place for place, line in enumerate(lines) if line.startswith("A budget that bites"))
+    assert [bool(line) for line in lines[start + 1 : start + 6]] == [True] * 4 + [False], "two lines each"
+    for words in ("budget_exceeded: 0.", "resets at 20", "40 of 40 calls were answered", "circuit open after"):
+        assert words in "".join(lines[start + 1 : start + 5])
+    for words in ("simulated", "only frontier", "spend by", "adds up: ", "--project people"):
         assert words in done.stdout
     assert (place / "people" / ".gitignore").read_text() == "*\n", "keys of a demo are not committed"
 

@@ -158,14 +158,14 @@ def gateway(
 
 
 def gone(pid: int, wait_s: float = 3.0) -> bool:
-    """Whether a process ends within that time (a zombie has ended)."""
+    """Whether a process ends within that time: a zombie has, once none of its threads is left to let its locks go."""
     deadline = time.monotonic() + wait_s
     while time.monotonic() < deadline:
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         except OSError:
             return True
-        if state in ("Z", "X"):
+        if state in ("Z", "X") and len(os.listdir(f"/proc/{pid}/task")) <= 1:
             return True
         time.sleep(0.01)
     return False

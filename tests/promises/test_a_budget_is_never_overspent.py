@@ -7,6 +7,7 @@ ledger and the counters are compared, and what is left is spent to the last call
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 import threading
@@ -28,8 +29,10 @@ TEAMS, USERS = ("red", "green", "blue"), tuple(f"user-{number}" for number in ra
 CAPS = {"all": 30_000_000, "team": 13_000_000, "user": 5_000_000}
 SCOPES = {"all": "project", "team": "team", "user": "user"}
 INPUT_NANO, OUTPUT_NANO = 1_000, 2_000
-ASKED_MAX = 8
-"""Requests of one client."""
+ASKED_MAX, REFUSED_MAX = 40, 3
+"""Requests of one client, and refusals after which it gives up."""
+BUSY_S = 0.4
+"""How long a client waits at most that is told to come back: the store of limits was too busy to say anything."""
 REFUSED = re.compile(r"budget `(\w+)` of .*: this needs up to ([\d.]+) USD, and ([\d.]+) USD of ([\d.]+) USD is left")
 TOO_MANY = 900_000
 FAILURES = (
@@ -77,14 +80,20 @@ class Storm:
     def _client(self, number: int) -> None:
         chance = random.Random(f"{self.seed}.{number}")
         who = (chance.choice(TEAMS), chance.choice(USERS))
+        refused = 0
         for _ in range(ASKED_MAX):
+            status = 0
             try:
-                self._ask(chance, who)
+                status = self._ask(chance, who)
             except OSError as error:
                 self.wrong.append(f"{type(error).__name__}: {error}")
-            time.sleep(chance.random() * 0.05)
+            refused += status == 429
+            if refused == REFUSED_MAX:
+                return
+            time.sleep(chance.random() * (BUSY_S if status == 503 else 0.05))
 
-    def _ask(self, chance: random.Random, who: tuple[str, str]) -> None:
+    def _ask(self, chance: random.Random, who: tuple[str, str]) -> int:
+        """The status; 0 where the client left."""
         failure, tokens = chance.choice(FAILURES), chance.randint(1, 120)
         stream, leaves = chance.random() < 0.6, chance.random() < 0.2
         text = f"[[simulate {failure} first_token_ms={chance.randint(0, 20)} latency_ms={chance.randint(0, 60)}]]"
@@ -96,18 +105,16 @@ class Storm:
             connection.sendall(request(body, *who))
             if leaves:
                 connection.settimeout(chance.random() * 0.1 + 0.001)
-                try:
+                with contextlib.suppress(TimeoutError):
                     connection.recv(chance.randint(1, 3_000))
-                except TimeoutError:
-                    pass
                 self.statuses["left"] += 1
-                return
+                return 0
             heard = wire.hear(connection, wait_s=20)
         if not heard.answers:
             self.wrong.append(f"no answer: {heard}")
-            return
-        answer = heard.answers[0]
-        self._note(answer)
+            return 0
+        self._note(heard.answers[0])
+        return heard.answers[0].status
 
     def _note(self, answer: wire.Answered) -> None:
         if answer.status == 200:
@@ -128,19 +135,24 @@ def request(body: dict[str, object], team: str, user: str) -> bytes:
 
 
 def test_the_last_dollar_is_spent_once_and_wholly(seed: int) -> None:
-    with SimulatorProcess(simulator_config(seed)) as simulator:
-        with gateway(project(simulator.url), workers=WORKERS) as served:
-            storm = Storm(served.port, seed)
-            storm.run()
-            print(f"seed {seed}: {dict(storm.statuses)}")
-            assert not storm.wrong, (len(storm.wrong), storm.wrong[:3])
-            assert storm.statuses["200"] > 20
-            assert storm.statuses["429 budget_exceeded"] > 20, "the money never ran out"
-            assert eventually(lambda: books_agree(served), wait_s=5), (books.settled(served.data_folder, *SCOPES), spent(served))
-            spend_the_rest(served, random.Random(seed))
-            assert served.stop() == 0
-            check_the_end(served.data_folder, served, simulator)
-            assert not re.search(r"Traceback|drivetrain: call_\w+: \w+ at ", served.stderr)
+    with (
+        SimulatorProcess(simulator_config(seed)) as simulator,
+        gateway(project(simulator.url), workers=WORKERS) as served,
+    ):
+        storm = Storm(served.port, seed)
+        storm.run()
+        print(f"seed {seed}: {dict(storm.statuses)}")
+        assert not storm.wrong, (len(storm.wrong), storm.wrong[:3])
+        assert storm.statuses["200"] > 20
+        assert storm.statuses["429 budget_exceeded"] > 20, "the money never ran out"
+        assert eventually(lambda: books_agree(served), wait_s=5), (
+            books.settled(served.data_folder, *SCOPES),
+            spent(served),
+        )
+        spend_the_rest(served, random.Random(seed))
+        assert served.stop() == 0
+        check_the_end(served.data_folder, served, simulator)
+        assert not re.search(r"Traceback|drivetrain: call_\w+: \w+ at ", served.stderr)
 
 
 def simulator_config(seed: int) -> dict[str, object]:
@@ -195,7 +207,11 @@ def tokens_for(served: Gateway, team: str, user: str, left: int) -> int:
 def exact(served: Gateway, team: str, user: str, tokens: int) -> wire.Answered:
     text = "[[simulate output_tokens=99999]] as much as there is"
     body = {"model": "exact", "max_tokens": tokens, "messages": [{"role": "user", "content": text}]}
-    return wire.one(served.port, request(body, team, user))
+    while True:
+        answer = wire.one(served.port, request(body, team, user))
+        if answer.status != 503:
+            return answer
+        time.sleep(BUSY_S)
 
 
 def check_the_end(data_folder: Path, served: Gateway, simulator: SimulatorProcess) -> None:

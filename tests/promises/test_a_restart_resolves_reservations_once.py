@@ -40,11 +40,15 @@ class Staller(Upstream):
         return self
 
     def _script(self, asked: Asked, to: Wire) -> None:
-        if b"answer" in asked.body:
-            to.send(http(completion()))
-        else:
-            to.left(60)
-            to.close()
+        answer_or_stall(to, answers=b"answer" in asked.body)
+
+
+def answer_or_stall(to: Wire, *, answers: bool) -> None:
+    if answers:
+        to.send(http(completion()))
+    else:
+        to.left(60)
+        to.close()
 
 
 @pytest.fixture
@@ -99,7 +103,11 @@ def shown(served: Gateway, call_id: str) -> dict[str, Any]:
 
 def check_resolved(served: Gateway, number: int) -> int:
     """So many calls are shown as cut and charged at their reservations, in ledger and counters alike; their sum."""
-    assert eventually(lambda: len(interrupted(served)) == number and agree(served)), ([(one.status, one.cost_nano_usd) for one in served.calls()], totals(served), served.stderr)
+    assert eventually(lambda: len(interrupted(served)) == number and agree(served)), (
+        [(one.status, one.cost_nano_usd) for one in served.calls()],
+        totals(served),
+        served.stderr,
+    )
     cut = interrupted(served)
     worst = {call.cost_nano_usd for call in cut}
     assert len(worst) == 1
@@ -121,6 +129,7 @@ def test_others_that_live_settle_what_a_killed_worker_had_sent(upstream: Staller
         # The kernel spreads connections as it likes.
         assert eventually(lambda: len(interrupted(served))), "the killed workers had no call"
         check_resolved(served, len(interrupted(served)))
+        served.kill()  # the calls of the third would be awaited
         close(connections)
 
 
@@ -191,9 +200,11 @@ def test_a_further_attempt_is_settled_beside_what_earlier_ones_cost(upstream: St
     """The first attempt was answered, and billed, but its answer failed its checks; the second one is cut."""
     files = project(upstream.url)
     checked = '{ name = "checked", model = "up/m", accept = { matches = "never said" } }'
-    files["drivetrain.toml"] += workflow("twice", checked, '{ name = "last", model = "up/m", system = "last.j2" }')
+    files["drivetrain.toml"] += workflow(
+        "twice", checked, '{ name = "last", model = "up/m", system = "prompts/last.j2" }'
+    )
     files["prompts/last.j2"] = "Now you stall."
-    upstream.on("/v1", lambda asked, to: to.left(60) if b"stall" in asked.body else to.send(http(completion())))
+    upstream.on("/v1", lambda asked, to: answer_or_stall(to, answers=b"stall" not in asked.body))
     with gateway(files) as served, wire.connect(served.port) as waiting:
         waiting.sendall(request("hello"))
         assert wire.hear(waiting).answers[0].status == 200
@@ -202,7 +213,11 @@ def test_a_further_attempt_is_settled_beside_what_earlier_ones_cost(upstream: St
         assert eventually(lambda: len(upstream.asked) == 3)
         first_cost = served.calls()[0].cost_nano_usd
         os.kill(served.worker_pids[0], signal.SIGKILL)
-        assert eventually(lambda: len(interrupted(served)) == 1 and agree(served)), ([(one.status, one.cost_nano_usd) for one in served.calls()], totals(served), served.stderr)
+        assert eventually(lambda: len(interrupted(served)) == 1 and agree(served)), (
+            [(one.status, one.cost_nano_usd) for one in served.calls()],
+            totals(served),
+            served.stderr,
+        )
         assert interrupted(served)[0].cost_nano_usd > first_cost + MAX_TOKENS * 2_000
 
 

@@ -1,4 +1,4 @@
-"""`python -m tests.simulation PROFILE SEED [COUNT]`: play one seed again, with its trace; or many, and name the broken."""
+"""`python -m tests.simulation PROFILE SEED [COUNT]`: play a seed again with its trace; or many, naming the broken."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ it has tried again. Frames are kept as a reader would find them: encoded and dec
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +93,7 @@ class Journal:
             if then is None:
                 continue
             if sync and place < fits:
-                kernel.after(kernel.dice.randrange(5 * MS), lambda then=then: then(True), self._worker)
+                kernel.after(kernel.dice.randrange(5 * MS), partial(then, True), self._worker)
             else:
                 then(place < fits)
 

@@ -1,4 +1,4 @@
-"""Virtual time: one queue of events, one source of chance, one trace. Nothing here waits, and nothing is random twice."""
+"""Virtual time: one queue of events, one source of chance, one trace. Nothing here waits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MS = 1_000_000
 """Nanoseconds."""
 SECOND = 1_000_000_000
 START_WALL_NS = 1_774_738_800_000_000_000
-"""2026-03-28T23:00:00Z: an hour before Berlin's midnight, three before its clocks go forward, three days before April."""
+"""2026-03-28T23:00:00Z: midnight in Berlin, two hours before its clocks go forward, three days before April."""
 EVENTS_MAX = 60_000
 """Of one seed; the largest take a tenth. A pipeline that takes more never comes to rest."""
 READING_NS = 1_000

@@ -98,7 +98,7 @@ class CallStory:
 class Want:
     """A reservation that was asked for, until it is heard of."""
 
-    __slots__ = ("accounts", "more", "short", "since_ns")
+    __slots__ = ("accounts", "granted", "more", "rivals", "short", "since_ns")
 
     def __init__(self, accounts: tuple[str, ...], more: int, since_ns: int) -> None:
         self.accounts = accounts
@@ -106,6 +106,9 @@ class Want:
         self.since_ns = since_ns
         self.short: set[str] = set()
         """Accounts that did not have as much left at some moment since."""
+        self.rivals: dict[str, list[Want]] = {}
+        """Account -> others that wanted some of it at the same time."""
+        self.granted = False
 
 
 class Laws:
@@ -134,6 +137,8 @@ class Laws:
         self._call_of: dict[tuple[str, int], CallStory] = {}
         self._running: Counter[str] = Counter()
         self._wanting: dict[str, list[Want]] = {}
+        self._doubtful: list[tuple[Want, list[str], str]] = []
+        """Refused although nobody held what they wanted: perhaps it was on its way to somebody else."""
         self.use(limits)
 
     def use(self, limits: list[Limit]) -> None:
@@ -179,8 +184,8 @@ class Laws:
         for place, (attempt, exchange) in enumerate(zip(sent, story.exchanges, strict=True)):
             self._bill(story, attempt, exchange)
             if place < len(story.reserved):
-                over = attempt.cost_nano_usd > story.reserved[place].amount_nano_usd
-                story.require(exchange.script.overruns or not over, "an attempt cost more than was reserved for it")
+                fits = attempt.cost_nano_usd <= story.reserved[place].amount_nano_usd
+                story.require(exchange.script.overruns or fits, "an attempt cost more than was reserved for it")
         self.seen[closed.status] += 1
         if closed.degraded:
             self.seen[closed.degraded] += 1
@@ -320,7 +325,11 @@ class Laws:
         hard = tuple(name for name in hold.accounts.names if self._modes[name.partition("/")[0]] != "soft")
         want = Want(hard, hold.charged + worst - hold.kept, self.kernel.now_ns)
         for name in hard:
-            self._wanting.setdefault(name, []).append(want)
+            others = self._wanting.setdefault(name, [])
+            want.rivals[name] = list(others)
+            for other in others:
+                other.rivals[name].append(want)
+            others.append(want)
             self._look(name, want)
         return want
 
@@ -333,6 +342,7 @@ class Laws:
         for name in want.accounts:
             self._wanting[name].remove(want)
         if short is None:
+            want.granted = True
             self.holds(writer, hold)
             return
         self.seen[short.code] += 1
@@ -343,9 +353,16 @@ class Laws:
         if short.left >= short.needed:
             raise LawBroken(f"refused with {short.left} left of {short.needed}: {short.message()}")
         named = [name for name in want.accounts if name.startswith(f"{short.limit}/")]
-        if not want.short.intersection(named) and self._store.troubled_ns < want.since_ns:
-            left = [self._least[short.limit] - self._committed[name] for name in named]
-            raise LawBroken(f"refused although it fitted all the time: {want.more} of {left}; {short.message()}")
+        if want.short.intersection(named) or self._store.troubled_ns >= want.since_ns:
+            return
+        left = [self._least[short.limit] - self._committed[name] for name in named]
+        self._doubtful.append((want, named, f"{want.more} of {left}; {short.message()}"))
+
+    def every_refusal_was_due(self) -> None:
+        """At rest: who was refused what was there all the time has lost it to somebody who wanted it as well."""
+        for want, named, told in self._doubtful:
+            if not any(rival.granted for name in named for rival in want.rivals[name]):
+                raise LawBroken(f"refused although it fitted all the time: {told}")
 
     def _excused(self, refusal: Refusal, since_ns: int) -> None:
         if refusal.code == "limits_unavailable" and self._store.troubled_ns < since_ns:
@@ -398,6 +415,9 @@ class Laws:
 
 def was_sent(attempt: Any) -> bool:
     """Whether a recorded attempt reached a provider's door."""
-    return bool(attempt.model) and not attempt.cached and attempt.failure not in UNSENT and (
-        bool(attempt.status or attempt.failure) or attempt.verdict == "aborted"
+    return (
+        bool(attempt.model)
+        and not attempt.cached
+        and attempt.failure not in UNSENT
+        and (bool(attempt.status or attempt.failure) or attempt.verdict == "aborted")
     )

@@ -14,14 +14,12 @@ MONEY = Profile(
     workflows=("plain", "fallback", "stubborn", "alone", "machine", "triage", "checked", "audited"),
 )  # fmt: skip
 CRASHES = Profile(name="crashes", workflows=ALL, crashes=0.95, failing=(0.05, 0.3), caps=(2, 8, 40))
-FAULTS = Profile(
-    name="faults", workflows=ALL, failing=(0.4, 0.8), outage=0.6, leaves=0.3, caps=(40, 400), limited=0.6
-)
+FAULTS = Profile(name="faults", workflows=ALL, failing=(0.4, 0.8), outage=0.6, leaves=0.3, caps=(40, 400), limited=0.6)
 MACHINE = Profile(
     name="machine", workflows=ALL, disk=0.5, store=0.5, jumps=0.4, reloads=0.5, crashes=0.2, caps=(3, 10, 40)
 )
 CACHE = Profile(
-    name="cache", workflows=("once", "ladder", "urgent"), same=0.9, failing=(0.05, 0.3), outage=0.4, workers=(1, 2),
-    caps=(3, 40), reloads=0.2, crashes=0.1,
+    name="cache", workflows=("once", "ladder", "urgent"), same=0.95, texts=2, plain=0.95, hurried=0.1,
+    failing=(0.0, 0.3), outage=0.7, workers=(1, 2), calls=(12, 30), caps=(10, 40), reloads=0.2, crashes=0.1,
 )  # fmt: skip
 PROFILES = {one.name: one for one in (MONEY, CRASHES, FAULTS, MACHINE, CACHE)}

@@ -217,7 +217,7 @@ def _broken_stream(dice: random.Random, to: Asked) -> Script:
         steps.append(Step(_pace(dice), "fail", kind="cut"))
     elif how != "stall":
         broken = {
-            "error": b'event: error\ndata: {"type": "error", "error": {"type": "overloaded_error", "message": "x"}}\n\n',
+            "error": b'event: error\ndata: {"type": "error", "error": {"type": "overloaded", "message": "x"}}\n\n',
             "malformed": b'data: {"choices": 5, \n\n',
             "no utf-8": b'data: {"choices": [], "x": "\xff\xfe"}\n\n',
             "half an event": events[last][: dice.randrange(1, len(events[last]) - 2)],

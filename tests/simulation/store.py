@@ -7,6 +7,7 @@ the store's model; only the thread between them is played. Requests and answers 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from drivetrain.core.calls import Attribution
@@ -47,7 +48,7 @@ class Store:
 
     def trouble(self) -> None:
         """From now on, and for as long as a Call waits, a refusal may be the store's fault."""
-        self.troubled_ns = self._kernel.now_ns + (WAIT_MS + RECALL_MS) * MS
+        self.troubled_ns = self._kernel.now_ns + 2 * self.slow_ns + (WAIT_MS + RECALL_MS) * MS
 
     def hop_ns(self) -> int:
         """How long the next message takes."""
@@ -152,8 +153,8 @@ class Door:
 
     def close_hold(self, hold: Hold) -> None:
         self.worker.edge("close")
+        self._laws.lets_go(self.worker.name, hold)  # first: its place may be somebody else's before this returns
         self.book.close(hold)
-        self._laws.lets_go(self.worker.name, hold)
 
     def is_hard(self, hold: Hold) -> bool:
         return any(not one.terms.counted for one in hold.accounts.money)
@@ -286,7 +287,7 @@ class Door:
         for dead in found:
             if dead.worker not in self._burying:
                 self._burying.add(dead.worker)
-                self._kernel.after(self._store.hop_ns(), lambda dead=dead: self._bury(dead), self.worker)
+                self._kernel.after(self._store.hop_ns(), partial(self._bury, dead), self.worker)
 
     def _bury(self, dead: DeadWorker) -> None:
         self._burying.discard(dead.worker)

@@ -1,7 +1,8 @@
-"""Attempts under way, as the pool and the providers see them: scripts in virtual time, with the pool's own deadlines."""
+"""Attempts under way, as the pool and the providers see them: scripts in virtual time, with the pool's deadlines."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from drivetrain.ports.transport import UpstreamFailure, UpstreamHead, UpstreamRequest, UpstreamSink
@@ -94,9 +95,9 @@ class Exchange:
             if event is not None:
                 event.cancel()
 
-    def _tell(self, what: object) -> None:
+    def _tell(self, what: Callable[[], None]) -> None:
         self._worker.edge("answer")
         try:
-            what()  # type: ignore[operator]
+            what()
         except Exception as fault:  # noqa: BLE001  as the pool does
             self.sink.on_fault(fault)

@@ -34,7 +34,7 @@ def accounts(data_folder: Path, *limits: str) -> dict[str, AccountState]:
 
 def account(data_folder: Path, name: str) -> AccountState:
     """The one account `limit/value`; all zero where nobody has used it."""
-    return accounts(data_folder, name.split("/")[0]).get(name, AccountState(0, 0, 0))
+    return accounts(data_folder, name.split("/", maxsplit=1)[0]).get(name, AccountState(0, 0, 0))
 
 
 def settled(data_folder: Path, *limits: str) -> dict[str, int]:

@@ -339,8 +339,7 @@ class _Connection(asyncio.Protocol):
         if exchange is None:
             self.drop()  # nobody asked
             return
-        if self._in_head:
-            self._head_bytes += len(data)
+        self._head_bytes += len(data)  # until a part of the body comes: trailers may be endless too
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -355,8 +354,9 @@ class _Connection(asyncio.Protocol):
                 running.fail(UpstreamFailure("protocol", f"the answer is no HTTP/1.1: {error}", True))
             self.drop()
             return
-        if self._in_head and self._head_bytes > HEAD_BYTES_MAX and self.exchange is not None:
-            self.exchange.fail(UpstreamFailure("oversized", f"the head is longer than {HEAD_BYTES_MAX} bytes", True))
+        if self._head_bytes > HEAD_BYTES_MAX and self.exchange is not None and not self._complete:
+            detail = f"the head or the trailers are longer than {HEAD_BYTES_MAX} bytes"
+            self.exchange.fail(UpstreamFailure("oversized", detail, True))
         if self._parts:
             self._deliver()
         if self._complete:
@@ -419,6 +419,8 @@ class _Connection(asyncio.Protocol):
             self._dirty = True  # a second answer behind the first must never reach the next exchange
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            return  # a trailer; kept, it would be a header of this connection's next answer
         name = name.lower()
         if name in READ_HEADERS:
             self._headers[name] = value
@@ -446,6 +448,7 @@ class _Connection(asyncio.Protocol):
         if exchange is None or self._complete:
             return
         self._body_bytes += len(data)
+        self._head_bytes = 0
         limit = exchange.request.endpoint.answer_bytes_max
         if self._body_bytes > limit:
             exchange.fail(UpstreamFailure("oversized", f"the answer is longer than {limit} bytes", True))

@@ -63,6 +63,7 @@ class AnswerCache:
     __slots__ = (
         "_entries",
         "_entry_bytes_max",
+        "_entry_bytes_most",
         "_now_ns",
         "bytes",
         "bytes_max",
@@ -80,6 +81,7 @@ class AnswerCache:
         entry_bytes_max: int = ENTRY_BYTES_MAX,
     ) -> None:
         self._now_ns = now_ns
+        self._entry_bytes_most = entry_bytes_max
         self._entry_bytes_max = min(entry_bytes_max, bytes_max)
         self._entries: OrderedDict[bytes, _Held] = OrderedDict()
         self.bytes_max = bytes_max
@@ -145,11 +147,14 @@ class AnswerCache:
             return False
         self._entries[key] = _Held(kept, until_ns, size)
         self.bytes += size
-        while self.bytes > self.bytes_max:
-            _, oldest = self._entries.popitem(last=False)
-            self.bytes -= oldest.size
-            self.evictions += 1
+        self._make_room()
         return True
+
+    def resize(self, bytes_max: int) -> None:
+        """Take at most `bytes_max` from now on."""
+        self.bytes_max = bytes_max
+        self._entry_bytes_max = min(self._entry_bytes_most, bytes_max)
+        self._make_room()
 
     def purge(self) -> None:
         """Drop what is of no more use, so that it does not stay in memory until others need the room.
@@ -164,6 +169,12 @@ class AnswerCache:
         """Forget every answer, for example because a person is to be forgotten."""
         self._entries.clear()
         self.bytes = 0
+
+    def _make_room(self) -> None:
+        while self.bytes > self.bytes_max:
+            _, oldest = self._entries.popitem(last=False)
+            self.bytes -= oldest.size
+            self.evictions += 1
 
     def _younger(self, key: bytes, held: _Held, age_s: int) -> bool:
         now_ns = self._now_ns()

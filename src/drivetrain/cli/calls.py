@@ -27,6 +27,8 @@ TAIL_S = 0.5
 """Between two looks of `--tail`."""
 BAR_CELLS = 32
 """Width of the waterfall."""
+HELD_BACK = "not sent"
+"""Instead of a verdict: no provider was asked."""
 STATUSES = ("answered", "failed", "refused", "aborted", "running", "interrupted")
 
 app = typer.Typer(help="The Calls of a project.", invoke_without_command=True, no_args_is_help=False)
@@ -124,11 +126,15 @@ def call_json(call: Call) -> dict[str, Any]:
         "variant": call.variant,
         "error": call.error,
         "finish_reason": call.finish_reason,
+        "degraded": call.degraded,
+        "notes": list(call.notes),
         "snapshot": call.snapshot,
         "prices_date": call.prices_date,
         "attribution": {name: getattr(call.attribution, name) for name in call.attribution.__struct_fields__},
         "cost_nano_usd": call.cost_nano_usd,
         "cost_usd": usd(call.cost_nano_usd),
+        "charged_as_reserved": _is_charged_as_reserved(call),
+        "saved_nano_usd": sum(attempt.saved_nano_usd for attempt in call.attempts),
         "attempts": [_attempt_json(attempt) for attempt in call.attempts],
         "outcomes": msgspec.to_builtins(call.outcomes),
     }
@@ -139,7 +145,22 @@ def _attempt_json(attempt: AttemptV1) -> dict[str, Any]:
     usage = attempt.usage
     fields["usage"] = {name: getattr(usage, name) for name in usage.__struct_fields__}
     fields["cost_usd"] = usd(attempt.cost_nano_usd)
+    fields["sent"] = _was_sent(attempt)
     return fields
+
+
+def _was_sent(attempt: AttemptV1) -> bool:
+    """Whether a provider was asked: no rule, no cached answer, and not held back by a budget, the circuit and so on."""
+    from drivetrain.execution.verdicts import UNSENT
+
+    if not attempt.model or attempt.cached or attempt.failure in UNSENT:
+        return False
+    return bool(attempt.status or attempt.failure) or attempt.verdict != "failed"
+
+
+def _is_charged_as_reserved(call: Call) -> bool:
+    """Whether nobody saw its end, so that it costs what was reserved for it: the most it can have cost."""
+    return call.status == "interrupted" and call.cost_nano_usd > 0
 
 
 def _filter(workflow: str | None, team: str | None, status: str | None, variant: str | None) -> Callable[[Call], bool]:
@@ -244,7 +265,7 @@ def _print_list(found: list[Call]) -> None:
             call.variant or "-",
             str(len(call.attempts)),
             _duration(call).removesuffix(" ms"),
-            "unknown" if call.status == "interrupted" else usd(call.cost_nano_usd),
+            "unknown" if call.status == "interrupted" and not call.cost_nano_usd else usd(call.cost_nano_usd),
         )
         rows.append([plain(cell) for cell in cells])
     print_table(columns, rows)
@@ -261,9 +282,7 @@ def _print_call(call: Call, payloads: dict[str, Any]) -> None:
         "workflow": f"{call.workflow or '-'} through {call.door or '-'}{', streamed' if call.stream else ''}",
         "status": f"{call.status} {call.http_status or ''} {call.error} {call.finish_reason}".strip(),
         "took": _duration(call),
-        "cost": "unknown: the process ended before the end was recorded"
-        if call.status == "interrupted"
-        else f"{usd(call.cost_nano_usd)} USD",
+        "cost": _cost(call),
         "for": ", ".join(
             f"{name} {value}" for name in ("tenant", "team", "use_case", "key", "user") if (value := getattr(who, name))
         )
@@ -272,7 +291,9 @@ def _print_call(call: Call, payloads: dict[str, Any]) -> None:
         "snapshot": f"{call.snapshot or '-'}, prices of {call.prices_date or '-'}",
         "payload": {RETAINED_HASH: "kept as a hash", RETAINED_FULL: "kept, encrypted"}.get(call.retained, "not kept"),
     }
-    for name, value in facts.items():
+    if call.degraded:
+        facts["degraded"] = f"{call.degraded}: no variant answered, so the workflow's ladder did"
+    for name, value in (*facts.items(), *(("note", note) for note in call.notes)):
         console.print(Text(f"{name:9} {plain(value)}"))
     if call.attempts:
         columns = [
@@ -287,13 +308,14 @@ def _print_call(call: Call, payloads: dict[str, Any]) -> None:
         end_us = max(max(one.ended_us, one.sent_us) for one in call.attempts)
         rows = []
         for one in call.attempts:
+            verdict = _verdict(one)
             cells = (
                 one.variant,
                 one.model or "rule",
                 one.purpose,
-                one.verdict,
-                _bar(one, end_us),
-                f"{one.sent_us / 1000:.1f}",
+                verdict,
+                _bar(one, end_us) if verdict != HELD_BACK else "",
+                f"{one.sent_us / 1000:.1f}" if verdict != HELD_BACK else "-",
                 f"{one.first_byte_us / 1000:.1f}" if one.first_byte_us else "-",
                 f"{one.ended_us / 1000:.1f}" if one.ended_us else "-",
                 str(one.usage.input_tokens),
@@ -305,6 +327,8 @@ def _print_call(call: Call, payloads: dict[str, Any]) -> None:
         console.print()
         print_table(columns, rows)
         for one in call.attempts:
+            if one.cached:
+                console.print(Text(f"{plain(one.variant)}: from the cache, which saved {usd(one.saved_nano_usd)} USD"))
             if one.reason:
                 console.print(Text(f"{plain(one.variant)}: {plain(one.reason)}"))
     for outcome in call.outcomes:
@@ -314,6 +338,21 @@ def _print_call(call: Call, payloads: dict[str, Any]) -> None:
         console.print()
         console.print(Text(name, style="bold"))
         typer.echo(plain(_pretty(content)))
+
+
+def _cost(call: Call) -> str:
+    if call.status != "interrupted":
+        return f"{usd(call.cost_nano_usd)} USD"
+    ended = "the process ended before the end was recorded"
+    if not _is_charged_as_reserved(call):
+        return f"unknown: {ended}"
+    return f"{usd(call.cost_nano_usd)} USD, the most it can have cost: it was reserved, and {ended}"
+
+
+def _verdict(attempt: AttemptV1) -> str:
+    if attempt.cached:
+        return f"{attempt.verdict}, cached"
+    return HELD_BACK if attempt.model and not _was_sent(attempt) else attempt.verdict
 
 
 def _bar(attempt: AttemptV1, end_us: int) -> str:

@@ -63,14 +63,14 @@ def demo_command(
         with _ended_by_signals(), ExitStack() as stack:
             project = stack.enter_context(DemoFolder(folder or Path(DEFAULT_FOLDER)))
             simulator, gateway = _start(project, texts, port, stack)
-            adds_up = _run(project, texts, simulator, gateway, once=once, as_json=as_json)
+            held = _run(project, texts, simulator, gateway, once=once, as_json=as_json)
             reported = True
             if not once:
                 _watch(gateway)
     except Ended as ended:
         _say("ended")
         raise typer.Exit(0 if reported else 128 + ended.signum) from None
-    if not adds_up:
+    if not held:
         raise typer.Exit(1)
 
 
@@ -105,7 +105,7 @@ def _run(
     once: bool,
     as_json: bool,
 ) -> bool:
-    """Sends, reads the ledger and prints; whether everything adds up."""
+    """Sends, reads the ledger and prints; whether everything adds up and held."""
     from drivetrain.cli.demo_folder import KEYS
     from drivetrain.cli.demo_print import Place, print_report, report_json
     from drivetrain.cli.demo_report import read_report
@@ -123,7 +123,7 @@ def _run(
     else:
         print_report(report, texts, place)
     sys.stdout.flush()
-    return report.adds_up
+    return report.holds
 
 
 def _watch(gateway: GatewayProcess) -> None:

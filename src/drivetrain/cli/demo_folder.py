@@ -22,7 +22,7 @@ from drivetrain.core.errors import DrivetrainError
 DEFAULT_FOLDER = ".drivetrain-demo"
 LOCK_FILE = "demo.lock"
 """Held while a demo runs; its presence also says that the folder is a demo's and may be made anew."""
-KEYS = ("web-chat", "e-mail", "evaluation")
+KEYS = ("web-chat", "e-mail", "evaluation", "trial")
 TEMPLATE_SIMULATOR_PORT = "8090"
 TEMPLATE_GATEWAY_PORT = "8080"
 

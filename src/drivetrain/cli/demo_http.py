@@ -65,6 +65,12 @@ class HttpConnection:
         return HttpAnswer(int(lines[0].split(" ")[1]), headers, await self._reader.readexactly(length))
 
 
+def unexpected(what: str, answer: HttpAnswer) -> DrivetrainError:
+    """The error that says what came instead of `what`."""
+    said = answer.body.decode("utf-8", "replace")[:1_000]
+    return DrivetrainError(f"The gateway answered {answer.status} to {what}: {said}", do=DO)
+
+
 @asynccontextmanager
 async def connections(host: str, port: int, count: int) -> AsyncIterator[list[HttpConnection]]:
     """`count` connections, closed at the end. Raises: DrivetrainError."""

@@ -10,6 +10,8 @@ import msgspec
 
 from drivetrain.cli.demo_report import DemoReport, Share
 from drivetrain.cli.demo_texts import Texts
+from drivetrain.cli.demo_trials import BROKEN, QUESTION, TEAM
+from drivetrain.core.money import usd
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
 WIDTH_MAX = 100
 SNAPSHOT_DATE = re.compile(r"-\d{4}-?\d{2}-?\d{2}$")
 """Left out where people read, so that a row fits into 80 columns; JSON and the ledger have the pinned name."""
-QUESTION = "I lost my card. What now?"
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +67,9 @@ def report_json(report: DemoReport, texts: Texts, place: Place) -> bytes:
             "route_total": _share_json(report.route_total),
             "frontier_only": _share_json(report.frontier_only),
             "efficient_only": _share_json(report.efficient_only),
+            "budget": report.budget,
+            "fault": report.fault,
+            "holds": report.holds,
             "spend": report.spend,
             "adds_up": report.adds_up,
             "checks": report.checks,
@@ -94,8 +98,9 @@ def print_report(report: DemoReport, texts: Texts, place: Place) -> None:
     console.print("Declared: a model's accuracy over all messages; `right` is over those it answered.\n", style="dim")
     console.print(_verdict(report), style="bold")
     console.print()
+    _print_trials(report, console)
     console.print(_spend_table(report))
-    console.print("By variant, a call that escalated counts with each variant that it asked.\n", style="dim")
+    console.print("By variant, a call counts with each variant that it tried.\n", style="dim")
     _print_checks(report, console)
     for problem in report.problems:
         console.print(f"warning: {problem}", style="yellow", markup=False)
@@ -136,6 +141,32 @@ def _verdict(report: DemoReport) -> str:
         f"Against everything to the frontier model, the route costs {cost:.1%} "
         f"and is right {route.accuracy:.1%} of the time instead of {frontier.accuracy:.1%} (both simulated)."
     )
+
+
+def _print_trials(report: DemoReport, console: Console) -> None:
+    """Two lines each, however long the figures are."""
+    budget, told, fault = report.budget, report.budget.told, report.fault
+    console.print("[bold]A budget that bites, and a provider that fails[/bold]")
+    style = "" if budget.kept else "bold red"
+    lines = (
+        f"team `{TEAM}` may spend {usd(told.cap_nano_usd)} USD a month: {budget.clients} clients at once spent "
+        f"{usd_exact(budget.spent_nano_usd)}, in {budget.answered} calls",
+        f"{budget.refused} more were told {told.status} {told.code}: {usd(told.left_nano_usd)} USD is left; "
+        f"{told.message.rpartition('; ')[2]}",
+    )
+    for line in lines:
+        console.print(line, style=style, markup=False, soft_wrap=True)
+    style = "" if fault.kept else "bold red"
+    broken = SNAPSHOT_DATE.sub("", BROKEN.partition("/")[2])
+    cause = fault.why.rpartition(": ")[2].partition(";")[0]
+    lines = (
+        f"{broken} fails always: {fault.failed} attempts reached it, then: {cause}",
+        f"{fault.answered} of {fault.calls} calls were answered all the same, for {usd(fault.cost_nano_usd)} USD; "
+        f"{fault.withheld} did not ask it at all",
+    )
+    for line in lines:
+        console.print(line, style=style, markup=False, soft_wrap=True)
+    console.print()
 
 
 def _spend_table(report: DemoReport) -> Table:

@@ -13,7 +13,16 @@ from typing import Any
 
 import msgspec
 
-from drivetrain.cli.demo_traffic import BASELINE_EFFICIENT, BASELINE_FRONTIER, CORRECT, ROUTE, SOURCE, Seen
+from drivetrain.cli.demo_traffic import (
+    BASELINE_EFFICIENT,
+    BASELINE_FRONTIER,
+    CONCURRENCY,
+    CORRECT,
+    ROUTE,
+    SOURCE,
+    Seen,
+)
+from drivetrain.cli.demo_trials import BudgetTrial, FaultTrial, TrialCounts
 from drivetrain.ledger.queries import ATTEMPT_DIMENSIONS, CALL_DIMENSIONS, CostRow, CostTable, LedgerQueries
 from drivetrain.ledger.reader import LedgerReader
 
@@ -78,6 +87,8 @@ class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
     route_total: Share
     frontier_only: Share
     efficient_only: Share
+    budget: BudgetTrial
+    fault: FaultTrial
     spend: dict[str, tuple[Spend, ...]]
     calls: int
     tokens: int
@@ -93,6 +104,11 @@ class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
         """Whether every comparison holds to the nano-dollar."""
         return all(check.ok for check in self.checks)
 
+    @property
+    def holds(self) -> bool:
+        """Whether the demo shows what it says that it shows."""
+        return self.adds_up and self.budget.kept and self.fault.kept
+
 
 def read_report(data_folder: Path, seen: Seen, invoice: Mapping[str, Any], declared: Mapping[str, float]) -> DemoReport:
     """invoice: what the simulator's `GET /requests` shows; declared: model's upstream name -> accuracy."""
@@ -101,12 +117,13 @@ def read_report(data_folder: Path, seen: Seen, invoice: Mapping[str, Any], decla
     tables = {name: queries.cost((name,)) for name in (*CALL_DIMENSIONS, *ATTEMPT_DIMENSIONS)}
     parts = queries.cost(("workflow", "variant", "model"))
     # The reader folds frames by itself, without the queries: one more opinion on the same Calls.
-    answered: Counter[tuple[str, str]] = Counter()
+    ended: Counter[tuple[str, str]] = Counter()
+    trials = TrialCounts()
     read_nano_usd = 0
     for call in LedgerReader(data_folder).calls(outcomes=False):
         read_nano_usd += call.cost_nano_usd
-        if call.variant:
-            answered[call.workflow, call.variant] += 1
+        ended[call.workflow, call.variant] += 1
+        trials.add(call)
     judged: Counter[tuple[str, str]] = Counter()
     right: Counter[tuple[str, str]] = Counter()
     truths = queries.outcomes(CORRECT, ("workflow", "variant", "value"), where={"source": SOURCE})
@@ -123,7 +140,7 @@ def read_report(data_folder: Path, seen: Seen, invoice: Mapping[str, Any], decla
             variant=variant,
             model=model,
             asked=row.calls,
-            answered=answered[which],
+            answered=ended[which],
             right=right[which],
             judged=judged[which],
             cost_nano_usd=row.cost_nano_usd,
@@ -134,6 +151,7 @@ def read_report(data_folder: Path, seen: Seen, invoice: Mapping[str, Any], decla
         return [share(workflow, row) for row in parts.rows if row.keys[0] == workflow]
 
     route = of(ROUTE)
+    assert seen.told is not None
     workflows = {row.keys[0]: row.calls for row in tables["workflow"].rows}
     return DemoReport(
         # Rules first, then models; who stands earlier in a route is asked more often.
@@ -141,14 +159,16 @@ def read_report(data_folder: Path, seen: Seen, invoice: Mapping[str, Any], decla
         route_total=_together(ROUTE, route, workflows[ROUTE]),
         frontier_only=_together(BASELINE_FRONTIER, of(BASELINE_FRONTIER), workflows[BASELINE_FRONTIER]),
         efficient_only=_together(BASELINE_EFFICIENT, of(BASELINE_EFFICIENT), workflows[BASELINE_EFFICIENT]),
+        budget=trials.budget(CONCURRENCY, seen.told),
+        fault=trials.fault(invoice),
         spend={name: _spend(tables[name]) for name in SPEND_BY},
         calls=total.calls,
         tokens=_tokens(total),
         cost_nano_usd=total.cost_nano_usd,
         checks=(
             *(_by_attribution(name, table, total) for name, table in tables.items()),
-            # A Call has one answering variant, so by this one Calls add up as well.
-            _check("answering variant", total, calls=answered.total(), cost_nano_usd=read_nano_usd),
+            # A Call has one answering variant, or none, so by this one Calls add up as well.
+            _check("answering variant", total, calls=ended.total(), cost_nano_usd=read_nano_usd),
             _check("the clients' own count", total, calls=seen.calls, cost_nano_usd=seen.cost_nano_usd),
             _check("the provider's invoice", total, tokens=_billed(invoice), cost_nano_usd=invoice["cost_nano_usd"]),
         ),

@@ -1,5 +1,7 @@
 """The demo's traffic: messages through the route, the same to single models, a few chats, then the truth as Outcomes.
 
+Then the two trials of `demo_trials`.
+
 Owns who asks what, and what the clients themselves counted: it is compared with the ledger afterwards, never shown in
 its place.
 """
@@ -12,9 +14,9 @@ from typing import Any
 
 import msgspec
 
-from drivetrain.cli.demo_http import DO, HttpAnswer, HttpConnection, connections
+from drivetrain.cli.demo_http import HttpConnection, connections, unexpected
 from drivetrain.cli.demo_texts import Texts
-from drivetrain.core.errors import DrivetrainError
+from drivetrain.cli.demo_trials import Told, send_trials
 
 ROUTE = "intent"
 BASELINE_FRONTIER, BASELINE_EFFICIENT = "intent-frontier", "intent-efficient"
@@ -47,6 +49,8 @@ class Seen(msgspec.Struct, kw_only=True):
     cost_nano_usd: int = 0
     """As the answers' headers say."""
     outcomes: int = 0
+    told: Told | None = None
+    """What the last one that a budget refused was told."""
 
 
 def send_all(port: int, keys: dict[str, str], texts: Texts, say: Callable[[str], None]) -> Seen:
@@ -72,8 +76,13 @@ async def _send_all(port: int, keys: dict[str, str], texts: Texts, say: Callable
             batch = outcomes[start : start + OUTCOMES_PER_POST]
             answer = await opened[0].post("/v1/outcomes", keys["evaluation"], msgspec.json.encode({"outcomes": batch}))
             if answer.status != 200:
-                raise _refused("the outcomes", answer)
+                raise unexpected("the outcomes", answer)
             seen.outcomes += len(batch)
+        say("spending a budget to its end, then calling a provider that fails")
+        tried = await send_trials(opened, keys, texts)
+    seen.calls += tried.calls
+    seen.cost_nano_usd += tried.cost_nano_usd
+    seen.told = tried.told
     return seen
 
 
@@ -88,7 +97,7 @@ async def _send(
     for order in waiting:
         answer = await connection.post(order.path, keys[order.key], order.body)
         if answer.status != 200:
-            raise _refused(f"a call of `{order.workflow}`", answer)
+            raise unexpected(f"a call of `{order.workflow}`", answer)
         seen.calls += 1
         seen.cost_nano_usd += int(answer.headers["x-drivetrain-cost-nano-usd"])
         if order.truth:
@@ -123,8 +132,3 @@ def _orders(texts: Texts) -> Sequence[tuple[str, list[Order]]]:
         ("of the same messages to the frontier model only", messages(BASELINE_FRONTIER, evaluation)),
         ("of the same messages to the efficient model only", messages(BASELINE_EFFICIENT, evaluation)),
     )
-
-
-def _refused(what: str, answer: HttpAnswer) -> DrivetrainError:
-    said = answer.body.decode("utf-8", "replace")[:1_000]
-    return DrivetrainError(f"The gateway answered {answer.status} to {what}: {said}", do=DO)

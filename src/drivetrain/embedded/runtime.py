@@ -50,7 +50,7 @@ class Runtime:
         self.vault = FileVault(snapshot.keys_folder, payload_days=ledger.payload_days) if _retains(snapshot) else None
         self._random = random.SystemRandom().random
         self.health = Health(_models(self.plans), self._random)
-        self.cache = AnswerCache(now_ns=time.monotonic_ns)
+        self.cache = AnswerCache(now_ns=time.monotonic_ns, bytes_max=snapshot.gateway.cache_bytes_max)
         self.flights = Flights(loop.call_soon)
         self._limit_watch = LimitWatch(snapshot.limits, SqliteControlFeed(snapshot.data_folder / "control.db"))
         self._limit_watch.start(self._use_limits, loop)
@@ -82,6 +82,7 @@ class Runtime:
         if self.limits is None:
             self.limits = self._limits(snapshot)
         self.health.use(_models(plans))
+        self.cache.resize(snapshot.gateway.cache_bytes_max)
         self.environment = self._environment()
         before, self.plans = self.plans, plans
         return before

@@ -26,6 +26,15 @@ BEYOND_THE_ANSWER = frozenset(
 )
 """Parameters that change price or privacy: passed on only where a workflow names them in `honour`."""
 
+OTHERS_ROUTES = frozenset(
+    {
+        "api_base", "api_key", "api_version", "base_url", "best_of", "custom_llm_provider", "endpoint", "extra_body",
+        "extra_headers", "extra_query", "fallbacks", "mcp_servers", "models", "plugins", "provider", "route",
+        "search_parameters", "speed",
+    }
+)  # fmt: skip
+"""What proxies and providers take to ask somebody else, at another address or price; only a variant may say so."""
+
 TOKEN_LIMITS_ELSEWHERE = frozenset({"max_output_tokens", "max_new_tokens", "max_tokens_to_sample", "num_predict"})
 """What other interfaces call the limit of output tokens."""
 
@@ -147,6 +156,12 @@ class ChatAdmission:
         if name in BEYOND_THE_ANSWER:
             raise bad_request(
                 f"`{name}` changes what a call costs or keeps; the workflow's owner can name it in parameters.honour",
+                param=name,
+                code="unsupported_parameter",
+            )
+        if name in OTHERS_ROUTES:
+            raise bad_request(
+                f"`{name}` would change who answers or at what price; the workflow's owner can set it for a variant",
                 param=name,
                 code="unsupported_parameter",
             )

@@ -139,6 +139,7 @@ class Execution:
         "_rung",
         "_seat",
         "_sent",
+        "_standing",
         "_started",
         "_step",
         "_streamed",
@@ -211,6 +212,9 @@ class Execution:
         self._waits = ""
         self._hold: Hold | None = None
         self._bound: Bound = NO_BOUND
+        """Of the attempt that is being made: no estimate of what it used goes beyond it."""
+        self._standing = 0
+        """What the Call costs by its frames while its end is not among them, in nano-USD; 0 without budgets."""
         self._worst = 0
         """What the attempt that is being made costs at most, in nano-USD."""
         self._allowed_us = 0
@@ -372,11 +376,12 @@ class Execution:
         except RecursionError:
             return self._cannot(step, too_deep())
         plan = self.plan
-        if self._hold is not None or plan.cost_max_nano_usd is not None:
-            bound = bound_of(chat, body_bytes=len(body), limit=limit)
-            if price.by_time and bound.unbounded:
-                bound = Bound(bound.input_tokens, bound.output_tokens)  # its timeout bounds what it costs
-            self._bound = bound
+        bound = bound_of(chat, body_bytes=len(body), limit=limit)
+        if price.by_time and bound.unbounded:
+            bound = Bound(bound.input_tokens, bound.output_tokens)  # its timeout bounds what it costs
+        self._bound = bound
+        hold = self._hold
+        if plan.cost_max_nano_usd is not None or (hold is not None and (hold.accounts.money or hold.accounts.tokens)):
             self._worst = price.worst_case_nano_usd(bound.input_tokens, bound.output_tokens, timeout_ms * 1000)
             if plan.cost_max_nano_usd is not None:
                 over = over_budget(plan, step, bound, self._worst + self._charged)
@@ -432,7 +437,7 @@ class Execution:
         cache, flights, rules, asked = self._env.cache, self._env.flights, self.plan.cache, self._asked
         if cache is None or flights is None or rules is None:
             return False
-        if not (is_deterministic(chat) or (rules.when == "always" and (chat.get("n") or 1) == 1)):
+        if not ((chat.get("n") or 1) == 1 if rules.when == "always" else is_deterministic(chat)):
             return False
         key = cache.key(self.attribution.tenant, step.identity, body)
         if asked.cache_read:
@@ -611,6 +616,9 @@ class Execution:
 
     def _may_send(self, written: bool) -> None:
         self._waits = ""
+        hold = self._hold
+        if written and hold is not None:
+            self._standing = hold.charged + hold.reserved
         if written and not self.left:
             try:
                 self._send()
@@ -737,12 +745,12 @@ class Execution:
             reading = step.dialect.read(body, created_s=self.opened_ns // NS_PER_S)
             tail = self._as_tail(reading.body) if not step.buffered else b""
         except Unusable as fault:
-            self._settle("failed", str(fault), salvaged_usage(step.dialect, self.admitted.raw, body), body)
+            self._settle("failed", str(fault), salvaged_usage(step.dialect, self.admitted.raw, body, self._bound), body)
             self._go_on_after(Refusal(unusable(step, str(fault))))
             return
         usage = reading.usage
         if usage.source == "none":
-            usage = whole_usage(usage, self.admitted.raw, reading.body)
+            usage = whole_usage(usage, self.admitted.raw, reading.body, self._bound)
         if step.buffered:
             self._judge_content(step, reading.body, reading.finish_reason, usage, body)
             return
@@ -868,8 +876,9 @@ class Execution:
         cost = 0
         if price.by_time:
             if sent:
-                # Timeouts are looked at now and then; what was not allowed is not paid.
-                cost = price.cost_nano_usd(usage, min(ended_us - self._attempt_started_us, self._allowed_us))
+                # Timeouts are looked at now and then; what was not allowed is neither paid nor recorded.
+                ended_us = min(ended_us, self._attempt_started_us + self._allowed_us)
+                cost = price.cost_nano_usd(usage, ended_us - self._attempt_started_us)
         elif usage.source != "none":
             cost = price.cost_nano_usd(usage)
         self._charged += cost
@@ -1089,6 +1098,11 @@ class Execution:
         self._waits = ""
         self._leave_flight()
         self._withdraw()
+        hold = self._hold
+        if hold is not None and hold.charged < self._standing:
+            # The ledger will never know more than the reservation, and budgets settle what the ledger says.
+            assert self._env.limits is not None
+            self._env.limits.settle(hold, self._standing - hold.charged)
         self._let_go()
         error = RequestError(
             503,
@@ -1121,11 +1135,15 @@ class Execution:
             self._exchange = None
 
     def _delivered(self) -> Usage:
-        """What an answer is charged that ends here."""
+        """What an answer is charged that ends here; a refusal, whole or not, is none."""
+        head = self._head
+        if head is not None and head.status != 200:
+            return NO_USAGE
         kept = b"".join(self._body)
         if self._relay is None:
-            return cut_usage(self.admitted.raw, kept)
-        return delivered_usage(self._current().dialect, self._relay, self.admitted.raw, kept, self._arrived_bytes)
+            return cut_usage(self.admitted.raw, kept, self._bound)
+        dialect, raw = self._current().dialect, self.admitted.raw
+        return delivered_usage(dialect, self._relay, raw, kept, self._arrived_bytes, self._bound)
 
 
 def _error_event(error: RequestError) -> bytes:

@@ -1,6 +1,7 @@
 """What an attempt is charged where the provider's report is missing, broken or late, and what it may cost at most.
 
-Estimates count a quarter of the UTF-8 bytes as tokens and are marked as `estimated`; a report always wins over them.
+Estimates count a quarter of the UTF-8 bytes as tokens, at most what the attempt could use, and are marked as
+`estimated`; a report always wins over them.
 """
 
 from __future__ import annotations
@@ -26,28 +27,30 @@ STANDARD_TIERS = frozenset({None, "auto", "default", "standard_only", "flex"})
 """Service tiers that cost at most the published price; `priority` costs more."""
 
 
-def whole_usage(reported: Usage, request: bytes, body: bytes) -> Usage:
+def whole_usage(reported: Usage, request: bytes, body: bytes, bound: Bound) -> Usage:
     """Of a whole answer in OpenAI's shape: as reported, else estimated from its content."""
     if reported.source != "none":
         return reported
     try:
         message = message_of(body)
     except Unusable:
-        return _estimated(request, len(body))
+        return _estimated(request, len(body), bound)
     size = len((message.content or "").encode("utf-8", "replace"))
     for call in message.tool_calls or []:
         function = call.get("function")
         if isinstance(function, dict):
             size += len(str(function.get("arguments") or "")) + len(str(function.get("name") or ""))
-    return _estimated(request, size)
+    return _estimated(request, size, bound)
 
 
-def cut_usage(request: bytes, body: bytes) -> Usage:
+def cut_usage(request: bytes, body: bytes, bound: Bound) -> Usage:
     """Of a whole answer that was cut: what arrived. Nothing arrived: nothing is charged."""
-    return _estimated(request, len(body)) if body else NO_USAGE
+    return _estimated(request, len(body), bound) if body else NO_USAGE
 
 
-def delivered_usage(dialect: Dialect, relay: Relay, request: bytes, kept: bytes, arrived: int) -> Usage:
+def delivered_usage(
+    dialect: Dialect, relay: Relay, request: bytes, kept: bytes, arrived: int, bound: Bound
+) -> Usage:
     """Of a stream that was cut: what the provider reported so far, at least what it delivered.
 
     kept: the provider's events, from the first on; arrived: bytes of all of them, where not all were kept.
@@ -60,14 +63,15 @@ def delivered_usage(dialect: Dialect, relay: Relay, request: bytes, kept: bytes,
     if reported is not None and reported.source != "none":
         if reported.output_tokens >= delivered or relay.done:
             return reported
-        return msgspec.structs.replace(reported, output_tokens=delivered, source="estimated")
-    return Usage(estimated_tokens(len(request)), 0, 0, 0, delivered, 0, "estimated")
+        output_tokens = max(reported.output_tokens, min(delivered, bound.output_tokens))
+        return msgspec.structs.replace(reported, output_tokens=output_tokens, source="estimated")
+    return _within(estimated_tokens(len(request)), delivered, bound)
 
 
-def salvaged_usage(dialect: Dialect, request: bytes, body: bytes) -> Usage:
+def salvaged_usage(dialect: Dialect, request: bytes, body: bytes, bound: Bound) -> Usage:
     """Of an answer that cannot be used but was billed: as reported in it, else estimated."""
     reported = reported_usage(dialect, body)
-    return reported if reported.source != "none" else _estimated(request, len(body))
+    return reported if reported.source != "none" else _estimated(request, len(body), bound)
 
 
 def reported_usage(dialect: Dialect, body: bytes) -> Usage:
@@ -133,8 +137,15 @@ def over_budget(plan: WorkflowPlan, step: VariantStep, bound: Bound, worst_nano_
     return RequestError(400, message, code="budget_per_call_exceeded")
 
 
-def _estimated(request: bytes, output_bytes: int) -> Usage:
-    return Usage(estimated_tokens(len(request)), 0, 0, 0, estimated_tokens(output_bytes), 0, "estimated")
+def _estimated(request: bytes, output_bytes: int, bound: Bound) -> Usage:
+    return _within(estimated_tokens(len(request)), estimated_tokens(output_bytes), bound)
+
+
+def _within(input_tokens: int, output_tokens: int, bound: Bound) -> Usage:
+    """An estimate, at most what the attempt could use: it is no provider's overrun, and must fit what was reserved."""
+    if not bound.unbounded:
+        input_tokens = min(input_tokens, bound.input_tokens)
+    return Usage(input_tokens, 0, 0, 0, min(output_tokens, bound.output_tokens), 0, "estimated")
 
 
 def _weighed(chat: dict[str, Any]) -> tuple[int, str]:
@@ -143,6 +154,8 @@ def _weighed(chat: dict[str, Any]) -> tuple[int, str]:
     unbounded = ""
     for message in chat["messages"]:
         content = message.get("content")
+        if message.get("audio") is not None:
+            unbounded = "an earlier answer in audio"
         if type(content) is not list:
             continue
         for part in content:
@@ -155,10 +168,11 @@ def _weighed(chat: dict[str, Any]) -> tuple[int, str]:
             elif kind not in COUNTED_PARTS:
                 unbounded = "a part of a message that is neither text nor image"
     for tool in chat.get("tools") or ():
-        if tool.get("type") not in CLIENT_TOOLS:
+        kind = tool.get("type") if isinstance(tool, dict) else None
+        if not isinstance(kind, str) or kind not in CLIENT_TOOLS:
             unbounded = "a tool that runs at the provider"
     if chat.get("web_search_options") is not None:
         unbounded = "a search at the provider"
-    elif chat.get("service_tier") not in STANDARD_TIERS:
+    elif chat.get("service_tier") is not None and str(chat["service_tier"]) not in STANDARD_TIERS:
         unbounded = "a service tier of its own price"
     return inline, unbounded

@@ -16,7 +16,7 @@ from drivetrain.cache.flights import Flights
 from drivetrain.core.calls import RETAINED_FULL, Answers, AttemptV1, Call, OpenedV1
 from drivetrain.core.errors import DrivetrainError, RequestError
 from drivetrain.execution.call import CallResult, Execution
-from drivetrain.execution.environment import Environment
+from drivetrain.execution.environment import NOTHING_ASKED, Asked, Environment
 from drivetrain.execution.plan import Plans
 from drivetrain.execution.verdicts import UNSENT, Recorded, Verdicts
 from drivetrain.ports.journal import Vault
@@ -24,6 +24,8 @@ from drivetrain.ports.transport import Attempt, UpstreamFailure, UpstreamHead, U
 
 LATE_NS = 10**15
 """Later than any deadline."""
+HURRIED = Asked(deadline_ms=LATE_NS // 2_000_000)
+"""Of a Call that missed its deadline, which may have been its client's; it is over when the record says so."""
 _ANSWERS: msgspec.msgpack.Decoder[Answers] = msgspec.msgpack.Decoder(Answers)
 
 
@@ -78,6 +80,7 @@ def replay(recorded: Recorded, plans: Plans) -> Replay:
         door=call.door,
         env=world.environment(),
         client=client,
+        asked=HURRIED if any(one.failure == "deadline" for one in call.attempts) else NOTHING_ASKED,
     )
     world.execution = execution
     execution.start()
@@ -96,11 +99,13 @@ class _World:
         pairs = zip(recorded.call.attempts, recorded.answers.attempts, strict=True)
         self._sent = deque((attempt, body) for attempt, body in pairs if _was_sent(attempt))
         self._client_leaves = recorded.call.status == "aborted"
-        self._steps: deque[Callable[[], None]] = deque()
+        self._steps: deque[Callable[[], object]] = deque()
         self.execution: Execution | None = None
         self._ending: AttemptV1 | None = None
         """The attempt whose end is being told."""
-        self._verdicts = Verdicts(recorded, lambda: len(self.execution.attempts) if self.execution is not None else 0)
+        self._verdicts = Verdicts(
+            recorded, lambda: len(self.execution.attempts) if self.execution is not None else 0, self._leave_before
+        )
 
     @property
     def unused(self) -> int:
@@ -155,6 +160,11 @@ class _World:
         self.execution.abort()
         return True
 
+    def _leave_before(self, then: Callable[[], None]) -> None:
+        """`then`, once the client has left, if it does."""
+        self._steps.append(self._leave)
+        self._steps.append(then)
+
     def _answer(self, attempt: AttemptV1, body: bytes, sink: UpstreamSink, exchange: _Exchange) -> None:
         if self.execution is not None and not self.execution.live:
             self._leave()  # a whole answer is awaited all the same
@@ -172,7 +182,8 @@ class _World:
         if attempt.verdict == "aborted" and self.execution is not None:
             self.execution.abort()
         elif attempt.failure:
-            sink.on_failure(UpstreamFailure(attempt.failure, attempt.reason, True))
+            # Whether it was sent matters to what is paid by time, and then that says so.
+            sink.on_failure(UpstreamFailure(attempt.failure, attempt.reason, attempt.cost_nano_usd > 0))
         else:
             sink.on_end()
 

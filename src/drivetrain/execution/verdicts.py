@@ -14,13 +14,15 @@ from drivetrain.cache.answers import Kept
 from drivetrain.core.calls import Answers, AttemptV1, Attribution, Call
 from drivetrain.core.limits import Refusal
 from drivetrain.core.money import NO_USAGE
-from drivetrain.limits.slices import Accounts, Hold
+from drivetrain.limits.slices import Accounts, Hold, Short, Waiter
 from drivetrain.routing.health import Denied, Outcome
 
 UNSENT = frozenset({"denied", "limit", "limit_call", "unbounded", "deadline"})
 """Words in `AttemptV1.failure` for what kept an attempt from being sent."""
 LIMIT_CODES = frozenset({"budget_exceeded", "rate_limit_exceeded", "concurrency_limit_exceeded", "limits_unavailable"})
 NOTHING = AttemptV1("", "", "", "")
+WAITER = Waiter(0, Short([]), lambda: None, lambda _: None, since_ns=0, priority=1)
+"""Stands for whoever waits; nobody looks into it."""
 
 
 class Recorded(msgspec.Struct, frozen=True):
@@ -39,12 +41,16 @@ class Recorded(msgspec.Struct, frozen=True):
 
 
 class Verdicts:
-    """The recorded verdicts. made: how many attempts the replay has made so far."""
+    """The recorded verdicts.
 
-    def __init__(self, recorded: Recorded, made: Callable[[], int]) -> None:
+    made: how many attempts the replay has made so far. leaves: has the client leave soon, then goes on.
+    """
+
+    def __init__(self, recorded: Recorded, made: Callable[[], int], leaves: Callable[[Callable[[], None]], None]) -> None:
         self._call = recorded.call
         self._bodies = recorded.answers.attempts
         self._made = made
+        self._leaves = leaves
         self._hold = Hold(0, Accounts([]))
 
     @property
@@ -75,9 +81,12 @@ class Verdicts:
         return self._hold
 
     def reserve(
-        self, _hold: Hold, _worst_nano_usd: int, _tokens: int, _then: Callable[[Refusal | None], None]
-    ) -> Refusal | None:
-        """As it was reserved."""
+        self, _hold: Hold, _worst_nano_usd: int, _tokens: int, then: Callable[[Refusal | None], None]
+    ) -> Refusal | Waiter | None:
+        """As it was reserved; a client that left between two attempts leaves while this one waits."""
+        if self.upcoming is NOTHING and self._call.status == "aborted":
+            self._leaves(lambda: then(None))
+            return WAITER
         failure = self.upcoming.failure
         if failure == "limit":
             return Refusal(code="budget_exceeded", closes="variant")

@@ -276,6 +276,8 @@ class Connection(asyncio.Protocol):
             if self._raw_head_bytes > self.all.settings.header_bytes_max:
                 self._refuse(431, "headers_too_large", self._head_too_large())
                 return
+        elif stage == "body":
+            self._raw_head_bytes += len(data)  # until a part of the body comes: trailers may be endless too
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError:
@@ -294,8 +296,8 @@ class Connection(asyncio.Protocol):
         stage, settings = self._stage, self.all.settings
         if stage == "head" and before != "head":
             self._raw_head_bytes = size
-        if stage == "head" and self._raw_head_bytes > settings.header_bytes_max:
-            # One header that never ends reaches no callback.
+        if self._raw_head_bytes > settings.header_bytes_max:
+            # One header or trailer that never ends reaches no callback.
             self._refuse(431, "headers_too_large", self._head_too_large())
         elif stage != before and self._request is None:
             self.deadline = self._arrival_deadline()
@@ -337,7 +339,8 @@ class Connection(asyncio.Protocol):
         if self._large_read:
             self._head_bytes += len(name) + len(value)
         name = name.lower()
-        if name in READ_HEADERS:
+        # A trailer is no header (RFC 9110, 6.5.1): what a proxy in front lets pass there says nothing about who calls.
+        if name in READ_HEADERS and self._stage == "head":
             if name in self._headers:
                 self._stop(400, "repeated_header", f"the header {name.decode()} is given more than once")
             self._headers[name] = value
@@ -356,6 +359,8 @@ class Connection(asyncio.Protocol):
             self._stop(400, "upgrade_refused", "this gateway upgrades to no other protocol and opens no tunnel")
         if b"content-encoding" in headers and headers[b"content-encoding"].lower() != b"identity":
             self._stop(415, "encoded_body", "request bodies must not be encoded (no gzip)")
+        if headers.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
+            self._stop(415, "encoded_body", "the only transfer coding of a request is chunked")
         length = headers.get(b"content-length")
         if length is not None and int(length) > settings.body_bytes_max:
             self._too_large()
@@ -365,6 +370,7 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         self._body_bytes += len(data)
+        self._raw_head_bytes = 0
         if self._body_bytes > self.all.settings.body_bytes_max:
             self._too_large()
         self._body.append(data)

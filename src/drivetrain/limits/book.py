@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 
 from drivetrain.core.calls import Attribution
 from drivetrain.core.limits import Limit, Refusal
 from drivetrain.core.times import NS_PER_S
-from drivetrain.limits.accounts import accounts_of
+from drivetrain.limits.accounts import Declared, Whom
 from drivetrain.limits.slices import UNLIMITED, Accounts, Hold, Short, Slice, Taken
 from drivetrain.ports.counters import BUCKET, MONEY, SLOTS, refill_wait_ns
 
 KNOWN_MAX = 10_000
-"""Combinations of workflow and attribution that are remembered; beyond, all are forgotten and found again."""
+"""Combinations of workflow and attribution that are remembered, each about 0.5 KB. Beyond, the half that was not used
+lately is forgotten and found again, which costs a few microseconds each."""
 SLICES_MAX = 50_000
 """Slices in memory, about 0.5 KB each. Users and tags beyond it are refused until others have been idle."""
 DIRTY_MAX = 500
@@ -29,6 +31,9 @@ EMPTY_NS = 100_000_000
 """For so long the store's word that a bucket is empty is believed, whatever its rate."""
 PAUSE_NS = 5_000_000
 """Between two questions about a bucket that was empty: at five times its rate, every unit would be asked for alone."""
+Combination = tuple[object, ...]
+"""Workflow and attribution, as far as limits ask for them."""
+_PLACE = attrgetter("place")
 _CODES = {MONEY: "budget_exceeded", BUCKET: "rate_limit_exceeded", SLOTS: "concurrency_limit_exceeded"}
 
 
@@ -62,22 +67,29 @@ class Book:
         self.contended = 0
         """Slices that others wait for; while there are any, what becomes free is returned at once."""
         self.urgent: Callable[[], None] = _nothing
-        """Called when the store should hear soon: something became free that others wait for, or a slice runs low."""
+        """Called when the store should hear soon: something became free that others wait for."""
+        self.runs_low: Callable[[], None] = _nothing
+        """Called when a slice runs low: the store should hear before it is empty."""
         self.freed: Callable[[Slice], None] = _nobody
         """Called with places of which one came free and that Calls wait for, here or elsewhere."""
         self.ahead: list[Slice] = []
         """Slices that run low."""
-        self._known: dict[tuple[object, ...], Accounts] = {}
-        self._limits: tuple[Limit, ...] = ()
-        self._by_user = self._by_tag = False
+        self._known: dict[Combination, Accounts] = {}
+        self._known_before: dict[Combination, Accounts] = {}
+        """Of the two halves the older one: what is used moves to the other, and what was not goes with it."""
+        self._by_whom: dict[Whom, list[Slice]] = {}
+        """The slices of everybody who has any, of which combinations are made."""
+        self._round = 0
+        """How often slices were let go."""
         self.use(limits)
 
     def use(self, limits: Iterable[Limit]) -> None:
         """Enforce these from now on; running Calls keep what they were admitted under."""
-        self._limits = tuple(limits)
-        self._by_user = any(limit.dimension == "user" for limit in self._limits)
-        self._by_tag = any(limit.dimension == "tag" for limit in self._limits)
+        self._declared = Declared(limits)
+        self._by_user, self._by_tag = self._declared.by_user, self._declared.by_tag
+        self._by_whom.clear()
         self._known.clear()
+        self._known_before.clear()
 
     # A Call.
 
@@ -88,7 +100,7 @@ class Book:
             who.user if self._by_user else "", who.tags if self._by_tag else (),
         )  # fmt: skip
         known = self._known.get(key)
-        if known is not None and known.starts_ns <= now_ns < known.ends_ns:
+        if known is not None and known.round == self._round and known.starts_ns <= now_ns < known.ends_ns:
             return known
         return self._find(key, who, workflow, now_ns)
 
@@ -214,7 +226,10 @@ class Book:
         """Forget a slice that nobody uses; its last report must have been made."""
         del self.slices[slice_.terms.account, slice_.terms.counted]
         del self.by_number[slice_.number]
-        self._known.clear()
+        self._by_whom.pop(slice_.whom, None)
+        slice_.gone = True
+        # Combinations are looked at when they are next used, since most have nothing to do with this one.
+        self._round += 1
 
     def _lacking(self, lines: list[tuple[Slice, int]]) -> Short | Refusal:
         """What to do about lines of which some do not fit: ask, or refuse where the store's answer is known."""
@@ -261,7 +276,7 @@ class Book:
         if not slice_.ahead and not slice_.contended:
             slice_.ahead = True
             self.ahead.append(slice_)
-            self.urgent()
+            self.runs_low()
 
     def _give_back(self, accounts: Accounts) -> None:
         """Return what is free where others wait, at once: else the next Call here would take it before they hear."""
@@ -277,27 +292,50 @@ class Book:
             if len(self.dirty) == DIRTY_MAX:
                 self.urgent()
 
-    def _find(self, key: tuple[object, ...], who: Attribution, workflow: str, now_ns: int) -> Accounts | None:
-        slices: list[Slice] = []
-        for account in accounts_of(self._limits, who, workflow, now_ns):
+    def _find(self, key: Combination, who: Attribution, workflow: str, now_ns: int) -> Accounts | None:
+        found = self._known.get(key)
+        if found is None:
+            found = self._known_before.pop(key, None)
+        if found is None or not found.starts_ns <= now_ns < found.ends_ns or any(one.gone for one in found.all):
+            slices: list[Slice] = []
+            for whom in self._declared.whoms(who, workflow):
+                of_whom = self._by_whom.get(whom)
+                if of_whom is None or not all(one.account.holds_at(now_ns) and not one.gone for one in of_whom):
+                    of_whom = self._slices_of(whom, now_ns)
+                    if of_whom is None:
+                        return None
+                slices += of_whom
+            # Two tags may share one account: `each tag:env` takes `env` and `env=` for the same.
+            found = Accounts(sorted(dict.fromkeys(slices), key=_PLACE), self._round)
+        found.round = self._round
+        if len(self._known) >= KNOWN_MAX // 2:
+            self._known_before, self._known = self._known, {}
+        self._known[key] = found
+        return found
+
+    def _slices_of(self, whom: Whom, now_ns: int) -> list[Slice] | None:
+        """The slices of the present periods; None where memory is full."""
+        slices = []
+        for place, account in self._declared.accounts(whom, now_ns):
             name = (account.terms.account, account.terms.counted)
             found = self.slices.get(name)
             if found is None:
                 if len(self.slices) >= SLICES_MAX:
                     return None
                 self.slice_numbered += 1
-                found = self.slices[name] = self.by_number[self.slice_numbered] = Slice(self.slice_numbered, account)
+                found = Slice(self.slice_numbered, account, whom)
+                self.slices[name] = self.by_number[self.slice_numbered] = found
             elif found.account != account:
                 # The limit was edited: the same account, so the same slice, under the new terms.
                 if account.terms.cap < found.terms.cap:
                     # What was leased under the higher cap goes back; what this Call needs is asked for under the lower.
                     self.return_free(found)
                 found.account, found.terms = account, account.terms
+            found.whom, found.place = whom, place
             slices.append(found)
-        if len(self._known) >= KNOWN_MAX:
-            self._known.clear()
-        made = self._known[key] = Accounts(slices)
-        return made
+        if slices:  # Nobody without limits is remembered: there is no end of them.
+            self._by_whom[whom] = slices
+        return slices
 
 
 def _lines(accounts: Accounts, nano_usd: int, tokens: int) -> list[tuple[Slice, int]]:

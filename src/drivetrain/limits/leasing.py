@@ -41,6 +41,9 @@ WATCH_S = 0.005
 """Between two looks at who has waited too long, while somebody waits."""
 LEAST_WATCH_S = 0.001
 """As often at most, where somebody's time to wait for a place is nearly over."""
+AHEAD_S = 0.05
+"""Slices that run low are topped up together, so often at most: each time the disk is waited for, and where a project
+has thousands of budgets there is always one that runs low."""
 BEAT_S = 0.5
 """Between two reports of what was spent while nobody asks; what alerts and screens may lag behind."""
 CLOSE_S = 5.0
@@ -76,6 +79,7 @@ class Limits:
     ) -> None:
         self.book = Book(limits, position=position, now_ns=now_ns)
         self.book.urgent = self._soon
+        self.book.runs_low = self._before_long
         self.failed = ""
         """Why the store cannot be used at present; empty while it can."""
         self.fenced = False
@@ -100,6 +104,7 @@ class Limits:
         self._renewal.watch = self._watch_soon
         self._under_way = False
         self._scheduled = False
+        self._topping_up = False
         self._watching = False
         self._was_rung = False
         self._beats = 0
@@ -196,6 +201,16 @@ class Limits:
         if not self._scheduled and not self._stopped:
             self._scheduled = True
             self._loop.call_soon(self._go)
+
+    def _before_long(self) -> None:
+        if not self._topping_up and not self._stopped:
+            self._topping_up = True
+            self._loop.call_later(AHEAD_S, self._top_up)
+
+    def _top_up(self) -> None:
+        self._topping_up = False
+        if self.book.ahead:  # else another request took them along
+            self._go()
 
     def _go(self) -> None:
         """Send what there is to say, unless an answer is awaited: then it goes when that has come."""

@@ -33,7 +33,7 @@ from drivetrain.ports.counters import (
 
 GOOD_FACTOR = 8
 """A slice asks for this many times what one Call takes, so that most Calls ask nobody."""
-OFTEN_NS, SELDOM_NS = NS_PER_S, 10 * NS_PER_S
+OFTEN_NS, SELDOM_NS = 10 * NS_PER_S, 60 * NS_PER_S
 """A slice that asks more often than every second asks for twice as much; one that asks seldom for half."""
 WANTS_MAX = 64
 """In one request; the others wait for the next one, a few milliseconds later."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from drivetrain.core.calls import ReservedV1
 from drivetrain.core.limits import Refusal
-from drivetrain.limits.accounts import Account
+from drivetrain.limits.accounts import Account, Whom
 from drivetrain.limits.places import PlaceQueue
 from drivetrain.ports.counters import SLOTS, Terms, Verdict
 
@@ -24,13 +24,18 @@ class Slice:
 
     __slots__ = (
         "account", "ahead", "alerted", "answered", "asked_ns", "booked", "busy_until_ns", "contended", "dirty", "free",
-        "full_until_ns", "good", "granted", "idle_ns", "keep", "left", "left_ns", "lingers_until_ns", "low", "number",
-        "over", "queue", "recalled", "refunded", "returned", "seen", "settled", "terms",
+        "full_until_ns", "gone", "good", "granted", "idle_ns", "keep", "left", "left_ns", "lingers_until_ns", "low",
+        "number", "over", "place", "queue", "recalled", "refunded", "returned", "seen", "settled", "terms", "whom",
     )  # fmt: skip
 
-    def __init__(self, number: int, account: Account) -> None:
+    def __init__(self, number: int, account: Account, whom: Whom) -> None:
         self.number = number
         self.account = account
+        self.whom = whom
+        self.place = 0
+        """Of its limit among all that are declared."""
+        self.gone = False
+        """It was let go, and must not be charged any more."""
         self.terms: Terms = account.terms
         self.free = UNLIMITED if account.terms.counted else 0
         """Units that may be reserved without asking."""
@@ -75,9 +80,11 @@ class Slice:
 class Accounts:
     """Every slice that one combination of workflow and attribution is charged to, until the next period begins."""
 
-    __slots__ = ("calls", "ends_ns", "entry", "money", "names", "requests", "starts_ns", "tokens")
+    __slots__ = ("calls", "ends_ns", "entry", "money", "names", "requests", "round", "starts_ns", "tokens")
 
-    def __init__(self, slices: list[Slice]) -> None:
+    def __init__(self, slices: list[Slice], round_: int = 0) -> None:
+        self.round = round_
+        """Of letting slices go, after which all of these were still there."""
         by_unit: dict[str, list[Slice]] = {"nano_usd": [], "requests": [], "tokens": [], "calls": []}
         for one in slices:
             by_unit[one.account.limit.unit].append(one)

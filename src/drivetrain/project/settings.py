@@ -64,6 +64,7 @@ GATEWAY_RANGES: Mapping[str, tuple[int, int]] = {
     "write_timeout_ms": (1, 3_600_000),
     "connections_max": (1, 1_000_000),
     "messages_max": (1, 100_000),
+    "cache_bytes_max": (0, 2**40),
 }
 GATEWAY_KEYS = ("host", "direct_models", "direct_team", *GATEWAY_RANGES)
 LEDGER_KEYS = ("folder", "keys_folder", "retention", "payload_days", "segment_bytes_max")

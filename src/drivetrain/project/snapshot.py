@@ -99,6 +99,8 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     connections_max: int = 10_000
     messages_max: int = 2_000
     """Messages in one chat request."""
+    cache_bytes_max: int = 16 * 1024 * 1024
+    """What one worker's cached answers may take; 0 keeps none."""
 
 
 class LedgerSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -78,3 +78,14 @@ intent_efficient = dt.Workflow(
     use_case="baseline",
     route=[efficient],
 )
+
+# For whoever tries things out, on a small budget: `[limits.trial-month]` in drivetrain.toml.
+intent_trial = dt.Workflow(
+    "intent-trial",
+    input=Message,
+    output=Intent,
+    owner="evaluation@bank.example",
+    team="trial",
+    use_case="trial",
+    route=[frontier],
+)

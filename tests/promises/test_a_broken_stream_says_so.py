@@ -1,0 +1,82 @@
+"""Promise 7: a failure after the first byte is an explicit error event, never a clean end, and it is paid for.
+
+The provider cuts its stream at every byte, closing in order and with a reset; tests/gateway/test_hostile_upstream.py
+proves the same of a hostile provider's bytes in both dialects. Here it is the money and the record as well.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from promise_gateway import Gateway, eventually, gateway
+
+from support import books, wire
+from support.projects import model, provider, settings, workflow
+from support.upstream import Asked, Upstream, Wire, stream, stream_events
+
+ANSWER = stream(stream_events("one ", "two ", "three."))
+END = ANSWER.rindex(b"[DONE]")
+HEAD = ANSWER.index(b"\r\n\r\n") + 4
+
+
+def _script(asked: Asked, to: Wire) -> None:
+    to.send(ANSWER[: asked.json["seed"]])
+    if b"reset" in asked.body:
+        to.socket.shutdown(socket.SHUT_RD)
+        to.wait(0.02)  # a reset discards what was not read yet
+        to.reset()
+    else:
+        to.close()
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Gateway]:
+    with Upstream() as upstream:
+        upstream.on("/up", _script)
+        tables = (
+            provider("up", f"{upstream.url}/up") + model("up/m") + workflow("once", "up/m", more="attempts_max = 1\n")
+            + books.limit("all", "project", usd="1")
+        )  # fmt: skip
+        with gateway({"drivetrain.toml": settings(tables=tables)}, workers=2) as running:
+            yield running
+
+
+def cut_at(served: Gateway, place: int, how: str) -> wire.Answered:
+    body: dict[str, Any] = {"model": "once", "stream": True, "seed": place, "max_tokens": 20}
+    body["messages"] = [{"role": "user", "content": how}]
+    return wire.one(served.port, wire.request(body))
+
+
+@pytest.mark.parametrize("how", ["close", pytest.param("reset", marks=pytest.mark.slow)])
+def test_a_stream_that_is_cut_at_any_byte_ends_with_an_error_event(served: Gateway, how: str) -> None:
+    before = {call.call_id for call in served.calls()}
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda place: cut_at(served, place, how), range(END)))
+    begun = 0
+    for place, said in enumerate(found):
+        assert said.whole, (place, said)
+        if said.status != 200:
+            assert said.status == 502, (place, said)
+            assert said.error["code"] in ("upstream_unreachable", "stream_interrupted")
+            continue
+        begun += 1
+        events = said.events
+        assert events[-1]["error"]["code"] == "stream_interrupted", (place, said.body)
+        assert sum("error" in event for event in events) == 1
+        assert b"[DONE]" not in said.body
+    assert begun > END // 3
+    calls = {call.call_id: call for call in served.calls() if call.call_id not in before}
+    assert len(calls) == END
+    assert {call.status for call in calls.values()} == {"failed"}
+    for place, said in enumerate(found):
+        call = calls[said.headers["x-request-id"]]
+        if said.status == 200 and said.text:
+            assert call.cost_nano_usd > 0, (place, "words came, and nothing was charged")
+        if place <= HEAD:
+            assert call.cost_nano_usd == 0, (place, "no event came, and something was charged")
+    ledger = books.spent(served.calls(), all="project")
+    assert eventually(lambda: books.settled(served.data_folder, "all") == ledger)
