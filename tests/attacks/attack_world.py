@@ -11,7 +11,19 @@ from typing import Any
 
 from support import wire
 from support.served import Served
-from support.upstream import STREAM_END, STREAM_HEAD, Asked, Wire, chunk, completion, delta, event, http, stream_events
+from support.upstream import (
+    STREAM_END,
+    STREAM_HEAD,
+    Asked,
+    Script,
+    Wire,
+    chunk,
+    completion,
+    delta,
+    event,
+    http,
+    stream_events,
+)
 
 PROVIDER_KEY = "sk-provider-0123456789-very-secret"
 KEY = "client-key-abcdefghij-very-secret"
@@ -23,7 +35,7 @@ INPUT_NANO, OUTPUT_NANO = 1_000, 2_000
 """Per token, at the price of `support.projects.PRICES`."""
 
 
-def body(text: str = "hello", name: str = "chat", **more: Any) -> dict[str, Any]:
+def body(text: Any = "hello", name: Any = "chat", **more: Any) -> dict[str, Any]:
     """A chat request."""
     return {"model": name, "messages": [{"role": "user", "content": text}], **more}
 
@@ -53,6 +65,19 @@ def chunked(said: Any, *, key: str | None = KEY, trailers: bytes = b"", headers:
 def echo(asked: Asked, to: Wire) -> None:
     """A provider that answers with what it was asked."""
     to.send(http(completion("you said " + asked.json["messages"][-1]["content"])))
+
+
+def then_end(said: bytes, *, reset: bool = False) -> Script:
+    """A provider that says this and ends the connection."""
+
+    def script(_asked: Asked, to: Wire) -> None:
+        to.send(said)
+        if reset:
+            to.reset()
+        else:
+            to.close()
+
+    return script
 
 
 @dataclass
@@ -87,7 +112,7 @@ class Trap:
 
 @dataclass
 class Till:
-    """A provider that counts what it will charge: every prompt 11 tokens, every choice as many as asked for, at most 7."""
+    """A provider that counts what it charges: 11 tokens a prompt, and as many a choice as asked for, at most 7."""
 
     cost_nano_usd: int = 0
     answered: int = 0
@@ -117,7 +142,7 @@ def tool_call(finish: str = "tool_calls") -> bytes:
     return completion(choices=[{"index": 0, "message": message, "finish_reason": finish}])
 
 
-def endless(events: int = 400) -> Any:
+def endless(events: int = 400) -> Script:
     """A stream that goes on until the gateway hangs up."""
 
     def script(_asked: Asked, to: Wire) -> None:

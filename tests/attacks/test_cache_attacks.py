@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from attack_world import ENVIRON, KEY, OTHER_KEY, WITH_KEY, ask, body, text_of, tool_call
+from attack_world import ENVIRON, KEY, OTHER_KEY, WITH_KEY, ask, body, text_of, then_end, tool_call
 
 from support import books, wire
 from support.projects import model, provider, settings, workflow
@@ -195,15 +195,10 @@ def test_an_answer_that_calls_a_tool_is_given_again_only_where_that_is_allowed(
         http(completion(choices=[{"index": 0, "message": {"content": "no"}, "finish_reason": "content_filter"}])),
         http(completion(choices=[{"index": 0, "message": {"content": "?"}}])),
         http(completion(), headers="content-encoding: gzip\r\n"),
-        http(completion())[:-5],
     ],
 )
 def test_what_is_no_whole_answer_is_never_given_again(gateway: Served, upstream: Upstream, answer: bytes) -> None:
-    def script(_asked: Asked, to: Wire) -> None:
-        to.send(answer)
-        to.close()
-
-    upstream.on("/raw", script)
+    upstream.on("/raw", answer)
     said = question()
     ask(gateway, said)
     numbered(upstream)
@@ -213,13 +208,16 @@ def test_what_is_no_whole_answer_is_never_given_again(gateway: Served, upstream:
         assert text_of(now).startswith("answer ")
 
 
-def test_a_stream_that_was_cut_is_never_given_again(gateway: Served, upstream: Upstream) -> None:
-    events = stream_events("half")
-    upstream.on("/raw", lambda _asked, to: (to.send(STREAM_HEAD + b"".join(map(chunk, events[:2]))), to.reset())[0])
-    said = question(stream=True)
-    assert "error" in ask(gateway, said).events[-1]
+@pytest.mark.parametrize("streamed", [False, True])
+def test_what_was_cut_is_never_given_again(gateway: Served, upstream: Upstream, streamed: bool) -> None:
+    cut = STREAM_HEAD + b"".join(map(chunk, stream_events("half")[:2])) if streamed else http(completion())[:-5]
+    upstream.on("/raw", then_end(cut, reset=True))
+    said = question(stream=streamed)
+    first = ask(gateway, said)
+    assert "error" in (first.events[-1] if streamed else first.json)
     numbered(upstream)
-    assert ask(gateway, said).text.startswith("answer ")
+    again = ask(gateway, said)
+    assert (again.text if streamed else text_of(again)).startswith("answer ")
 
 
 @pytest.mark.parametrize(
@@ -233,9 +231,7 @@ def test_a_stream_that_was_cut_is_never_given_again(gateway: Served, upstream: U
         f"cache-control: {'x' * 600}, no-store\r\n",
     ],
 )
-def test_what_may_not_be_stored_is_not_stored_and_not_shared(
-    gateway: Served, upstream: Upstream, headers: str
-) -> None:
+def test_what_may_not_be_stored_is_not_stored_and_not_shared(gateway: Served, upstream: Upstream, headers: str) -> None:
     said = question()
     private = ask(gateway, said, headers=headers)
     public = ask(gateway, said)
@@ -271,7 +267,9 @@ def test_a_private_request_joins_nobodys_flight(gateway: Served, upstream: Upstr
     [{"temperature": 0.0001}, {"temperature": None}, {"n": 2}, {"tools": [{"type": "web_search"}]},
      {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x.example/"}}]}]}],
 )  # fmt: skip
-def test_what_its_bytes_do_not_determine_is_asked_anew(gateway: Served, upstream: Upstream, more: dict[str, Any]) -> None:
+def test_what_its_bytes_do_not_determine_is_asked_anew(
+    gateway: Served, upstream: Upstream, more: dict[str, Any]
+) -> None:
     said = {**question(), **more}
     answers = [ask(gateway, said) for _ in range(2)]
     assert not any(map(is_hit, answers))

@@ -1,9 +1,9 @@
 """Attacks on where the gateway connects to, and on what of a provider leaks to clients.
 
-Proved elsewhere: certificates that do not hold, proxies, one redirect per status, headers of a 200 that are not relayed,
-keys that providers repeat (gateway/test_tls_and_proxy, test_hostile_upstream, test_hostile_input, test_any_endpoint).
-Here: every way to name an address, redirects inwards, a name that resolves differently the second time, the proxies of
-the environment, and every kind of answer.
+Proved elsewhere: certificates that do not hold, proxies, one redirect per status, headers of a 200 that are not
+relayed, keys that providers repeat (gateway/test_tls_and_proxy, test_hostile_upstream, test_hostile_input,
+test_any_endpoint). Here: every way to name an address, redirects inwards, a name that resolves differently the second
+time, the proxies of the environment, and every kind of answer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attack_world import ENVIRON, KEY, OTHER_KEY, PRIVATE, PROVIDER_KEY, WITH_KEY, Trap, ask, body, text_of
+from attack_world import ENVIRON, KEY, OTHER_KEY, PRIVATE, PROVIDER_KEY, WITH_KEY, Trap, ask, body, text_of, then_end
 
 from drivetrain.adapters.http_pool import HttpPool
 from drivetrain.core.endpoints import Endpoint
@@ -96,8 +96,9 @@ def test_a_client_names_no_upstream(gateway: Served, upstream: Upstream, trap: T
 
 def test_no_header_of_a_client_chooses_an_upstream(gateway: Served, upstream: Upstream, trap: Trap) -> None:
     names = (
-        "x-base-url", "x-upstream", "x-api-base", "x-portkey-custom-host", "x-forwarded-host", "x-target-url", "forwarded",
-        "openai-organization", "openai-base-url", "x-rewrite-url", "x-original-url", "destination", "via", "max-forwards",
+        "x-base-url", "x-upstream", "x-api-base", "x-portkey-custom-host", "x-forwarded-host", "x-target-url",
+        "forwarded", "openai-organization", "openai-base-url", "x-rewrite-url", "x-original-url", "destination", "via",
+        "max-forwards",
     )  # fmt: skip
     assert ask(gateway, headers="".join(f"{name}: {trap.url}\r\n" for name in names)).status == 200
     (one,) = upstream.asked
@@ -115,7 +116,9 @@ def test_no_address_in_a_conversation_is_fetched(gateway: Served, upstream: Upst
     assert trap.connections == 0
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "gopher://127.0.0.1:6379/_FLUSHALL", "ftp://x/", "//x/", "javascript:1"])
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "gopher://127.0.0.1:6379/_FLUSHALL", "ftp://x/", "//x/", "javascript:1"]
+)
 def test_an_image_has_an_address_of_the_web_or_none(gateway: Served, upstream: Upstream, url: str) -> None:
     image = {"type": "image_url", "image_url": {"url": url}}
     assert ask(gateway, {**body(), "messages": [{"role": "user", "content": [image]}]}).status == 400
@@ -128,7 +131,13 @@ def test_an_image_has_an_address_of_the_web_or_none(gateway: Served, upstream: U
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 305, 307, 308])
 def test_no_redirect_leads_inwards(gateway: Served, upstream: Upstream, trap: Trap, status: int, stream: bool) -> None:
-    places = (f"{trap.url}/", "//169.254.169.254/", "/raw/elsewhere", "http://[::ffff:169.254.169.254]/", "file:///etc/")
+    places = (
+        f"{trap.url}/",
+        "//169.254.169.254/",
+        "/raw/elsewhere",
+        "http://[::ffff:169.254.169.254]/",
+        "file:///etc/",
+    )
     for place in places:
         upstream.forget()
         said = http(b"", status=f"{status} Elsewhere", headers=f"location: {place}\r\nrefresh: 0;url={place}\r\n")
@@ -144,7 +153,7 @@ def test_no_redirect_leads_inwards(gateway: Served, upstream: Upstream, trap: Tr
 # Names that resolve differently the second time.
 
 
-class Rebinding(asyncio.SelectorEventLoop):  # type: ignore[misc]
+class Rebinding(asyncio.SelectorEventLoop):
     """Resolves every name to the ports in `places`, one after the other, the last one for ever."""
 
     def __init__(self, *places: int) -> None:
@@ -152,7 +161,7 @@ class Rebinding(asyncio.SelectorEventLoop):  # type: ignore[misc]
         self.places = list(places)
         self.asked: list[str] = []
 
-    async def getaddrinfo(self, host: Any, port: Any, **_more: Any) -> Any:  # type: ignore[override]
+    async def getaddrinfo(self, host: Any, port: Any, **_more: Any) -> Any:
         self.asked.append(str(host))
         place = self.places.pop(0) if len(self.places) > 1 else self.places[0]
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", place))]
@@ -189,7 +198,7 @@ def test_a_name_that_moves_between_two_connections_gets_nothing_without_its_cert
     rogue = TlsUpstream(context=authority.context("localhost", "127.0.0.1", "inside.example"))
     with mine, rogue:
         for one in (mine, rogue):
-            one.on("", lambda _asked, to: (to.send(http(completion(), headers="connection: close\r\n")), to.close())[0])
+            one.on("", then_end(http(completion(), headers="connection: close\r\n")))
         loop = Rebinding(mine.port, rogue.port)
         endpoint = Endpoint(
             name="p", scheme="https", host="provider.example", port=443, ca_file=str(tmp_path / "ca.pem")

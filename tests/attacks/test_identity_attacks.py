@@ -2,9 +2,9 @@
 
 Proved elsewhere: missing and mistyped keys on every path, repeated `authorization`, attribution without `may_override`
 (gateway/test_hostile_input); revocation in every worker within a second, expiry, rotation, what is on the disk
-(keys/test_keys_gateway, test_key_store); that a look-up is one keyed hash and one look into a dict, so that its time says
-nothing about any key (keys/test_key_ring, test_key_text). Here: keys in other places and other alphabets, connections
-that outlive their key, and ways around a scope.
+(keys/test_keys_gateway, test_key_store); that a look-up compares digests that nobody can choose (keys/test_key_ring,
+test_key_text). Here: keys in other places and other alphabets, the work of a look-up, connections that outlive their
+key, and ways around a scope.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def _fresh(upstream: Upstream) -> None:
         "' OR '1'='1", "'; DROP TABLE keys; --", '" OR ""="', "x' UNION SELECT digest FROM keys --", "%", "_", "*",
         "%s%s%n", "{0.__class__}", "${CLIENT_KEY}", "env:CLIENT_KEY", "../keys/master.key", "\xc3\xa9" * 40, "\xff\xfe",
         "null", "undefined", "[]", "0", "true", "dt_" + "0" * 49, "dt_" + "\xd9\xa0" * 49, "A" * 15_000, KEY + "\t.",
-        KEY.upper(), quote(KEY, safe="").replace("-", "%2D"), "Bearer " + KEY, KEY + " " + KEY, f'"{KEY}"', " " + KEY + "\x85",
+        KEY.upper(), quote(KEY, safe="").replace("-", "%2D"), "Bearer " + KEY, KEY + " " + KEY, f'"{KEY}"',
+        " " + KEY + "\x85",
     ],
 )  # fmt: skip
 def test_no_text_in_a_header_is_a_key_but_a_key(gateway: Served, upstream: Upstream, said: str) -> None:
@@ -110,9 +111,7 @@ def test_a_control_character_in_a_key_ends_the_request(gateway: Served, upstream
         ("/v1/chat/completions", f"x-drivetrain-key: {KEY}\r\nx-drivetrain-tenant: a\r\n"),
     ],
 )
-def test_a_key_stands_in_authorization_or_nowhere(
-    gateway: Served, upstream: Upstream, path: str, headers: str
-) -> None:
+def test_a_key_stands_in_authorization_or_nowhere(gateway: Served, upstream: Upstream, path: str, headers: str) -> None:
     said = {**body(), "api_key": KEY, "key": KEY, "authorization": f"Bearer {KEY}"}
     answer = wire.one(gateway.port, wire.request(said, path=path, headers=headers), wait_s=2)
     assert (answer.status, answer.error["code"]) == (401, "invalid_api_key")
@@ -147,9 +146,8 @@ def test_a_look_up_does_the_same_whatever_was_guessed(tmp_path: Path) -> None:
     work = [done_for(guess) for guess in near]
     assert all(one == work[0] for one in work)
     right = done_for(KEY)
-    assert right.count("blake2b") == 1
-    assert right.count("get") == 1
-    assert not {"compare_digest", "startswith", "__eq__"} & set(right)
+    assert right == ["identify", "lower", "key_digest", "digest", "get"]
+    assert work[0][: len(right)] == right
 
 
 def test_wrong_keys_are_told_apart_by_nothing(gateway: Served) -> None:
@@ -302,7 +300,8 @@ def test_what_a_key_may_not_say_is_refused_and_not_ignored(gateway: Served, upst
 
 def test_no_other_spelling_says_it(gateway: Served, upstream: Upstream) -> None:
     headers = (
-        "x_drivetrain_team: sales\r\nx-drivetrain_team: sales\r\ndrivetrain-team: sales\r\nx-drivetrain-tenant: evil\r\n"
+        "x_drivetrain_team: sales\r\nx-drivetrain_team: sales\r\ndrivetrain-team: sales\r\n"
+        "x-drivetrain-tenant: evil\r\n"
         "x-drivetrain-teams: sales\r\nopenai-organization: sales\r\nopenai-project: sales\r\n"
     )
     said = body(metadata={"team": "sales", "x-drivetrain-team": "sales", "user": "eve"}, user="ann")

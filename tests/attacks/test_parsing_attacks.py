@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from attack_world import ENVIRON, KEY, PROVIDER_KEY, WITH_KEY, ask, body, echo, text_of
+from attack_world import ENVIRON, KEY, PROVIDER_KEY, WITH_KEY, ask, body, echo, text_of, then_end
 
 from support import books, wire
 from support.projects import model, provider, settings, workflow
@@ -88,12 +88,7 @@ def test_an_answer_is_never_inflated_and_never_passed_on(
     before = gateway.resident_bytes()
     packed = zlib.compress(b" " * INFLATED) if coding == "deflate" else BOMB
     said = http(packed, headers=f"content-encoding: {coding}\r\n" if coding else "", framing=framing)
-
-    def script(_asked: Any, to: Any) -> None:
-        to.send(said)
-        to.close()
-
-    upstream.on("/raw", script)
+    upstream.on("/raw", then_end(said))
     for stream in (False, True):
         answer = ask(gateway, body(stream=stream))
         assert answer.status == 502
@@ -120,7 +115,9 @@ def test_a_number_of_a_million_digits_takes_no_time(gateway: Served, name: str, 
     assert time.monotonic() - begun < 1.5
 
 
-@pytest.mark.parametrize("name", ["tools", "service_tier", "web_search_options", "functions", "response_format", "audio"])
+@pytest.mark.parametrize(
+    "name", ["tools", "service_tier", "web_search_options", "functions", "response_format", "audio"]
+)
 @pytest.mark.parametrize("value", [[1], ["x"], [None], [[]], [{"type": []}], [{"type": {}}], {}, {"type": [1]}, "", 5])
 def test_nothing_that_is_weighed_for_a_budget_breaks_the_weighing(gateway: Served, name: str, value: Any) -> None:
     for workflow_name in ("chat", "tiered"):

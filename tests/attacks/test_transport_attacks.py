@@ -1,14 +1,15 @@
 """Attacks on framing: two parties that disagree about where a message ends, on either side of the gateway.
 
-Proved elsewhere: `Content-Length` beside `Transfer-Encoding`, repeated and odd lengths, bare line ends, HTTP/0.9 and 2,
-upgrades, `CONNECT`, stalled heads and bodies, the order of pipelined answers (gateway/test_hostile_input); encoded, cut,
-doubled and endless answers of a provider (gateway/test_hostile_upstream). Here: the variants of these that a proxy in
-front or a shared connection behind would turn into somebody else's request or answer.
+Proved elsewhere: `Content-Length` beside `Transfer-Encoding`, repeated and odd lengths, bare line ends, HTTP/0.9 and
+2, upgrades, `CONNECT`, stalled heads and bodies, the order of pipelined answers (gateway/test_hostile_input); encoded,
+cut, doubled and endless answers of a provider (gateway/test_hostile_upstream). Here: the variants of these that a proxy
+in front or a shared connection behind would turn into somebody else's request or answer.
 """
 
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -130,9 +131,7 @@ def test_trailers_say_nothing_about_who_asks(gateway: Served, given: str) -> Non
     assert (said.user, said.tags) == ("ann" if given else "", ())
 
 
-@pytest.mark.parametrize(
-    "begin", [b"0\r\nx-t: ", b"1;", chunk(RAW) + b"0\r\nx-", b"0\r\n" + b"x: 1\r\n" * 90 + b"y: "]
-)
+@pytest.mark.parametrize("begin", [b"0\r\nx-t: ", b"1;", chunk(RAW) + b"0\r\nx-", b"0\r\n" + b"x: 1\r\n" * 90 + b"y: "])
 def test_what_never_ends_around_a_body_is_ended_in_bounded_memory(gateway: Served, begin: bytes) -> None:
     before, sent = gateway.resident_bytes(), 0
     with wire.connect(gateway.port) as connection:
@@ -213,14 +212,14 @@ def test_an_answer_that_comes_before_its_request_was_read_spoils_no_other(gatewa
     said: list[bytes] = []
 
     class Early(Upstream):
-        def _carry(self, connection: object, number: int) -> None:  # type: ignore[override]
+        def _carry(self, connection: socket.socket, number: int) -> None:
             got = b""
-            with connection:  # type: ignore[attr-defined]
-                while part := connection.recv(65_536):  # type: ignore[attr-defined]
+            with connection:
+                while part := connection.recv(65_536):
                     got += part
                     if b"\r\n\r\n" in got:
                         said.append(got.partition(b"\r\n\r\n")[0])
-                        connection.sendall(http(completion(f"early {len(said)}")))  # type: ignore[attr-defined]
+                        connection.sendall(http(completion(f"early {len(said)}")))
                         time.sleep(0.3)
                         got = b""
 
@@ -236,10 +235,10 @@ def test_an_answer_that_comes_before_its_request_was_read_spoils_no_other(gatewa
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_trailers_of_an_answer_are_no_headers_of_the_next(
-    gateway: Served, upstream: Upstream, streamed: bool
-) -> None:
-    trailers = b"content-encoding: gzip\r\ncontent-type: text/event-stream\r\nx-request-id: earlier\r\nretry-after: 9\r\n"
+def test_trailers_of_an_answer_are_no_headers_of_the_next(gateway: Served, upstream: Upstream, streamed: bool) -> None:
+    trailers = (
+        b"content-encoding: gzip\r\ncontent-type: text/event-stream\r\nx-request-id: earlier\r\nretry-after: 9\r\n"
+    )
     upstream.on("/raw", http(completion("first"), framing="chunked")[:-2] + trailers + b"\r\n")
     assert text_of(ask(gateway)) == "first"
     upstream.on("/raw", http(completion("second")))

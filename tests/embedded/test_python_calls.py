@@ -142,7 +142,7 @@ def test_a_provider_that_is_down_is_told(project: Project) -> None:
     assert ran.code == 1
     assert "drivetrain.core.errors.RequestError: the provider of `frontier` did not answer" in ran.err
     assert "`drivetrain calls show call_" in ran.err.splitlines()[-1]
-    assert "did not answer: connect" in ran.err
+    assert "did not answer: no connection could be made" in ran.err
     (call,) = project.calls()
     assert (call.status, call.cost_nano_usd) == ("failed", 0)
     assert len(call.attempts) <= 4

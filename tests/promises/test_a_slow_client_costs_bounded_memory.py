@@ -58,11 +58,9 @@ def test_clients_that_never_read_cost_bounded_memory(clients: int) -> None:
         (worker,) = served.worker_pids
         before = resident_bytes(worker)
         with contextlib.ExitStack() as open_connections:
-            for number in range(clients):
+            for _ in range(clients):
                 open_connections.enter_context(_never_reads(served))
-                if number % 50 == 0:
-                    time.sleep(0.02)
-            assert eventually(lambda: len(upstream.asked) == clients, wait_s=30)
+            assert len(upstream.asked) == clients
             most = _most_resident_bytes(worker)
             per_client = (most - before) // clients
             print(f"{clients} clients: {before >> 20} MB before, {most >> 20} MB at most, {per_client >> 10} KB each")
@@ -76,10 +74,14 @@ def test_clients_that_never_read_cost_bounded_memory(clients: int) -> None:
 
 
 def _never_reads(served: Gateway) -> socket.socket:
+    """A client whose stream has begun, and who takes no byte of it: it only looks at the first ones."""
     body = {"model": "pours", "stream": True, "max_tokens": 1_000, "messages": [{"role": "user", "content": "pour"}]}
-    connection = wire.connect(served.port, receive_bytes=4_096)
-    connection.sendall(wire.request(body))
-    return connection
+    while True:
+        connection = wire.connect(served.port, receive_bytes=4_096)
+        connection.sendall(wire.request(body))
+        if connection.recv(12, socket.MSG_PEEK) == b"HTTP/1.1 200":
+            return connection
+        connection.close()  # the store of limits was too busy to answer
 
 
 def _most_resident_bytes(pid: int) -> int:

@@ -5,6 +5,8 @@ Counted where it matters: at the provider.
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
@@ -12,9 +14,10 @@ from itertools import product
 import pytest
 from promise_gateway import Gateway, gateway
 
+from drivetrain.routing.retries import ATTEMPTS_PER_RETRY, BANK, FLOOR_PER_S
 from support import wire
 from support.projects import model, provider, settings, workflow
-from support.upstream import Upstream, completion, http
+from support.upstream import Asked, Script, Upstream, Wire, completion, http
 
 ROUTES, BUDGETS = (1, 2, 3), (1, 2, 3, 4)
 SDK_RETRIES = 2
@@ -33,21 +36,28 @@ def upstream() -> Iterator[Upstream]:
         for kind, said in KINDS.items():
             running.on(f"/{kind}", said if kind != "cut" else _cut(said))
         running.on("/watched", KINDS["status"])
+        turns = itertools.count()
+        # Too seldom, and never often enough in a row, for its breaker to open.
+        running.on(
+            "/flaky", lambda _asked, to: to.send(KINDS["status"] if next(turns) % 5 in (0, 2) else http(completion()))
+        )
         yield running
 
 
-def _cut(said: bytes):  # type: ignore[no-untyped-def]
-    def script(_asked: object, to: object) -> None:
-        to.send(said)  # type: ignore[attr-defined]
-        to.close()  # type: ignore[attr-defined]
+def _cut(said: bytes) -> Script:
+    def script(_asked: Asked, to: Wire) -> None:
+        to.send(said)
+        to.close()
 
     return script
 
 
 @pytest.fixture(scope="module")
 def served(upstream: Upstream) -> Iterator[Gateway]:
-    tables = provider("watched", f"{upstream.url}/watched", breaker=True) + model("watched/m")
-    tables += workflow("watched", "watched/m", more="attempts_max = 3\n")
+    tables = ""
+    for kind in ("watched", "flaky"):
+        tables += provider(kind, f"{upstream.url}/{kind}", breaker=True) + model(f"{kind}/m")
+        tables += workflow(kind, f"{kind}/m", more="attempts_max = 3\n")
     for kind in KINDS:
         tables += provider(kind, f"{upstream.url}/{kind}") + model(f"{kind}/m")
         for length, most in product(ROUTES, BUDGETS):
@@ -103,3 +113,15 @@ def test_a_failing_provider_is_not_asked_more_because_it_fails(served: Gateway, 
     # 300 calls that may try three times each would be 900; the breaker and the retry budget leave a few.
     assert len(upstream.below("/watched")) <= 60, len(upstream.below("/watched"))
     assert all(len(call.attempts) <= 3 for call in served.calls() if call.workflow == "watched")
+
+
+def test_retries_stay_a_tenth_of_what_is_asked(served: Gateway, upstream: Upstream) -> None:
+    """Two of five requests fail. Every failure could be tried again, and only the retry budget keeps it from that."""
+    upstream.forget()
+    number, began = 400, time.monotonic()
+    with ThreadPoolExecutor(20) as pool:
+        statuses = list(pool.map(lambda _: ask(served, "flaky").status, range(number)))
+    seconds = time.monotonic() - began
+    retries = len(upstream.below("/flaky")) - number
+    assert 0 < retries <= number // ATTEMPTS_PER_RETRY + FLOOR_PER_S * (seconds + 1) + BANK, retries
+    assert statuses.count(502) > number // 5, "so few calls failed that nothing had to be kept from being retried"

@@ -370,16 +370,21 @@ class Laws:
 
     def holds(self, writer: str, hold: Hold) -> None:
         """What a running Call holds has changed."""
-        _, before = self._holding[writer, hold.number]
+        before = self._let_go(writer, hold)
         self._holding[writer, hold.number] = (hold, hold.kept)
         self._commit(hold, hold.kept - before)
 
     def lets_go(self, writer: str, hold: Hold) -> None:
         """A Call holds nothing any more."""
-        _, before = self._holding.pop((writer, hold.number))
-        self._commit(hold, hold.charged - before)
+        self._commit(hold, hold.charged - self._let_go(writer, hold))
         for one in hold.accounts.calls:
             self._running[one.terms.account] -= 1
+
+    def _let_go(self, writer: str, hold: Hold) -> int:
+        """What was committed for it."""
+        if (writer, hold.number) not in self._holding:
+            raise LawBroken(f"{writer}: money moves for a Call that has let go of it")
+        return self._holding.pop((writer, hold.number))[1]
 
     def died(self, writer: str) -> None:
         """A worker's Calls hold what their frames say."""

@@ -32,11 +32,6 @@ def accounts(data_folder: Path, *limits: str) -> dict[str, AccountState]:
     return {one.name.removesuffix(period): one.state for one in listed}
 
 
-def account(data_folder: Path, name: str) -> AccountState:
-    """The one account `limit/value`; all zero where nobody has used it."""
-    return accounts(data_folder, name.split("/", maxsplit=1)[0]).get(name, AccountState(0, 0, 0))
-
-
 def settled(data_folder: Path, *limits: str) -> dict[str, int]:
     """What was settled in each of their accounts; those without any left out."""
     return {name: state.settled for name, state in accounts(data_folder, *limits).items() if state.settled}

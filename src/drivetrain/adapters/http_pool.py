@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections import deque
 from typing import Any
 from urllib.parse import urlsplit
@@ -52,7 +53,7 @@ class HttpPool:
         if host is None:
             host = self._hosts[request.endpoint] = _Host(request.endpoint)
         # A deadline counts from the next sweep, so that it never falls short.
-        exchange = _Exchange(self, host, request, sink, self._now + SWEEP_S)
+        exchange = _Exchange(self, host, request, sink, time.monotonic())
         self._exchanges.add(exchange)
         while host.idle:
             connection = host.idle.pop()

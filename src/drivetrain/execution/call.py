@@ -1143,7 +1143,7 @@ class Execution:
         if self._relay is None:
             return cut_usage(self.admitted.raw, kept, self._bound)
         dialect, raw = self._current().dialect, self.admitted.raw
-        return delivered_usage(dialect, self._relay, raw, kept, self._arrived_bytes, self._bound)
+        return delivered_usage(dialect, self._relay, raw, kept, self._arrived_bytes, bound=self._bound)
 
 
 def _error_event(error: RequestError) -> bytes:

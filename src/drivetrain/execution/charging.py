@@ -49,7 +49,7 @@ def cut_usage(request: bytes, body: bytes, bound: Bound) -> Usage:
 
 
 def delivered_usage(
-    dialect: Dialect, relay: Relay, request: bytes, kept: bytes, arrived: int, bound: Bound
+    dialect: Dialect, relay: Relay, request: bytes, kept: bytes, arrived: int, *, bound: Bound
 ) -> Usage:
     """Of a stream that was cut: what the provider reported so far, at least what it delivered.
 

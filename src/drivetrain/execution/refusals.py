@@ -15,6 +15,19 @@ from drivetrain.routing.health import Denied, Outcome
 FINAL_STATUSES = frozenset({400, 404, 405, 413, 415, 422})
 """Refusals that another try, or another provider, would repeat."""
 TIMEOUTS = frozenset({"first_byte_timeout", "timeout", "connect_timeout"})
+FAILURES = {
+    "connect": "no connection could be made",
+    "connect_timeout": "no connection could be made in time",
+    "tls": "its certificate was not accepted",
+    "first_byte_timeout": "nothing came in time",
+    "timeout": "its answer took too long",
+    "cut": "its answer ended half-way",
+    "closed": "the connection ended without an answer",
+    "protocol": "what came is no HTTP answer",
+    "oversized": "its answer is too large",
+    "pool_full": "too many calls wait for a connection to it",
+}
+"""The transport's words, for clients; what it was exactly stands in the Call's record."""
 PAUSE_MAX_MS = 7 * 86_400_000
 """Longer pauses are recorded as this."""
 
@@ -60,7 +73,7 @@ def unanswered(step: VariantStep, failure: UpstreamFailure) -> Refusal:
     """Of an exchange that broke."""
     if failure.kind == "shutdown":
         return Refusal(_failed(503, "this gateway is shutting down", "shutting_down"), final=True)
-    message = f"the provider of `{step.name}` did not answer: {failure.kind}"
+    message = f"the provider of `{step.name}` did not answer: {FAILURES.get(failure.kind, failure.kind)}"
     timed_out = failure.kind in TIMEOUTS
     code = "upstream_timeout" if timed_out else "upstream_unreachable"
     # A certificate that is wrong stays wrong.

@@ -134,6 +134,10 @@ class _World:
         upcoming = self._verdicts.upcoming
         if upcoming.failure == "deadline":
             return LATE_NS
+        if upcoming.cached:
+            # Its deadline was looked at when the attempt before had ended; it may have waited for this answer since.
+            made = self.execution.attempts
+            return made[-1].ended_us * 1000 if made else 0
         ends = self._ending is upcoming
         return (upcoming.ended_us if ends else upcoming.sent_us) * 1000
 

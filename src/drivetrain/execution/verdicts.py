@@ -46,7 +46,9 @@ class Verdicts:
     made: how many attempts the replay has made so far. leaves: has the client leave soon, then goes on.
     """
 
-    def __init__(self, recorded: Recorded, made: Callable[[], int], leaves: Callable[[Callable[[], None]], None]) -> None:
+    def __init__(
+        self, recorded: Recorded, made: Callable[[], int], leaves: Callable[[Callable[[], None]], None]
+    ) -> None:
         self._call = recorded.call
         self._bodies = recorded.answers.attempts
         self._made = made
@@ -67,13 +69,16 @@ class Verdicts:
         _who: Attribution,
         _workflow: str,
         _now_ns: int,
-        _then: Callable[[Hold | Refusal], None],
+        then: Callable[[Hold | Refusal], None],
         *,
         priority: int = 1,
-    ) -> Hold | Refusal:
-        """As it was admitted."""
+    ) -> Hold | Refusal | Waiter:
+        """As it was admitted; a client that left before any attempt leaves while its Call waits for that."""
         call = self._call
         first = call.attempts[0] if call.attempts else NOTHING
+        if first is NOTHING and call.status == "aborted":
+            self._leaves(lambda: then(self._hold))
+            return WAITER
         if call.error in LIMIT_CODES and not call.attempts:
             return Refusal(code=call.error)
         if first.purpose == "degraded":

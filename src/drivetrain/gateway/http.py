@@ -7,6 +7,7 @@ httptools leaves open (sizes, times, HTTP/0.9, repeated credentials) is closed h
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import deque
 from typing import Any, Protocol
 
@@ -246,6 +247,10 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
         transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES)
+        peer = transport.get_extra_info("socket")
+        if peer is not None:
+            # Left to itself the kernel takes several megabytes of a stream that nobody reads.
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, WRITE_BUFFER_BYTES)
         connections = self.all
         if len(connections.open) >= connections.settings.connections_max:
             connections.refuse("too_many_connections")

@@ -293,9 +293,7 @@ class Book:
                 self.urgent()
 
     def _find(self, key: Combination, who: Attribution, workflow: str, now_ns: int) -> Accounts | None:
-        found = self._known.get(key)
-        if found is None:
-            found = self._known_before.pop(key, None)
+        found = self._known.pop(key, None) or self._known_before.pop(key, None)
         if found is None or not found.starts_ns <= now_ns < found.ends_ns or any(one.gone for one in found.all):
             slices: list[Slice] = []
             for whom in self._declared.whoms(who, workflow):

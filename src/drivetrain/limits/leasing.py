@@ -36,7 +36,10 @@ from drivetrain.ports.counters import (
 RECALL_MS = 35
 """How long other workers are asked for what they do not need, before the store decides with what it has."""
 WAIT_MS = 50
-"""How long a Call waits for the store. Beyond it the store is taken to be gone, and the Call is refused."""
+"""How long a Call waits for a store that is silent: it is taken to be gone then, and the Call is refused."""
+BUSY_WAITS = 5
+"""So many times as long it waits for a store that answers but is asked by many: what it says is the truth, and a refusal
+that nobody decided would send away Calls that there is money for."""
 WATCH_S = 0.005
 """Between two looks at who has waited too long, while somebody waits."""
 LEAST_WATCH_S = 0.001
@@ -103,6 +106,8 @@ class Limits:
         )
         self._renewal.watch = self._watch_soon
         self._under_way = False
+        self._asked_s = 0.0
+        """When the request that is under way went out."""
         self._scheduled = False
         self._topping_up = False
         self._watching = False
@@ -209,7 +214,11 @@ class Limits:
 
     def _top_up(self) -> None:
         self._topping_up = False
-        if self.book.ahead:  # else another request took them along
+        if not self.book.ahead:
+            return  # another request took them along
+        if self._under_way:
+            self._before_long()
+        else:
             self._go()
 
     def _go(self) -> None:
@@ -221,6 +230,7 @@ class Limits:
         self._was_rung = False
         if request is not None:
             self._under_way = True
+            self._asked_s = self._loop.time()
             self._ask(lambda: self._sync(request))
 
     def _answered(self, reply: SyncReply) -> None:
@@ -229,7 +239,7 @@ class Limits:
         self._renewal.apply(reply)
         if any(verdict.outcome == PENDING for verdict in reply.verdicts):
             self._look_soon()
-        if self._was_rung or self._renewal.presses:
+        if self._was_rung or self._renewal.urges:
             self._go()
 
     def _unanswered(self, why: str, fenced: bool) -> None:
@@ -252,7 +262,8 @@ class Limits:
         renewal = self._renewal
         renewal.end_lingering()
         renewal.expire()
-        renewal.give_up(self._wait_ms, self._unavailable())
+        silent = self._under_way and self._loop.time() - self._asked_s >= self._wait_ms / 1000
+        renewal.give_up(self._wait_ms if silent else BUSY_WAITS * self._wait_ms, self._unavailable())
         if renewal.pressed:
             self._go()
         if renewal.waiting or renewal.lingers:

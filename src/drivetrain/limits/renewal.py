@@ -34,7 +34,8 @@ from drivetrain.ports.counters import (
 GOOD_FACTOR = 8
 """A slice asks for this many times what one Call takes, so that most Calls ask nobody."""
 OFTEN_NS, SELDOM_NS = 10 * NS_PER_S, 60 * NS_PER_S
-"""A slice that asks more often than every second asks for twice as much; one that asks seldom for half."""
+"""A slice that asks more often than every 10 s asks for twice as much; one that asks seldom for half. Asking every
+second would make 10,000 questions a second of 10,000 slices."""
 WANTS_MAX = 64
 """In one request; the others wait for the next one, a few milliseconds later."""
 WAITING_MAX = 4_096
@@ -136,9 +137,14 @@ class Renewal:
 
     @property
     def presses(self) -> bool:
-        """Whether the next request should go out now."""
+        """Whether there is something to ask or to return."""
+        return bool(self.book.ahead) or self.urges
+
+    @property
+    def urges(self) -> bool:
+        """Whether the next request should go out now: slices that merely run low can wait a little."""
         book = self.book
-        if book.ahead or any(not waiter.asked for waiter in islice(self.waiting.values(), WANTS_MAX)):
+        if any(not waiter.asked for waiter in islice(self.waiting.values(), WANTS_MAX)):
             return True
         if not book.contended:
             return False
@@ -299,6 +305,8 @@ class Renewal:
             self._lingering.discard(one)
 
     def _try(self, waiter: Waiter) -> None:
+        if self.waiting.get(waiter.number) is not waiter:
+            return  # it was heard of while another one was told
         if all(one.free >= units for one, units in waiter.lines):
             # Out of the queues first: what it takes must not be offered to it again.
             self._forget(waiter)
@@ -384,6 +392,8 @@ class Renewal:
         waiter.queues.clear()
 
     def _end(self, waiter: Waiter, told: Refusal) -> None:
+        if self.waiting.get(waiter.number) is not waiter:
+            return  # it was heard of while another one was told
         self._forget(waiter)
         waiter.then(told)
 
@@ -509,19 +519,21 @@ class Renewal:
                 self._end(waiter, self._refusal(waiter, waiter.refused))
 
     def _fits_after_all(self, waiter: Waiter, verdict: Verdict) -> bool:
-        """Whether enough became free here while the store was refusing: then it is asked again, while there is time."""
-        if waiter.since_ns <= self._monotonic_ns() - self._recall_ns:
-            return False
+        """Whether enough became free here while the store was refusing: then it is asked again."""
         units_of = dict(waiter.lines)
         left = {self.book.by_number.get(refused.slice): refused.left for refused in verdict.refused}
         return all(one is not None and left[one] + one.free >= units_of.get(one, 0) for one in left)
 
     def _refusal(self, waiter: Waiter, verdict: Verdict) -> Refusal:
         units_of = {one.number: (one, units) for one, units in waiter.lines}
-        refusals = []
+        refusals, fits = [], []
         for refused in verdict.refused:
             one, units = units_of[refused.slice]
-            refusals.append(self.book.refusal(one, units, refused.left + one.free, refused.resets_at_ns))
+            left = refused.left + one.free
+            said = self.book.refusal(one, units, min(left, units - 1), refused.resets_at_ns)
+            (refusals if left < units else fits).append(said)
+        # What became free since is not what it lacks, unless its time is over.
+        refusals = refusals or fits
         # A hard limit closes the Call, whatever a `downgrade` budget would have left open.
         return next((refusal for refusal in refusals if refusal.closes == "call"), refusals[0])
 
