@@ -200,6 +200,7 @@ class Exchange:
         self.request = request
         self.sink = sink
         self.cancelled = False
+        self.sent = True
         self.over = False
         self.answered = False
         self.paused = 0
@@ -265,10 +266,15 @@ class Journal:
         self.written: list[Any] = []
         self.synced: list[bool] = []
         self.refuse: Callable[[Any], bool] = lambda _record: False
+        self.late: list[tuple[Any, Callable[[], None]]] = []
+        """What waits for a disk that takes frames again."""
         self._waiting: list[tuple[Any, Callable[[bool], None] | None, bool]] = []
 
     def append(self, record: Any, then: Callable[[bool], None] | None = None, *, sync: bool = False) -> None:
         self._waiting.append((record, then, sync))
+
+    def append_late(self, record: Any, then: Callable[[], None]) -> None:
+        self.late.append((record, then))
 
     def tick(self) -> bool:
         """Whether there was anything to write."""

@@ -104,7 +104,6 @@ def test_without_room_for_the_ledger_nothing_is_answered(simulator: SimulatorPro
             assert ask(served, name).status == 200
 
 
-@pytest.mark.xfail(strict=True, reason="the end of a call that fell into a full disk is in the counters only")
 def test_what_was_spent_as_the_disk_filled_is_the_same_everywhere(simulator: SimulatorProcess) -> None:
     """A call that was sent before there was no more room, and ended after."""
     with served_with_disk(simulator, "calls") as (served, place):

@@ -57,6 +57,7 @@ class Journal:
         self._worker = worker
         self._on_frame = on_frame
         self._waiting: list[tuple[Any, Then | None, bool]] = []
+        self._late: list[tuple[Any, Callable[[], None]]] = []
         self._retry_at_ns = 0
         self._opened_ns = 0
         self._frames_max = kernel.dice.choice((2, 5, 20, 1_000))
@@ -69,6 +70,23 @@ class Journal:
         if len(self._waiting) == 1:
             self._kernel.after(0, self._flush, self._worker)
 
+    def append_late(self, record: Any, then: Callable[[], None]) -> None:
+        """As `ports.journal.Journal` says."""
+        self._late.append((record, then))
+        if not self.failed:
+            self._append_kept()
+
+    def _append_kept(self) -> None:
+        late, self._late = self._late, []
+        for record, then in late:
+            self.append(record, partial(self._written_late, record, then))
+
+    def _written_late(self, record: Any, then: Callable[[], None], written: bool) -> None:
+        if written:
+            then()
+        else:
+            self._late.append((record, then))
+
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []
         kernel, disk = self._kernel, self._disk
@@ -80,6 +98,7 @@ class Journal:
             self._fail()
         else:
             self.failed = ""
+            self._append_kept()
         frames = disk.segments[self.segment]
         for record, _, _ in waiting[:fits]:
             self._worker.edge("write")
@@ -110,6 +129,7 @@ class Journal:
             self._fail()
         else:
             self.failed = ""
+            self._append_kept()
 
     def _new_segment(self) -> None:
         self._opened_ns = max(self._kernel.wall_ns(), self._opened_ns + 1)

@@ -14,6 +14,7 @@ from drivetrain.core.calls import Attribution, ClosedV1, OpenedV1, ReservedV1
 from drivetrain.core.limits import Limit, Refusal
 from drivetrain.execution.call import CallResult, Execution
 from drivetrain.execution.plan import WorkflowPlan
+from drivetrain.execution.refusals import TIMEOUTS
 from drivetrain.execution.verdicts import UNSENT
 from drivetrain.limits.accounts import accounts_of
 from drivetrain.limits.slices import Hold
@@ -202,7 +203,10 @@ class Laws:
         """What is recorded of an attempt is what its provider bills, where it said so to the end."""
         script = exchange.script
         if script.billed == (0, 0) and not script.is_told:
-            story.require(attempt.usage.source == "none", "an attempt that costs nothing was charged")
+            # Who cuts an answer short pays for what the provider had read, answered or not.
+            own = attempt.verdict == "aborted" or attempt.failure in TIMEOUTS
+            free = attempt.usage.source == "none" or (own and attempt.usage.output_tokens == 0)
+            story.require(free, "an attempt that costs nothing was charged")
         assert story.opened is not None
         rates = self._rates[story.opened.snapshot].get(attempt.model)
         if rates is None:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 HOP_NS = MS
 """Of a message on a good day: a whole recall takes at most a dozen of them, well within `RECALL_MS`."""
+FEW = 1
+"""Full reports are seldom, as where thousands of budgets are busy."""
 UNAVAILABLE = Refusal(code="limits_unavailable")
 
 
@@ -83,6 +85,7 @@ class Door:
         )
         self.book.urgent = self._soon
         self.renewal = Renewal(self.book, worker.name, monotonic_ns=kernel.monotonic_ns, recall_ms=RECALL_MS)
+        self.renewal.few = FEW
         self.renewal.watch = self._watch_soon
         self.handle = store.truth.handle()
         self.under_way = False
@@ -163,7 +166,7 @@ class Door:
 
     def leave(self) -> bool:
         """Say the last words and go, at rest; whether nothing was left open."""
-        request = self.renewal.request(always=True)
+        request = self.renewal.request(always=True, full=True)
         assert request is not None
         self.handle.sync(request)
         return self.handle.leave()

@@ -75,7 +75,7 @@ def _forgets_what_stands(patch: pytest.MonkeyPatch) -> None:
     finish = Execution._finish_unrecorded
 
     def cheap(call: Execution) -> None:
-        call._standing = 0
+        call._stands = False
         finish(call)
 
     patch.setattr(Execution, "_finish_unrecorded", cheap)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 class Exchange:
     """One attempt."""
 
+    sent = True
+
     def __init__(
         self, kernel: Kernel, worker: Worker, request: UpstreamRequest, sink: UpstreamSink, script: Script, number: int
     ) -> None:

@@ -202,6 +202,10 @@ class _Exchange:
         self.begun = False
         self.over = False
 
+    @property
+    def sent(self) -> bool:
+        return self.connection is not None
+
     def cancel(self) -> None:
         self._end()
 

@@ -12,8 +12,6 @@ from typing import Any, Protocol
 import msgspec
 
 from drivetrain.cache.answers import Kept
-from drivetrain.cache.flights import Seat
-from drivetrain.cache.keeping import calls_tools, is_deterministic, may_keep
 from drivetrain.core.calls import RETAINED_NONE, AttemptV1, Attribution, ClosedV1, OpenedV1
 from drivetrain.core.codec import JSON
 from drivetrain.core.declarations import Stale
@@ -22,9 +20,10 @@ from drivetrain.core.limits import Refusal as LimitRefusal
 from drivetrain.core.money import NO_USAGE, Price, Usage
 from drivetrain.core.times import NS_PER_S
 from drivetrain.execution.admission import Admitted, too_deep
+from drivetrain.execution.again import Again
 from drivetrain.execution.charging import (
-    NO_BOUND,
     Bound,
+    asked_usage,
     bound_of,
     cut_usage,
     delivered_usage,
@@ -41,6 +40,7 @@ from drivetrain.execution.judging import NotAccepted, judged
 from drivetrain.execution.plan import VariantStep, WorkflowPlan
 from drivetrain.execution.recording import answers, retained, sealed
 from drivetrain.execution.refusals import (
+    TIMEOUTS,
     Refusal,
     deadline_exceeded,
     denied,
@@ -107,6 +107,7 @@ class Execution:
     """One Call."""
 
     __slots__ = (
+        "_again",
         "_allowed_us",
         "_arrived_bytes",
         "_asked",
@@ -114,7 +115,6 @@ class Execution:
         "_bodies",
         "_body",
         "_bound",
-        "_cache_key",
         "_charged",
         "_client",
         "_deadline_us",
@@ -137,14 +137,14 @@ class Execution:
         "_result",
         "_retained",
         "_rung",
-        "_seat",
         "_sent",
-        "_standing",
+        "_stands",
         "_started",
         "_step",
         "_streamed",
-        "_tried",
+        "_unsettled",
         "_waits",
+        "_weighs",
         "_worst",
         "admitted",
         "attempts",
@@ -211,23 +211,26 @@ class Execution:
         self._result: CallResult | None = None
         self._waits = ""
         self._hold: Hold | None = None
-        self._bound: Bound = NO_BOUND
+        self._weighs: tuple[dict[str, Any], int, int] | None = None
+        """What bounds the attempt: its chat, the bytes of its request, its limit of output tokens."""
+        self._bound: Bound | None = None
         """Of the attempt that is being made: no estimate of what it used goes beyond it."""
-        self._standing = 0
-        """What the Call costs by its frames while its end is not among them, in nano-USD; 0 without budgets."""
+        self._unsettled = False
+        """Whether an attempt was sent whose end is not booked yet."""
+        self._stands = False
+        """Whether the ledger holds a frame of this Call."""
         self._worst = 0
         """What the attempt that is being made costs at most, in nano-USD."""
         self._allowed_us = 0
         """How long it may take."""
         self._granted_ns = 0
         """When the provider's health gave leave for the running attempt; 0: it was not asked."""
-        self._seat: Seat | None = None
-        """Of the running attempt: its place among Calls that want the same answer at the same time."""
-        self._cache_key = b""
-        """Under which the running attempt's answer may be kept; empty: nowhere."""
         self._hit: Kept | None = None
-        self._tried: tuple[tuple[int, bool, bytes], ...] = ()
-        """(step, whether live, cache key) of every request that was looked up."""
+        self._again: Again | None = None
+        if plan.cache is not None and env.cache is not None and env.flights is not None:
+            self._again = Again(
+                plan, env.cache, env.flights, tenant=attribution.tenant, asked=asked, landed=self._landed
+            )
         self._notes: tuple[str, ...] = ()
         self._rung = 0
         """Rungs of the ladder that were tried."""
@@ -294,8 +297,9 @@ class Execution:
         self.left = True
         try:
             if self._exchange is not None and self.live:
+                usage = self._left_usage(sent=self._exchange.sent)
                 self._stop_exchange()
-                self._settle("aborted", "the client left", self._delivered(), b"".join(self._body))
+                self._settle("aborted", "the client left", usage, b"".join(self._body))
                 self._close_aborted()
             elif self._waits in (FLIGHT, PAUSE):
                 self._close_aborted()
@@ -316,16 +320,20 @@ class Execution:
 
     def _advance(self) -> None:
         steps = self.plan.steps
-        while not self._rung and self._step < len(steps):
-            step = steps[self._step]
-            if type(step) is VariantStep:
-                if self._sent >= self.plan.workflow.attempts_max:
-                    break
-                if self._prepare(step):
+        try:
+            while not self._rung and self._step < len(steps):
+                step = steps[self._step]
+                if type(step) is VariantStep:
+                    if self._sent >= self.plan.attempts_max:
+                        break
+                    if self._prepare(step):
+                        return
+                elif self._rule_answers(step):  # type: ignore[arg-type]
                     return
-            elif self._rule_answers(step):  # type: ignore[arg-type]
-                return
-            self._step += 1
+                self._step += 1
+        except JournalFull:
+            self._finish_unrecorded()
+            return
         error = self._last_error or RequestError(
             502, f"no variant of workflow `{self.plan.name}` answered", code="no_answer", kind="server_error"
         )
@@ -376,18 +384,18 @@ class Execution:
         except RecursionError:
             return self._cannot(step, too_deep())
         plan = self.plan
-        bound = bound_of(chat, body_bytes=len(body), limit=limit)
-        if price.by_time and bound.unbounded:
-            bound = Bound(bound.input_tokens, bound.output_tokens)  # its timeout bounds what it costs
-        self._bound = bound
+        self._weighs = (chat, len(body), limit)
+        self._bound = None
+        self._price = price
         hold = self._hold
+        self._worst = 0
         if plan.cost_max_nano_usd is not None or (hold is not None and (hold.accounts.money or hold.accounts.tokens)):
+            bound = self._bounded()
             self._worst = price.worst_case_nano_usd(bound.input_tokens, bound.output_tokens, timeout_ms * 1000)
             if plan.cost_max_nano_usd is not None:
                 over = over_budget(plan, step, bound, self._worst + self._charged)
                 if over is not None:
                     return self._cannot(step, over)
-        self._price = price
         self._allowed_us = timeout_ms * 1000
         self.live = live
         self._head = None
@@ -395,9 +403,17 @@ class Execution:
         self._body = []
         self._arrived_bytes = 0
         self._request = UpstreamRequest(step.target.endpoint, step.head, body, first_byte_ms, timeout_ms)
-        if plan.cache is not None:
-            self._cache_key = b""
-            if self._given_again(step, chat, body):
+        again = self._again
+        if again is not None:
+            kept = again.look_up(step, self._step, live=live, chat=chat, body=body)
+            if kept is not None:
+                self._give(kept)
+                return True
+            if again.waits:
+                self._waits = FLIGHT
+                if self._deadline_us:
+                    left_us = max(0, self._deadline_us - self._elapsed_us())
+                    self._env.call_later(left_us / 1e6, self._waited_too_long)
                 return True
         return self._borrow(step)
 
@@ -432,42 +448,12 @@ class Execution:
 
     # Answers given again.
 
-    def _given_again(self, step: VariantStep, chat: dict[str, Any], body: bytes) -> bool:
-        """Whether a kept answer, or the one that somebody is waiting for, takes the place of this attempt."""
-        cache, flights, rules, asked = self._env.cache, self._env.flights, self.plan.cache, self._asked
-        if cache is None or flights is None or rules is None:
-            return False
-        if not ((chat.get("n") or 1) == 1 if rules.when == "always" else is_deterministic(chat)):
-            return False
-        key = cache.key(self.attribution.tenant, step.identity, body)
-        if asked.cache_read:
-            self._tried += ((self._step, self.live, key),)
-            kept = cache.fresh(key, rules.ttl_s, asked.cache_max_age_s)
-            if kept is not None and may_keep(kept.finish_reason, kept.has_tool_calls, rules.tool_calls):
-                self._give(kept)
-                return True
-        if not asked.cache_write:
-            return False
-        self._cache_key = key
-        if not asked.cache_read:
-            return False
-        self._seat = flights.join(key, self._landed)
-        if not self._seat.waits:
-            return False
-        self._waits = FLIGHT
-        if self._deadline_us:
-            self._env.call_later(max(0, self._deadline_us - self._elapsed_us()) / 1e6, self._waited_too_long)
-        return True
-
     def _landed(self, kept: Kept | None) -> None:
         """The answer that this Call waited for is here; None: it is on this Call to ask."""
         self._waits = ""
-        rules = self.plan.cache
-        if (
-            kept is not None
-            and rules is not None
-            and may_keep(kept.finish_reason, kept.has_tool_calls, rules.tool_calls)
-        ):
+        again = self._again
+        assert again is not None
+        if kept is not None and again.may_give(kept):
             self._go(lambda: self._give(kept))
         else:
             self._go(self._borrow_or_go_on)
@@ -494,6 +480,7 @@ class Execution:
 
     def _give_now(self, written: bool) -> None:
         self._waits = ""
+        self._stands = self._opened and written
         if not written:
             self._finish_unrecorded()
         elif self.left:
@@ -529,11 +516,14 @@ class Execution:
             self._granted_ns = now_ns
         if hold is not None:
             assert env.limits is not None
-            if self._bound.unbounded and env.limits.is_hard(hold):
-                self._withdraw()
-                return self._cannot(step, unbounded_cost(self._bound.unbounded), "unbounded")
+            tokens = 0
+            if self._bound is not None:
+                tokens = self._bound.tokens
+                if self._bound.unbounded and env.limits.is_hard(hold):
+                    self._withdraw()
+                    return self._cannot(step, unbounded_cost(self._bound.unbounded), "unbounded")
             self._waits = RESERVATION
-            short = env.limits.reserve(hold, self._worst, self._bound.tokens, self._reserved)
+            short = env.limits.reserve(hold, self._worst, tokens, self._reserved)
             if type(short) is LimitRefusal:
                 return self._too_dear(step, short)
             if short is not None:
@@ -616,9 +606,7 @@ class Execution:
 
     def _may_send(self, written: bool) -> None:
         self._waits = ""
-        hold = self._hold
-        if written and hold is not None:
-            self._standing = hold.charged + hold.reserved
+        self._stands = self._stands or written
         if written and not self.left:
             try:
                 self._send()
@@ -639,6 +627,7 @@ class Execution:
         assert request is not None
         self._request = None
         self._sent += 1
+        self._unsettled = True
         self._attempt_started_us = self._elapsed_us()
         self._first_byte_us = 0
         self._exchange = self._env.transport.send(request, self)
@@ -713,7 +702,9 @@ class Execution:
             self._broken_stream(failure.detail, failure.kind)
             return
         whole = b"".join(self._body)
-        self._settle("failed", failure.detail, self._delivered(), whole, failure=failure.kind, sent=failure.sent)
+        hurried = self._asked.deadline_ms is not None and failure.kind in TIMEOUTS
+        usage = self._left_usage(sent=failure.sent) if hurried else self._delivered()
+        self._settle("failed", failure.detail, usage, whole, failure=failure.kind, sent=failure.sent)
         self._go_on_after(unanswered(self._current(), failure))
 
     def on_fault(self, fault: Exception) -> None:
@@ -721,13 +712,12 @@ class Execution:
         report_fault(self.call_id, fault)
         if self.ended:
             return
-        running = self._exchange is not None
         self._stop_exchange()
         error = RequestError(500, "the gateway failed at this call", code="internal_error", kind="server_error")
         if self._result is not None:
             self._finish_unrecorded()
             return
-        if running or self._hit is not None:
+        if self._unsettled or self._hit is not None:
             self._settle("failed", f"a fault of the gateway: {type(fault).__name__}", self._delivered())
         tail = _error_event(error) if self._streamed else b""
         status = 200 if self._streamed else 500
@@ -745,12 +735,14 @@ class Execution:
             reading = step.dialect.read(body, created_s=self.opened_ns // NS_PER_S)
             tail = self._as_tail(reading.body) if not step.buffered else b""
         except Unusable as fault:
-            self._settle("failed", str(fault), salvaged_usage(step.dialect, self.admitted.raw, body, self._bound), body)
+            self._settle(
+                "failed", str(fault), salvaged_usage(step.dialect, self.admitted.raw, body, self._bounded()), body
+            )
             self._go_on_after(Refusal(unusable(step, str(fault))))
             return
         usage = reading.usage
         if usage.source == "none":
-            usage = whole_usage(usage, self.admitted.raw, reading.body, self._bound)
+            usage = whole_usage(usage, self.admitted.raw, reading.body, self._bounded())
         if step.buffered:
             self._judge_content(step, reading.body, reading.finish_reason, usage, body)
             return
@@ -792,7 +784,7 @@ class Execution:
             self._step += 1
             self._purpose = "fallback"
             self._advance()
-        elif not refused.retry or self._sent >= self.plan.workflow.attempts_max or not self._may_retry(refused):
+        elif not refused.retry or self._sent >= self.plan.attempts_max or not self._may_retry(refused):
             self._fail(refused.error)
         else:
             # Full jitter: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
@@ -873,6 +865,7 @@ class Execution:
             self._bodies.append(body)
             return
         assert price is not None
+        self._unsettled = False
         cost = 0
         if price.by_time:
             if sent:
@@ -909,7 +902,7 @@ class Execution:
         if self._hold is not None:
             assert env.limits is not None
             beyond = env.limits.settle(self._hold, cost, usage.input_tokens + usage.output_tokens)
-            if beyond:
+            if beyond and self._hold.accounts.money:
                 self._notes += (f"overrun: `{step.name}` cost {beyond} nano-USD more than was reserved for it",)
         granted_ns = self._granted_ns
         if granted_ns:
@@ -921,44 +914,20 @@ class Execution:
                 env.health.withdrawn(step.target.reference, granted_ns)
             else:
                 env.health.ended(step.target.reference, granted_ns, now_ns, outcome, pause_ms)
-        if self._cache_key:
-            self._keep(
-                verdict, Kept(body, streamed, usage, cost, price.source, finish, env.monotonic_ns(), calls_tools(body))
-            )
-
-    def _keep(self, verdict: str, kept: Kept) -> None:
-        """Keep an accepted answer, and give it to those who wait for it."""
-        rules, cache, flights, seat = self.plan.cache, self._env.cache, self._env.flights, self._seat
-        assert rules is not None
-        assert cache is not None
-        assert flights is not None
-        whole = not kept.streamed or self._arrived_bytes <= len(kept.body)
-        good = verdict == "accepted" and whole and may_keep(kept.finish_reason, kept.has_tool_calls, rules.tool_calls)
-        if good:
-            cache.keep(self._cache_key, kept, self.plan.cache_hold_s)
-        if seat is not None:
-            self._seat = None
-            if good:
-                flights.land(seat, kept)
-            elif verdict in ("accepted", "escalated"):
-                flights.release(seat)
-            else:
-                flights.leave(seat)
-
-    def _leave_flight(self) -> None:
-        """Others may have waited for an answer that will not come by this attempt."""
-        seat = self._seat
-        if seat is not None:
-            self._seat = None
-            assert self._env.flights is not None
-            self._env.flights.leave(seat)
+        again = self._again
+        if again is not None:
+            again.settle(
+                verdict, body, whole=not streamed or self._arrived_bytes <= len(body), streamed=streamed, usage=usage,
+                cost_nano_usd=cost, price_source=price.source, finish=finish, now_ns=env.monotonic_ns(),
+            )  # fmt: skip
 
     def _note_unsent(self, variant: str, model: str, reason: str, now_us: int, failure: str = "") -> None:
         """failure: which verdict of the world kept it from being sent, so that a replay can give it back."""
         noted = AttemptV1(variant, model, self._purpose, "failed", reason, now_us, 0, now_us, failure=failure)
         self.attempts.append(noted)
         self._bodies.append(b"")
-        self._leave_flight()
+        if self._again is not None:
+            self._again.leave()
 
     def _as_tail(self, body: bytes) -> bytes:
         """A whole answer as a stream, where the client wants one. Raises: Unusable."""
@@ -1014,17 +983,13 @@ class Execution:
         return False
 
     def _give_stale(self, rung: Stale) -> bool:
-        cache = self._env.cache
-        if cache is None:
+        found = self._again.stale(rung.max_age_s) if self._again is not None else None
+        if found is None:
             return False
-        for step, live, key in self._tried:
-            kept = cache.stale(key, rung.max_age_s)
-            if kept is not None:
-                self._step, self.live = step, live
-                self._degraded, self._purpose = "stale", "degraded"
-                self._give(kept)
-                return True
-        return False
+        self._step, self.live, kept = found
+        self._degraded, self._purpose = "stale", "degraded"
+        self._give(kept)
+        return True
 
     def _close(
         self,
@@ -1042,7 +1007,8 @@ class Execution:
         if self._result is not None:
             return
         self._waits = ""
-        self._leave_flight()
+        if self._again is not None:
+            self._again.leave()
         if not self._opened:
             self._write_opened(None)
         attempts = tuple(self.attempts)
@@ -1096,14 +1062,9 @@ class Execution:
             return
         self.ended = True
         self._waits = ""
-        self._leave_flight()
+        if self._again is not None:
+            self._again.leave()
         self._withdraw()
-        hold = self._hold
-        if hold is not None and hold.charged < self._standing:
-            # The ledger will never know more than the reservation, and budgets settle what the ledger says.
-            assert self._env.limits is not None
-            self._env.limits.settle(hold, self._standing - hold.charged)
-        self._let_go()
         error = RequestError(
             503,
             f"the ledger cannot be written ({self._env.journal.failed or 'unknown reason'}), so no answer may leave",
@@ -1113,11 +1074,29 @@ class Execution:
         )
         tail = _error_event(error) if self._streamed else b""
         status = 200 if self._streamed else 503
+        if self._stands:
+            # The ledger knows its beginning, and budgets hold its reservation until the end is known as well.
+            self._env.journal.append_late(self._late_end(error, status), self._let_go)
+        else:
+            self._let_go()
         self._client.on_finished(
             CallResult(
                 self.call_id, "failed", status, error.body(), None, "", self._charged, tuple(self.attempts), error, tail
             )
         )
+
+    def _late_end(self, error: RequestError, http_status: int) -> ClosedV1:
+        """What the ledger is told when it can be written again."""
+        kept = self._retained
+        try:
+            payload = self._sealed("answers", answers(self._bodies, None)) if kept else b""
+        except JournalFull:
+            kept, payload = RETAINED_NONE, b""
+        ended_ns = self.opened_ns + self._env.monotonic_ns() - self._started
+        return ClosedV1(
+            self.call_id, ended_ns, "failed", http_status, "", self._charged, tuple(self.attempts), error.code, "",
+            kept, payload, notes=self._notes,
+        )  # fmt: skip
 
     # Small facts.
 
@@ -1134,6 +1113,25 @@ class Execution:
             self._exchange.cancel()
             self._exchange = None
 
+    def _bounded(self) -> Bound:
+        """The most that the attempt can use. Where nothing is limited, asked for only when something went wrong."""
+        bound = self._bound
+        if bound is None:
+            assert self._weighs is not None
+            assert self._price is not None
+            chat, body_bytes, limit = self._weighs
+            bound = bound_of(chat, body_bytes=body_bytes, limit=limit)
+            if self._price.by_time and bound.unbounded:
+                bound = Bound(bound.input_tokens, bound.output_tokens)  # its timeout bounds what it costs
+            self._bound = bound
+        return bound
+
+    def _left_usage(self, *, sent: bool) -> Usage:
+        """What an answer is charged that its own client cut: the provider has read the request, answered or not."""
+        if not sent or self._body or self._head is not None:
+            return self._delivered()
+        return asked_usage(self.admitted.raw, self._bounded())
+
     def _delivered(self) -> Usage:
         """What an answer is charged that ends here; a refusal, whole or not, is none."""
         head = self._head
@@ -1141,9 +1139,9 @@ class Execution:
             return NO_USAGE
         kept = b"".join(self._body)
         if self._relay is None:
-            return cut_usage(self.admitted.raw, kept, self._bound)
+            return cut_usage(self.admitted.raw, kept, self._bounded())
         dialect, raw = self._current().dialect, self.admitted.raw
-        return delivered_usage(dialect, self._relay, raw, kept, self._arrived_bytes, bound=self._bound)
+        return delivered_usage(dialect, self._relay, raw, kept, self._arrived_bytes, bound=self._bounded())
 
 
 def _error_event(error: RequestError) -> bytes:

@@ -43,6 +43,11 @@ def whole_usage(reported: Usage, request: bytes, body: bytes, bound: Bound) -> U
     return _estimated(request, size, bound)
 
 
+def asked_usage(request: bytes, bound: Bound) -> Usage:
+    """Of an attempt that was cut before anything came: the provider has read the request, and bills it."""
+    return _within(estimated_tokens(len(request)), 0, bound)
+
+
 def cut_usage(request: bytes, body: bytes, bound: Bound) -> Usage:
     """Of a whole answer that was cut: what arrived. Nothing arrived: nothing is charged."""
     return _estimated(request, len(body), bound) if body else NO_USAGE
@@ -95,10 +100,6 @@ class Bound(msgspec.Struct, frozen=True, gc=False):
     def tokens(self) -> int:
         """Of both kinds."""
         return self.input_tokens + self.output_tokens
-
-
-NO_BOUND = Bound(0, 0)
-"""Of what nobody limits."""
 
 
 def bound_of(chat: dict[str, Any], *, body_bytes: int, limit: int) -> Bound:

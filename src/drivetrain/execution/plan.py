@@ -110,6 +110,7 @@ class WorkflowPlan:
     """A workflow, compiled."""
 
     __slots__ = (
+        "attempts_max",
         "cache",
         "cache_hold_s",
         "chat",
@@ -136,7 +137,7 @@ class WorkflowPlan:
         self.snapshot = snapshot.short_hash
         self.direct = workflow.name in snapshot.direct
         self.steps: tuple[RuleStep | VariantStep, ...] = tuple(
-            RuleStep(workflow.name, step, parts.slow) if isinstance(step, Rule) else VariantStep(workflow, step, parts)
+            RuleStep(workflow.name, step, parts.slow) if isinstance(step, Rule) else parts.step(workflow, step)
             for step in workflow.route
         )
         self.output_reader = OutputReader(workflow.output) if workflow.output is not None else None
@@ -146,7 +147,8 @@ class WorkflowPlan:
         needs_value = any(
             isinstance(step, RuleStep) or bool(step.checks) or step.messages is not None for step in self.steps
         )
-        self.chat = ChatAdmission(workflow, needs_value=needs_value, messages_max=snapshot.gateway.messages_max)
+        self.chat = parts.admission(workflow, needs_value=needs_value)
+        self.attempts_max = workflow.attempts_max
         self.retention = workflow.retention or snapshot.ledger.retention
         self.sync = workflow.durability == "audit"
         self.priority = PRIORITIES.index(workflow.priority)
@@ -212,6 +214,38 @@ class _Parts:
         self.templates.auto_escape_callback = lambda _name: False
         self._resolve = resolve
         self._heads: dict[str, tuple[bytes, tuple[bytes, ...]]] = {}
+        self._steps: dict[bytes, VariantStep] = {}
+        self._admissions: dict[bytes, ChatAdmission] = {}
+
+    def step(self, workflow: Workflow[Any, Any], variant: Variant) -> VariantStep:
+        """The variant's step; workflows whose plain variants are the same share it.
+
+        With thousands of workflows, what every Call of every one of them looks at stays in the processor's cache.
+        """
+        own = variant.accept is not None or workflow.validators or workflow.input is not None
+        if own or workflow.output is not None or workflow.max_input_tokens is not None:
+            return VariantStep(workflow, variant, self)
+        key = _same(
+            variant.name, variant.model, variant.prompt, variant.system, variant.parameters,
+            variant.max_output_tokens, variant.timeout_ms, variant.first_byte_timeout_ms,
+        )  # fmt: skip
+        known = self._steps.get(key) or VariantStep(workflow, variant, self)
+        if key:
+            self._steps[key] = known
+        return known
+
+    def admission(self, workflow: Workflow[Any, Any], *, needs_value: bool) -> ChatAdmission:
+        """The workflow's admission of chats; plain workflows that treat parameters alike share it."""
+        messages_max = self.snapshot.gateway.messages_max
+        if workflow.input is not None or workflow.output is not None:
+            return ChatAdmission(workflow, needs_value=needs_value, messages_max=messages_max)
+        key = _same(workflow.parameters, needs_value)
+        known = self._admissions.get(key)
+        if known is None:
+            known = ChatAdmission(workflow, needs_value=needs_value, messages_max=messages_max)
+            if key:
+                self._admissions[key] = known
+        return known
 
     def provider(self, variant: Variant) -> Provider:
         provider = self.snapshot.providers[variant.model.partition("/")[0]]
@@ -243,6 +277,14 @@ class _Parts:
                 secrets += [one.encode() for one in proxy_secrets(provider.endpoint.proxy)]
             known = self._heads[provider.name] = (head, tuple(secrets))
         return known
+
+
+def _same(*parts: Any) -> bytes:
+    """Bytes that are the same for the same declarations; empty where they hold what cannot be compared."""
+    try:
+        return msgspec.msgpack.encode(parts, order="deterministic")
+    except (TypeError, ValueError, OverflowError):
+        return b""
 
 
 def request_head(provider: Provider, dialect: Dialect, resolve: Resolve) -> bytes:

@@ -13,12 +13,13 @@ from typing import Any
 import msgspec
 
 from drivetrain.cache.flights import Flights
-from drivetrain.core.calls import RETAINED_FULL, Answers, AttemptV1, Call, OpenedV1
+from drivetrain.core.calls import RETAINED_FULL, Answers, AttemptV1, Call, ClosedV1, OpenedV1
 from drivetrain.core.errors import DrivetrainError, RequestError
 from drivetrain.execution.call import CallResult, Execution
 from drivetrain.execution.environment import NOTHING_ASKED, Asked, Environment
 from drivetrain.execution.plan import Plans
-from drivetrain.execution.verdicts import UNSENT, Recorded, Verdicts
+from drivetrain.execution.refusals import TIMEOUTS
+from drivetrain.execution.verdicts import LOST, UNSENT, Recorded, Verdicts
 from drivetrain.ports.journal import Vault
 from drivetrain.ports.transport import Attempt, UpstreamFailure, UpstreamHead, UpstreamRequest, UpstreamSink
 
@@ -48,6 +49,8 @@ def open_payloads(call: Call, vault: Vault) -> Recorded:
             f"Call {call.call_id} cannot be replayed: its prompt and answers were not kept.",
             do=f'Set retention = "full" (or "sampled") for workflow `{call.workflow}`; it holds for later Calls.',
         )
+    if not call.answers:
+        raise DrivetrainError(f"Call {call.call_id} cannot be replayed: its answers could not be kept.")
     try:
         request = vault.open(call.call_id, "request", call.request)
         answers = vault.open(call.call_id, "answers", call.answers)
@@ -80,7 +83,7 @@ def replay(recorded: Recorded, plans: Plans) -> Replay:
         door=call.door,
         env=world.environment(),
         client=client,
-        asked=HURRIED if any(one.failure == "deadline" for one in call.attempts) else NOTHING_ASKED,
+        asked=HURRIED if any(map(_was_hurried, call.attempts)) else NOTHING_ASKED,
     )
     world.execution = execution
     execution.start()
@@ -103,6 +106,8 @@ class _World:
         self.execution: Execution | None = None
         self._ending: AttemptV1 | None = None
         """The attempt whose end is being told."""
+        self._is_lost = recorded.call.error == LOST
+        """Whether its end could not be written in time."""
         self._verdicts = Verdicts(
             recorded, lambda: len(self.execution.attempts) if self.execution is not None else 0, self._leave_before
         )
@@ -151,6 +156,7 @@ class _World:
         exchange = _Exchange()
         if self._sent:
             attempt, body = self._sent.popleft()
+            exchange.sent = attempt.usage.source != "none"
             self._steps.append(lambda: self._answer(attempt, body, sink, exchange))
         elif not self._leave():
             failure = UpstreamFailure("connect", "the record holds no further attempt", False)
@@ -197,7 +203,11 @@ class _World:
         if isinstance(record, OpenedV1):
             self._leave()
         if then is not None:
-            self._steps.append(lambda: then(True))
+            written = not (self._is_lost and isinstance(record, ClosedV1))
+            self._steps.append(lambda: then(written))
+
+    def append_late(self, record: Any, then: Callable[[], None]) -> None:
+        """Never called: every frame is written here."""
 
     def _later(self, _delay_s: float, callback: Callable[[], None]) -> None:
         if not self._leave():
@@ -206,6 +216,8 @@ class _World:
 
 class _Exchange:
     cancelled = False
+    sent = False
+    """Whether the provider had got the request when its client left."""
 
     def answering(self) -> None:
         """No deadline holds here."""
@@ -230,6 +242,11 @@ class _Listener:
 
     def on_finished(self, result: CallResult) -> None:
         self.result = result
+
+
+def _was_hurried(attempt: AttemptV1) -> bool:
+    """Whether a deadline ended it that may have been its client's, who pays for what the provider had read."""
+    return attempt.failure == "deadline" or (attempt.failure in TIMEOUTS and attempt.usage.source == "estimated")
 
 
 def _was_sent(attempt: AttemptV1) -> bool:

@@ -15,11 +15,13 @@ from drivetrain.core.calls import Answers, AttemptV1, Attribution, Call
 from drivetrain.core.limits import Refusal
 from drivetrain.core.money import NO_USAGE
 from drivetrain.limits.slices import Accounts, Hold, Short, Waiter
+from drivetrain.ports.journal import JournalFull
 from drivetrain.routing.health import Denied, Outcome
 
 UNSENT = frozenset({"denied", "limit", "limit_call", "unbounded", "deadline"})
 """Words in `AttemptV1.failure` for what kept an attempt from being sent."""
 LIMIT_CODES = frozenset({"budget_exceeded", "rate_limit_exceeded", "concurrency_limit_exceeded", "limits_unavailable"})
+LOST = "ledger_unavailable"
 NOTHING = AttemptV1("", "", "", "")
 WAITER = Waiter(0, Short([]), lambda: None, lambda _: None, since_ns=0, priority=1)
 """Stands for whoever waits; nobody looks into it."""
@@ -92,7 +94,10 @@ class Verdicts:
         if self.upcoming is NOTHING and self._call.status == "aborted":
             self._leaves(lambda: then(None))
             return WAITER
-        failure = self.upcoming.failure
+        upcoming = self.upcoming
+        if upcoming is NOTHING and self._call.error == LOST:
+            raise JournalFull("as it was")
+        failure = upcoming.failure
         if failure == "limit":
             return Refusal(code="budget_exceeded", closes="variant")
         return Refusal(code=self._call.error or "budget_exceeded") if failure == "limit_call" else None
@@ -120,7 +125,9 @@ class Verdicts:
     def may_retry(self, _name: str, _now_ns: int) -> bool:
         """As it was tried again."""
         upcoming = self.upcoming
-        return upcoming.purpose == "retry" if upcoming is not NOTHING else self._call.status == "aborted"
+        if upcoming is NOTHING:  # the client left in the pause, or the frame of a further attempt was not written
+            return self._call.status == "aborted" or self._call.error == LOST
+        return upcoming.purpose == "retry"
 
     def withdrawn(self, _name: str, _granted_ns: int) -> None:
         """Nobody's health is kept."""

@@ -20,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from zlib import crc32
 
@@ -38,6 +39,10 @@ RETRY_S = 0.1
 """Between two tries while the disk refuses: soon enough that space that came back is used at once."""
 _STILL_GOOD = frozenset({errno.ENOSPC, errno.EDQUOT})
 """After these the same file can be written to once there is space; after any other error it is left for a new one."""
+
+
+LATE_MAX = 10_000
+"""Ends of Calls that wait for a disk that is full: as many as can have been running when it filled up."""
 
 
 class _Open:
@@ -80,6 +85,7 @@ class FrameJournal:
         "_executor",
         "_failed",
         "_folder",
+        "_late",
         "_loop",
         "_monotonic",
         "_now_ns",
@@ -118,6 +124,8 @@ class FrameJournal:
         self._buffer = bytearray()
         self._thens: list[Then | None] = []
         """One per buffered frame."""
+        self._late: deque[tuple[Stored, Callable[[], None]]] = deque()
+        """What waits until frames can be written again."""
         self._sync_marks: set[int] = set()
         """Positions in `_thens` that also wait for the disk."""
         self._scheduled_on: asyncio.AbstractEventLoop | None = None
@@ -169,6 +177,25 @@ class FrameJournal:
         thens.append(then)
         if len(thens) == 1 or self._scheduled_on is None or self._scheduled_on.is_closed():
             self._schedule()
+
+    def append_late(self, record: Stored, then: Callable[[], None]) -> None:
+        """Keep `record` until it can be written, then call `then`. Beyond `LATE_MAX` the oldest is given up."""
+        self._late.append((record, then))
+        if len(self._late) > LATE_MAX:
+            self._late.popleft()
+        if not self._failed:
+            self._append_kept()
+
+    def _append_kept(self) -> None:
+        late, self._late = self._late, deque()
+        for record, then in late:
+            self.append(record, partial(self._written_late, record, then))
+
+    def _written_late(self, record: Stored, then: Callable[[], None], written: bool) -> None:
+        if written:
+            then()
+        elif not self._closed:
+            self._late.append((record, then))
 
     def flush(self) -> None:
         """Write what is buffered now and run its callbacks; those with `sync` have waited for the disk."""
@@ -263,6 +290,8 @@ class FrameJournal:
             return False
         current.end += size
         self._failed = ""
+        if self._late:
+            self._append_kept()
         if current.end >= self._segment_bytes_max:
             self._leave_segment()
         return True

@@ -25,6 +25,12 @@ class Journal(Protocol):
         sync: also wait for the disk. `then(False)` means that it was not written, and nothing may be promised.
         """
 
+    def append_late(self, record: Stored, then: Callable[[], None]) -> None:
+        """Keep `record` until it can be written, then call `then`: for what must be known though nobody waits for it.
+
+        It is lost with the process, as what was never written is.
+        """
+
 
 class Vault(Protocol):
     """Encrypts payloads under a key per subject."""

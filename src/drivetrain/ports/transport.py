@@ -63,6 +63,10 @@ class UpstreamSink(Protocol):
 class Attempt(Protocol):
     """A running exchange."""
 
+    @property
+    def sent(self) -> bool:
+        """Whether the request may have reached the upstream."""
+
     def answering(self) -> None:
         """The sink has seen the answer begin: from now on only the deadline of the whole answer holds."""
 
