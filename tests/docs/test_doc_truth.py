@@ -94,7 +94,7 @@ def _codes() -> dict[str, set[int]]:
 
 def _codes_of(node: ast.AST) -> Iterator[tuple[str, int]]:
     """`code=...` anywhere, `code = ...`, and the texts beside a status: `RequestError(404, ...)`, `_stop(413, ...)`."""
-    if isinstance(node, ast.Assign) and any(getattr(one, "id", "") == "code" for one in node.targets):
+    if isinstance(node, ast.Assign) and any(getattr(one, "id", "") in ("code", "_CODES") for one in node.targets):
         yield from ((code, 0) for code in _texts(node.value))
     if not isinstance(node, ast.Call):
         return

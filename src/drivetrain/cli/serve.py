@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+NAMED_MAX = 20
+"""Workflows that are named when serving begins."""
+
 
 def serve_command(
     project: Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")] = None,
@@ -30,7 +33,10 @@ def serve_command(
 
     def announce(bound_host: str, bound_port: int) -> None:
         shown = f"[{bound_host}]" if ":" in bound_host else bound_host
-        names = ", ".join(name for name in snapshot.workflows if name not in snapshot.direct)
+        declared = [name for name in snapshot.workflows if name not in snapshot.direct]
+        names = ", ".join(declared[:NAMED_MAX])
+        if len(declared) > NAMED_MAX:
+            names += f" and {len(declared) - NAMED_MAX} more"
         typer.echo(f"drivetrain serving {names} on http://{shown}:{bound_port}/v1 (snapshot {snapshot.short_hash})")
         if not asks_for_keys:
             typer.echo("no key is declared or issued: anybody on this machine may call, and nobody else can")

@@ -152,12 +152,11 @@ def compiled(snapshot: Snapshot) -> Plans:
     return compile_plans(snapshot, secret)
 
 
-def _models(plans: Plans) -> set[str]:
+def _models(plans: Plans) -> list[str]:
     """Every `provider/model` that a route asks; each has a health of its own, since one model of a provider may fail
     or be rate-limited while its others answer."""
-    return {
-        step.target.reference for plan in plans.workflows.values() for step in plan.steps if type(step) is VariantStep
-    }
+    steps = (step for plan in plans.workflows.values() for step in plan.steps)
+    return sorted({step.target.reference for step in steps if type(step) is VariantStep})
 
 
 def _retains(snapshot: Snapshot) -> bool:
