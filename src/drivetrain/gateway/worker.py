@@ -27,6 +27,8 @@ from drivetrain.project.snapshot import Snapshot
 DRAIN_S = 30.0
 """How long calls may take to end after SIGTERM; then they are cut, and recorded as such."""
 PUBLISH_S = 0.5
+PUBLISH_PAUSES = 100
+"""So many times as long as publishing took is waited before the next: thousands of workflows cost at most 1 %."""
 BEAT_S = 0.25
 """Between two signs of life."""
 WHERE_SIGNAL = signal.SIGUSR2
@@ -189,9 +191,10 @@ async def _beat(heartbeat: Heartbeat, runtime: Runtime, stop: asyncio.Event) -> 
 
 async def _publish(gateway: Gateway, run_folder: Path, name: str) -> None:
     while True:
+        began_s = time.monotonic()
         with contextlib.suppress(OSError):  # a full disk is told by the ledger
             publish(run_folder, name, gateway.published())
-        await asyncio.sleep(PUBLISH_S)
+        await asyncio.sleep(max(PUBLISH_S, PUBLISH_PAUSES * (time.monotonic() - began_s)))
 
 
 async def _expire_daily(runtime: Runtime, heartbeat: Heartbeat) -> None:
