@@ -1,8 +1,9 @@
 """Shows how much more a request costs where a project has 10,000 keys, budgets and workflows instead of 10.
 
 `python benchmarks/growth.py --help`. Two gateways with one worker each stand side by side, before the same upstream.
-Every request falls under three budgets in both: its key's own, its workflow's and the project's. Key and workflow are
-drawn anew for each request, from one seed, so that 10,000 of each make about as many combinations as requests.
+Every request falls under three budgets in both: its key's own, its workflow's and the project's. A client is a key that
+calls its own workflow, and each request comes from one of all clients, drawn with equal chances from one seed. Not any
+key with any workflow: nobody has ten thousand applications that each call ten thousand others' workflows.
 Short runs alternate between the two; the figure is the ratio of their CPU per request over the pairs. Exit code 1 when
 the upper end of its 95 % interval is not below the promise, or a request was refused.
 """
@@ -32,7 +33,7 @@ PROMISE = 1.15
 """The upper end of the interval must lie below."""
 START_S = 90
 WARM_UP_TURNS = 5
-"""Before what counts each key is drawn this many times on average: 99 in 100 have been met, and most budgets leased."""
+"""Before what counts each client is drawn this many times on average: 99 in 100 were met, and most budgets leased."""
 WARM_UP_S = 3
 """At least as long."""
 WARM_UP_S_MAX = 120
@@ -94,10 +95,11 @@ math.randomseed({seed})
 local last, format, random = {parts} - 1, string.format, math.random
 local before, middle, after = {before}, {middle}, {after}
 request = function()
-  return format("%s%0{digits}d%s%0{digits}d%s", before, random(0, last), middle, random(0, last), after)
+  local client = random(0, last)
+  return format("%s%0{digits}d%s%0{digits}d%s", before, client, middle, client, after)
 end
 """
-"""A key and a workflow of all, drawn for each request."""
+"""One of all clients, drawn for each request: its key and its workflow."""
 
 
 class Failed(Exception):
@@ -219,7 +221,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--no-budgets", action="store_true", help="keys and workflows only: what is left is the budgets"
     )
-    parser.add_argument("--seed", type=int, default=1, help="of keys and workflows (default 1)")
+    parser.add_argument("--seed", type=int, default=1, help="of the drawn clients (default 1)")
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     parser.add_argument("--workdir", type=Path, help="parent of the working folder (default: the system's)")
     options = parser.parse_args()
@@ -335,7 +337,7 @@ def _one_run(side: Side, wrk: str, pinned: Pins, options: argparse.Namespace, *,
 
 
 def _script(side: Side, seed: int) -> str:
-    """Lua that makes each request whole: the number of a key, and that of a workflow, between what never changes."""
+    """Lua that makes each request whole: a client's number in its key and its workflow, between what never changes."""
     body = SHAPES["plain"].body(_workflow(0))
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{side.running.port}\r\n"

@@ -7,6 +7,7 @@ import itertools
 import random
 import tracemalloc
 
+import pytest
 from cache_world import Clock, answer
 from hypothesis import given
 from hypothesis import strategies as st
@@ -135,6 +136,7 @@ def test_a_giant_answer_is_not_kept_and_displaces_nothing() -> None:
     assert nothing.fresh(KEY, 60) is None
 
 
+@pytest.mark.slow
 def test_ten_thousand_random_answers_stay_within_their_bytes() -> None:
     """As the cache counts, and as the interpreter's allocator does: the overhead is not made up."""
     seed = random.randrange(2**32)

@@ -204,6 +204,7 @@ def test_others_serve_on_while_one_hangs(simulator: SimulatorProcess) -> None:
         assert eventually(lambda: all(answers(running.port) for _ in range(16)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("everybody", [True, False])
 def test_nobody_is_blamed_for_a_pause_of_all_or_of_the_supervisor(simulator: SimulatorProcess, everybody: bool) -> None:
     with gateway(simulator, workers=2) as running:
@@ -220,6 +221,7 @@ def test_nobody_is_blamed_for_a_pause_of_all_or_of_the_supervisor(simulator: Sim
         assert answers(running.port)
 
 
+@pytest.mark.slow
 def test_what_may_rightly_take_long_is_no_silence(simulator: SimulatorProcess) -> None:
     """A slow rule, and a project whose modules take longer to load than a worker may be silent."""
     with gateway(simulator, workers=1) as running:
@@ -246,6 +248,7 @@ def test_a_worker_that_hangs_while_the_gateway_ends_is_not_waited_for(simulator:
         assert not Path(f"/proc/{pid}").exists()
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_lost_again_and_again_is_started_again(simulator: SimulatorProcess) -> None:
     with gateway(simulator, workers=1) as running:
         begun = time.monotonic()
@@ -259,6 +262,7 @@ def test_a_worker_that_is_lost_again_and_again_is_started_again(simulator: Simul
         assert "starting another in 0.8 s" in running.stderr, "with growing pauses"
 
 
+@pytest.mark.slow
 def test_it_gives_up_only_when_none_serves_and_none_can_start(simulator: SimulatorProcess) -> None:
     with gateway(simulator, workers=2) as running:
         key = subprocess.run(

@@ -17,7 +17,7 @@ from drivetrain.limits.book import Book
 from drivetrain.limits.memory_counters import MemoryCounters
 from drivetrain.limits.places import NORMAL
 from drivetrain.limits.recovery import bury_dead
-from drivetrain.limits.renewal import Renewal
+from drivetrain.limits.renewal import FEW, Renewal
 from drivetrain.limits.slices import Hold, Short
 from drivetrain.ports.counters import AccountListing, AccountState, CounterStore, DeadWorker, SyncReply, SyncRequest
 
@@ -153,6 +153,7 @@ class Worker:
         *,
         ledgers: dict[str, list[Any]] | None = None,
         recall_ms: int = 35,
+        few: int = FEW,
     ) -> None:
         self.name = f"w{next(WORKER_NUMBERS)}"
         self.frames: list[Any] = []
@@ -170,15 +171,16 @@ class Worker:
             recall_ms=recall_ms,
             on_alert=self.alerts.append,
         )
+        self.renewal.few = few
         self.under_way: SyncRequest | None = None
         self.said: SyncReply | None = None
         self.gone = False
 
     # Messages, one step at a time.
 
-    def build(self, *, always: bool = False) -> bool:
+    def build(self, *, always: bool = False, full: bool = False) -> bool:
         assert self.under_way is None
-        self.under_way = self.renewal.request(always=always)
+        self.under_way = self.renewal.request(always=always, full=full)
         return self.under_way is not None
 
     def deliver(self) -> None:
@@ -202,9 +204,9 @@ class Worker:
                 self.deliver()
             self.hear()
 
-    def sync(self, *, always: bool = False) -> None:
+    def sync(self, *, always: bool = False, full: bool = False) -> None:
         self.finish()
-        if self.build(always=always):
+        if self.build(always=always, full=full):
             self.finish()
 
     # Calls.
@@ -244,7 +246,7 @@ class Worker:
         self.store.close()
 
     def leave(self) -> bool:
-        self.sync()
+        self.sync(full=True)
         self.gone = True
         left = self.store.leave()
         self.store.close()

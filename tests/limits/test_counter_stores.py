@@ -349,6 +349,41 @@ def test_a_wait_ends_when_somebody_wakes_it(stores: Stores) -> None:
     assert one.store.wait(0) is False
 
 
+def test_a_report_of_hundreds_of_slices_books_what_each_of_them_says(stores: Stores) -> None:
+    """Those that are known go together; new ones, edited ones and a second slice of an account one by one."""
+    one, other = both(stores)
+    terms = {number: Terms(f"key/k{number}@2026-03", MONEY, 100 + number, NOW_NS * 2) for number in range(1, 301)}
+    for number, each in terms.items():
+        if number <= 290:
+            one.want(each, 40, number=number, slice_=number)
+    other.want(terms[7], 30)
+    assert other.want(terms[8], 80, number=2).verdicts[0].outcome == PENDING
+    edited = Terms(terms[9].account, MONEY, 500, NOW_NS * 2)
+    watched = Terms("watch/@2026-03", MONEY, 10, ends_ns=1, counted=True)
+    reports = [Report(number, each, booked=20) for number, each in terms.items() if number not in (8, 9, 10, 11, 300)]
+    reports += [
+        Report(8, terms[8], booked=5, returned=35, answered=99), Report(9, edited, booked=20),
+        Report(10, terms[10], booked=15, returned=25, dropped=True), Report(11, terms[11], booked=55, over=15),
+        Report(300, terms[11], booked=1, over=1), Report(301, watched, booked=8), Report(302, BUCKETS, booked=3),
+    ]  # fmt: skip
+    for _ in range(2):  # a repeated one counts once
+        reply = one.sync(mark=9, reports=tuple(reports))
+        assert {state.slice for state in reply.leases} == {report.slice for report in reports} - {10}
+        told = {state.slice: (state.granted, state.settled, state.contended) for state in reply.leases}
+        assert [told[number] for number in (1, 7, 8, 9, 11, 300, 295, 301)] == [
+            (40, 20, False), (40, 20, False), (40, 5, True), (40, 20, False), (40, 56, False), (0, 56, False),
+            (0, 20, False), (0, 8, False),
+        ]  # fmt: skip
+        accounts = {number: one.store.account(terms[number].account) for number in (1, 7, 8, 9, 10, 11)}
+        assert accounts == {
+            1: AccountState(20, 20, 0), 7: AccountState(20, 50, 0), 8: AccountState(5, 0, 0),
+            9: AccountState(20, 20, 0), 10: AccountState(15, 0, 0), 11: AccountState(56, 0, 16),
+        }  # fmt: skip
+    assert other.store.wait(1), "the one who waits was not rung"
+    assert other.want(terms[8], 80, number=2).verdicts[0].outcome == GRANTED
+    assert one.want(edited, 400, number=9, slice_=9).verdicts[0].outcome == GRANTED, "the cap was raised"
+
+
 def test_after_a_power_cut_everything_held_is_charged(tmp_path) -> None:  # type: ignore[no-untyped-def]
     """Booked and returned units may be lost with the power, and so may the ledger's frames; leases are not."""
     stores = Stores("sqlite", Clock(), tmp_path)

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from limits_world import NOW_NS, Clock, Stores, Worker, budget, waited
+from limits_world import NOW_NS, WHO, Clock, Stores, Worker, budget, bury_all, waited
 
 from drivetrain.core.calls import Attribution
 from drivetrain.core.limits import DIMENSIONS, Limit
@@ -136,6 +136,98 @@ def test_one_that_is_let_go_makes_nobody_else_be_found_again() -> None:
     assert stores.memory.accounts["key/gone@2026-03"].settled == 6, "what it spends later is charged all the same"
 
 
+def test_a_want_among_hundreds_of_busy_budgets_tells_no_costs_and_a_crash_then_counts_each_once() -> None:
+    clock, ledgers = Clock(), dict[str, list[Any]]()
+    stores = Stores("twin", clock)
+    worker, other = (Worker(stores, [budget("key", 10_000, "key", None)], ledgers=ledgers) for _ in range(2))
+    keys = [Attribution(key=f"k{number}") for number in range(200)]
+    for who in keys:
+        recorded(worker, who, "first")
+    clock.pass_s(1)
+    worker.sync()  # a full report
+    for who in keys:
+        recorded(worker, who, "second")
+    hold = worker.admit(Attribution(key="new"))
+    assert isinstance(worker.reserve(hold, 5), list)
+    assert worker.build()
+    assert worker.under_way is not None
+    assert len(worker.under_way.wants) == 1
+    assert worker.under_way.reports == ()
+    worker.finish()
+    told = stores.memory.accounts["key/k1@2026-03"].settled
+    worker.crash()
+    bury_all(other, ledgers)
+    settled = {name: one.settled for name, one in stores.memory.accounts.items()}
+    spent = {f"key/{who.key}@2026-03": 6 for who in keys} | {"key/new@2026-03": 0}
+    assert told == 3
+    assert settled == spent
+    stores.close()
+
+
+def recorded(worker: Worker, who: Attribution, name: str) -> None:
+    """A Call that the ledger knows."""
+    hold = waited(worker.admit(who), [worker])
+    assert waited(worker.reserve(hold, 5), [worker]) is None
+    worker.write_reserved(hold, f"{who.key}-{name}")
+    worker.book.settle(hold, 3)
+    worker.write_closed(hold, f"{who.key}-{name}")
+    worker.book.close(hold)
+
+
+def test_after_a_full_report_that_was_lost_the_next_request_is_one() -> None:
+    stores, ledgers = Stores("twin", Clock()), dict[str, list[Any]]()
+    worker, other = (Worker(stores, [budget("key", 100, "key", None)], ledgers=ledgers, few=0) for _ in range(2))
+    recorded(worker, Attribution(key="a"), "first")
+    assert worker.build(full=True)
+    worker.lose()
+    recorded(worker, Attribution(key="b"), "second")  # it had to ask
+    worker.crash()
+    bury_all(other, ledgers)
+    settled = {name: one.settled for name, one in stores.memory.accounts.items()}
+    assert settled == {"key/a@2026-03": 3, "key/b@2026-03": 3}
+    stores.close()
+
+
+def test_what_was_recalled_between_two_full_reports_leaves_what_was_spent() -> None:
+    stores, ledgers = Stores("twin", Clock()), dict[str, list[Any]]()
+    worker, other = (Worker(stores, [budget("all", 100)], ledgers=ledgers, few=0) for _ in range(2))
+    recorded(worker, WHO, "first")
+    worker.sync(full=True)
+    recorded(worker, WHO, "second")
+    taken = other.reserve(other.admit(WHO), 94)
+    assert isinstance(taken, list)
+    assert waited(taken, [other, worker]) is None
+    state = other.store.account("all/@2026-03")
+    assert state is not None
+    assert (state.settled, state.held) == (3, 97), "the second Call's cost is held, and nothing else of this worker"
+    worker.crash()
+    bury_all(other, ledgers)
+    state = other.store.account("all/@2026-03")
+    assert state is not None
+    assert (state.settled, state.held, state.over) == (6, 94, 0)
+    stores.close()
+
+
+def test_costs_are_told_the_more_seldom_the_longer_telling_takes() -> None:
+    clock = Clock()
+    worker = Worker(Stores("memory", clock), [budget("key", 10**6, "key", None)], few=0)
+    spend(worker, WHO)
+    worker.sync(full=True)
+    assert worker.book.dirty == []
+    for took_s, pauses_s in ((0, 0.5), (0.1, 5), (10, 30)):
+        clock.pass_s(60)
+        spend(worker, WHO)
+        assert worker.build()
+        clock.pass_s(took_s)
+        worker.finish()
+        spend(worker, WHO)
+        clock.pass_s(pauses_s - took_s - 0.01)
+        assert not worker.build()
+        clock.pass_s(0.02)
+        assert worker.build()
+        worker.finish()
+
+
 def spend(worker: Worker, who: Attribution) -> None:
     hold = waited(worker.admit(who), [worker])
     assert isinstance(hold, Hold)
@@ -159,7 +251,8 @@ async def _topped_up() -> None:
     store.syncs = store.topped_up = 0
     for _ in range(6):
         for who in keys:
-            await _spend(limits, who)
+            for _ in range(4):
+                await _spend(limits, who)
             await asyncio.sleep(0.001)  # so that each would find the store idle, and be topped up alone
     await asyncio.sleep(0.2)
     assert store.topped_up >= len(keys), "nothing ran low, so nothing was tested"

@@ -17,7 +17,7 @@ from limits_world import NOW_NS, Clock, Stores, Worker, budget, bury_all, pump, 
 
 from drivetrain.core.calls import Attribution
 from drivetrain.core.limits import Refusal
-from drivetrain.limits.renewal import IDLE_NS
+from drivetrain.limits.renewal import FEW, IDLE_NS
 from drivetrain.limits.slices import Hold
 
 PROJECT, TEAM, USER = 100, 60, 25
@@ -55,8 +55,9 @@ class OneCall:
 class Interleaved(RuleBasedStateMachine):
     kind = "memory"
 
-    @initialize(count=st.integers(1, 3))
-    def begin(self, count: int) -> None:
+    @initialize(count=st.integers(1, 3), few=st.sampled_from([0, FEW]))
+    def begin(self, count: int, few: int) -> None:
+        self.few = few
         self.clock = Clock()
         self.stores = Stores(self.kind, self.clock)
         self.ledgers: dict[str, list[Any]] = {}
@@ -66,7 +67,7 @@ class Interleaved(RuleBasedStateMachine):
         self.numbered = 0
 
     def _worker(self) -> Worker:
-        return Worker(self.stores, LIMITS, ledgers=self.ledgers)
+        return Worker(self.stores, LIMITS, ledgers=self.ledgers, few=self.few)
 
     # What Calls do.
 
@@ -126,6 +127,25 @@ class Interleaved(RuleBasedStateMachine):
                 call.cost = hold.charged
                 call.worker.book.close(hold)
 
+    @precondition(lambda self: not self.pending)
+    @rule(which=st.integers(0, 2), team=st.sampled_from(TEAMS), user=st.sampled_from(USERS), cost=st.integers(1, 5))
+    def call_from_end_to_end(self, which: int, team: str, user: str, cost: int) -> None:
+        """Every step of it, since chance alone seldom puts them in order."""
+        worker = self.workers[which % len(self.workers)]
+        self._come_to_rest(worker)
+        hold = worker.admit(Attribution("", team, "", "", user))
+        assert isinstance(hold, Hold)
+        self.numbered += 1
+        taken = waited(worker.reserve(hold, 5), self.workers)
+        self._taken(worker, hold, f"c{self.numbered}", taken)
+        if taken is None:
+            call = self.calls[-1]
+            worker.write_reserved(hold, call.call_id)
+            worker.book.settle(hold, cost)
+            worker.write_closed(hold, call.call_id)
+            call.cost = cost
+            worker.book.close(hold)
+
     @rule(which=st.integers(0, 50), worst=amounts)
     def next_attempt(self, which: int, worst: int) -> None:
         waiting = {id(hold) for _, hold, _, _ in self.pending}
@@ -133,15 +153,21 @@ class Interleaved(RuleBasedStateMachine):
             call = running[which % len(running)]
             call.worker.reserve(call.hold, worst)  # where it must wait, it is taken whenever it is taken
 
+    def _come_to_rest(self, worker: Worker) -> None:
+        for one in self.workers:
+            one.finish()
+        bury_all(worker, self.ledgers)
+        pump(self.workers)
+
     # What messages do.
 
-    @rule(which=st.integers(0, 2), always=st.booleans())
-    def build(self, which: int, always: bool) -> None:
+    @rule(which=st.integers(0, 2), always=st.booleans(), full=st.booleans())
+    def build(self, which: int, always: bool, full: bool) -> None:
         worker = self.workers[which % len(self.workers)]
         if worker.under_way is None:
             if worker.store.wait(0):
                 worker.renewal.rung()
-            worker.build(always=always)
+            worker.build(always=always, full=full)
 
     @rule(which=st.integers(0, 2))
     def deliver(self, which: int) -> None:
@@ -174,7 +200,7 @@ class Interleaved(RuleBasedStateMachine):
 
     # What the world does.
 
-    @rule(seconds=st.sampled_from([0.02, 0.06, 1, 3_600, 7 * 3_600, 86_400, 31 * 86_400]))
+    @rule(seconds=st.sampled_from([0.02, 0.04, 0.06, 0.1, 0.2, 1, 7 * 3_600, 86_400, 31 * 86_400]))
     def time_passes(self, seconds: float) -> None:
         self.clock.pass_s(seconds)
 
@@ -223,10 +249,7 @@ class Interleaved(RuleBasedStateMachine):
     @rule(which=st.integers(0, 2), team=st.sampled_from(TEAMS), user=st.sampled_from(USERS), worst=st.integers(1, 30))
     def refused_only_when_it_does_not_fit(self, which: int, team: str, user: str, worst: int) -> None:
         worker = self.workers[which % len(self.workers)]
-        for one in self.workers:
-            one.finish()
-        bury_all(worker, self.ledgers)
-        pump(self.workers)
+        self._come_to_rest(worker)
         spent, _ = self._spent()
         hold = worker.admit(Attribution("", team, "", "", user))
         assert isinstance(hold, Hold)

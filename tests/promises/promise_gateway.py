@@ -163,9 +163,10 @@ def gone(pid: int, wait_s: float = 3.0) -> bool:
     while time.monotonic() < deadline:
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            threads = len(os.listdir(f"/proc/{pid}/task"))
         except OSError:
             return True
-        if state in ("Z", "X") and len(os.listdir(f"/proc/{pid}/task")) <= 1:
+        if state in ("Z", "X") and threads <= 1:
             return True
         time.sleep(0.01)
     return False

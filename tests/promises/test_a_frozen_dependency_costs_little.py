@@ -120,6 +120,7 @@ def test_what_is_leased_is_spent_while_the_counters_are_frozen(served: Gateway, 
     assert eventually(lambda: books.settled(served.data_folder, "month") == {"month/limited": cost}, wait_s=4)
 
 
+@pytest.mark.slow
 def test_a_stuck_queue_lets_a_gateway_end(served: Gateway) -> None:
     """Its last words cannot be said; they are resolved from the ledger at the next start."""
     assert ask(served, "limited")[0].status == 200

@@ -143,6 +143,7 @@ def test_one_worker_alone_is_resolved_by_the_one_that_replaces_it(upstream: Stal
         close(connections)
 
 
+@pytest.mark.slow
 def test_nobody_lives_and_every_later_start_resolves_no_more(upstream: Staller) -> None:
     with gateway(project(upstream.url), workers=4) as served:
         connections = stall(served, upstream, 5)

@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 
+import pytest
+
 from .world import Profile, play
 
 FIRST_SEED = int(os.environ.get("DRIVETRAIN_SEED") or 0)
-PARTS = range(6)
+PARTS = [pytest.param(part, marks=[pytest.mark.slow] if part > 1 else []) for part in range(6)]
 SEEDS_PER_PART = 110
 """Six parts of five profiles: 3,300 seeds, about half a minute of one core."""
 

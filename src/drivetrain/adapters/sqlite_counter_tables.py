@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from drivetrain.adapters.sqlite_counter_batch import Batch
 from drivetrain.core.codec import MSGPACK
 from drivetrain.ports.counters import (
     BUCKET,
@@ -135,8 +136,10 @@ def write_accounts(db: sqlite3.Connection, accounts: Iterable[Account]) -> None:
 class Visit:
     """One worker's request, inside of one transaction."""
 
-    def __init__(self, db: sqlite3.Connection, worker: str, now_ns: int) -> None:
+    def __init__(self, db: sqlite3.Connection, worker: str, now_ns: int, batch: Batch | None = None) -> None:
         self._db = db
+        self._batch = batch
+        """Reports that were prepared to be booked together."""
         self._worker = worker
         self._now_ns = now_ns
         self._accounts: dict[str, Account] = {}
@@ -166,7 +169,13 @@ class Visit:
         self._somebody_waits = db.execute("SELECT 1 FROM wants WHERE worker <> ?", (worker,)).fetchone() is not None
         self._forget_dropped({report.slice for report in request.reports})
         states: dict[int, str] = {}
+        batch, together = self._batch, {}
+        if batch is not None:
+            # Before anything else reads their accounts.
+            together = self._book_together(batch)
         for report in request.reports:
+            if batch is not None and report in batch:
+                continue
             self._book(report)
             if not report.dropped:
                 states[report.slice] = report.terms.account
@@ -181,6 +190,7 @@ class Visit:
         states.update(recalls)
         states.update(self._contended_slots())
         leases = tuple(self._state(number, account) for number, account in states.items())
+        leases += tuple(state for number, state in together.items() if number not in states)
         fresh = tuple(alert for alert in request.alerts if self._announced(alert))
         write_accounts(db, self._accounts.values())
         self._ring_next()
@@ -234,9 +244,19 @@ class Visit:
         elif self._somebody_waits:
             self.ring.update(self._wanting(report.terms.account))
 
+    def _book_together(self, batch: Batch) -> dict[int, LeaseState]:
+        batch.book()
+        contended: set[str] = set()
+        if self._somebody_waits:
+            waiting, contended = batch.wanted()
+            self.ring.update(waiting)
+        return batch.states(contended)
+
     def _forget_dropped(self, said: set[int]) -> None:
         """A slice that was dropped is remembered for as long as its last words may be repeated."""
-        rows = self._db.execute("SELECT slice FROM leases WHERE worker = ? AND dropped = 1", (self._worker,)).fetchall()
+        # Named, since SQLite would rather look through all leases of this worker.
+        dropped = "SELECT slice FROM leases INDEXED BY leases_dropped WHERE worker = ? AND dropped = 1"
+        rows = self._db.execute(dropped, (self._worker,)).fetchall()
         gone = [(self._worker, number) for (number,) in rows if number not in said]
         self._db.executemany("DELETE FROM leases WHERE worker = ? AND slice = ?", gone)
 
@@ -380,7 +400,7 @@ class Visit:
         if not self._somebody_waits:
             return {}
         rows = self._db.execute(
-            "SELECT DISTINCT slice, l.account FROM leases l JOIN wants w ON w.account = l.account "
+            "SELECT DISTINCT slice, l.account FROM wants w CROSS JOIN leases l ON l.account = w.account "
             "JOIN accounts a ON a.id = l.account "
             "WHERE l.worker = ? AND w.worker <> l.worker AND l.answered < w.placed AND a.kind <> 'slots'",
             (self._worker,),
@@ -392,7 +412,7 @@ class Visit:
         if not self._somebody_waits:
             return {}
         rows = self._db.execute(
-            "SELECT DISTINCT slice, l.account FROM leases l JOIN wants w ON w.account = l.account "
+            "SELECT DISTINCT slice, l.account FROM wants w CROSS JOIN leases l ON l.account = w.account "
             "JOIN accounts a ON a.id = l.account "
             "WHERE l.worker = ? AND w.worker <> l.worker AND l.held > 0 AND a.kind = 'slots'",
             (self._worker,),

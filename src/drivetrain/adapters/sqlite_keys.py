@@ -286,9 +286,7 @@ class SqliteKeySource:
             (version,) = self._connection.execute("PRAGMA data_version").fetchone()
         except sqlite3.Error as error:
             self.close()
-            if (
-                error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
-            ):  # being made or recovered: no error
+            if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY:  # being made or recovered: no error
                 return True
             raise _damaged(self._path, error) from error
         before = (self._file, self._version)

@@ -17,6 +17,7 @@ from drivetrain.execution.call import CallResult
 
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 BUCKETS_US = tuple(int(bound * 1_000_000) for bound in BUCKETS_S)
+COUNT_MAX = 2**63 - 1
 Series = dict[str, int]
 SERIES = (
     ("refused", "drivetrain_refused_total", "counter", ("reason",), "Requests that became no Call, by reason."),
@@ -105,7 +106,10 @@ class Counters:
         if counters is None:
             counters = self._calls[key] = array("q", bytes(8 * (3 + len(BUCKETS_S) + 1)))
         counters[0] += 1
-        counters[1] += result.cost_nano_usd
+        try:
+            counters[1] += result.cost_nano_usd
+        except OverflowError:  # a provider reported nonsense, thousands of times; the ledger has no such limit
+            counters[1] = COUNT_MAX
         counters[2] += duration_us
         counters[3 + bisect_left(BUCKETS_US, duration_us)] += 1
         for attempt in result.attempts:

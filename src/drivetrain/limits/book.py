@@ -20,13 +20,11 @@ from drivetrain.limits.accounts import Declared, Whom
 from drivetrain.limits.slices import UNLIMITED, Accounts, Hold, Short, Slice, Taken
 from drivetrain.ports.counters import BUCKET, MONEY, SLOTS, refill_wait_ns
 
-KNOWN_MAX = 10_000
+KNOWN_MAX = 40_000
 """Combinations of workflow and attribution that are remembered, each about 0.5 KB. Beyond, the half that was not used
-lately is forgotten and found again, which costs a few microseconds each."""
+lately is forgotten and found again, which costs a few microseconds each; so 20,000 are always remembered."""
 SLICES_MAX = 50_000
 """Slices in memory, about 0.5 KB each. Users and tags beyond it are refused until others have been idle."""
-DIRTY_MAX = 500
-"""Slices that may have changed before the store is told, so that no report keeps it busy for long."""
 EMPTY_NS = 100_000_000
 """For so long the store's word that a bucket is empty is believed, whatever its rate."""
 PAUSE_NS = 5_000_000
@@ -63,7 +61,9 @@ class Book:
         """The last number given."""
         self.slice_numbered = 0
         self.dirty: list[Slice] = []
-        """Slices whose totals the store does not know yet."""
+        """Slices whose costs the store does not know yet; at most all there are."""
+        self.moved: list[Slice] = []
+        """Slices of which the store must hear with the next request: what they returned, or took from a bucket."""
         self.contended = 0
         """Slices that others wait for; while there are any, what becomes free is returned at once."""
         self.urgent: Callable[[], None] = _nothing
@@ -80,7 +80,9 @@ class Book:
         self._by_whom: dict[Whom, list[Slice]] = {}
         """The slices of everybody who has any, of which combinations are made."""
         self._round = 0
-        """How often slices were let go."""
+        """How often slices were let go or a period ended, after which all combinations are looked at again."""
+        self._starts_ns, self._ends_ns = -UNLIMITED, UNLIMITED
+        """Between these every combination that was looked at in this round has its present periods."""
         self.use(limits)
 
     def use(self, limits: Iterable[Limit]) -> None:
@@ -100,7 +102,7 @@ class Book:
             who.user if self._by_user else "", who.tags if self._by_tag else (),
         )  # fmt: skip
         known = self._known.get(key)
-        if known is not None and known.round == self._round and known.starts_ns <= now_ns < known.ends_ns:
+        if known is not None and known.round == self._round and self._starts_ns <= now_ns < self._ends_ns:
             return known
         return self._find(key, who, workflow, now_ns)
 
@@ -112,7 +114,7 @@ class Book:
                     return self._lacking([(each, 1) for each in accounts.entry])
             for one in accounts.requests:
                 one.booked += 1
-                self._touch(one)
+                self.move(one)
             for one in accounts.entry:
                 one.free -= 1
                 if one.free < one.low:
@@ -137,7 +139,7 @@ class Book:
             for one in accounts.tokens:
                 one.free -= tokens
                 one.booked += tokens
-                self._touch(one)
+                self.move(one)
             hold.tokens = tokens
         if more > 0:
             for one in money:
@@ -164,7 +166,7 @@ class Book:
                 if one.free < 0:
                     one.over -= one.free
                     one.free = 0
-                    self._touch(one)
+                    self.touch(one)
             hold.kept = hold.charged
         if hold.tokens:
             self._refund(hold, tokens)
@@ -183,7 +185,8 @@ class Book:
             one.free += back
             one.booked += charged
             if not one.dirty:
-                self._touch(one)
+                one.dirty = True
+                self.dirty.append(one)
         del self.open[hold.number]
         if self.contended:
             self._give_back(accounts)
@@ -220,7 +223,19 @@ class Book:
         if units > 0 and not slice_.terms.counted:
             slice_.returned += units
             slice_.free -= units
-            self._touch(slice_)
+            self.move(slice_)
+
+    def touch(self, slice_: Slice) -> None:
+        """Have the next full report tell what it cost."""
+        if not slice_.dirty:
+            slice_.dirty = True
+            self.dirty.append(slice_)
+
+    def move(self, slice_: Slice) -> None:
+        """Have the next request tell what else changed in it."""
+        if not slice_.moved:
+            slice_.moved = True
+            self.moved.append(slice_)
 
     def drop(self, slice_: Slice) -> None:
         """Forget a slice that nobody uses; its last report must have been made."""
@@ -237,11 +252,11 @@ class Book:
         for one, units in lines:
             if one.free >= units:
                 continue
-            if units > one.terms.cap - one.settled and (never is None or one.account.limit.mode == "hard"):
+            if units > _unspent(one) and (never is None or one.account.limit.mode == "hard"):
                 never = (one, units)
         if never is not None:
             one, units = never
-            return self.refusal(one, units, max(0, one.terms.cap - one.settled))
+            return self.refusal(one, units, max(0, _unspent(one)))
         return self._known_empty(lines) or Short(lines)
 
     def _known_empty(self, lines: list[tuple[Slice, int]]) -> Refusal | None:
@@ -270,7 +285,7 @@ class Book:
                 # By way of the store, which knows how much the bucket may still hold.
                 one.refunded += unused
                 one.full_until_ns = 0
-                self._touch(one)
+                self.move(one)
 
     def _run_low(self, slice_: Slice) -> None:
         if not slice_.ahead and not slice_.contended:
@@ -285,15 +300,11 @@ class Book:
                 self.return_free(one)
                 self.urgent()
 
-    def _touch(self, slice_: Slice) -> None:
-        if not slice_.dirty:
-            slice_.dirty = True
-            self.dirty.append(slice_)
-            if len(self.dirty) == DIRTY_MAX:
-                self.urgent()
-
     def _find(self, key: Combination, who: Attribution, workflow: str, now_ns: int) -> Accounts | None:
-        found = self._known.pop(key, None) or self._known_before.pop(key, None)
+        if not self._starts_ns <= now_ns < self._ends_ns:
+            self._round += 1
+            self._starts_ns, self._ends_ns = -UNLIMITED, UNLIMITED
+        found = self._known.get(key) or self._known_before.pop(key, None)
         if found is None or not found.starts_ns <= now_ns < found.ends_ns or any(one.gone for one in found.all):
             slices: list[Slice] = []
             for whom in self._declared.whoms(who, workflow):
@@ -304,9 +315,10 @@ class Book:
                         return None
                 slices += of_whom
             # Two tags may share one account: `each tag:env` takes `env` and `env=` for the same.
-            found = Accounts(sorted(dict.fromkeys(slices), key=_PLACE), self._round)
+            found = Accounts(sorted(dict.fromkeys(slices), key=_PLACE))
         found.round = self._round
-        if len(self._known) >= KNOWN_MAX // 2:
+        self._starts_ns, self._ends_ns = max(self._starts_ns, found.starts_ns), min(self._ends_ns, found.ends_ns)
+        if len(self._known) >= KNOWN_MAX // 2 and key not in self._known:
             self._known_before, self._known = self._known, {}
         self._known[key] = found
         return found
@@ -334,6 +346,11 @@ class Book:
         if slices:  # Nobody without limits is remembered: there is no end of them.
             self._by_whom[whom] = slices
         return slices
+
+
+def _unspent(slice_: Slice) -> int:
+    """What is not settled, as far as this worker knows: what settled only grows."""
+    return slice_.terms.cap - slice_.settled - (slice_.booked - slice_.told_booked if slice_.terms.kind == MONEY else 0)
 
 
 def _lines(accounts: Accounts, nano_usd: int, tokens: int) -> list[tuple[Slice, int]]:

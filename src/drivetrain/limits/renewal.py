@@ -3,6 +3,10 @@
 Builds one request at a time from the slices' totals, the Calls that wait and the slices that run low; applies the
 answer; wakes Calls that fit now and refuses those that the store refused. `leasing` carries the messages; tests carry
 them by hand, so that every interleaving can be tried.
+
+A **full** report tells what every slice has cost, together with the reservations that these costs contain. Where many
+slices change it goes out seldom; the requests between repeat the costs, and the reservations, of the last full one, so
+that a worker's death between them counts nothing twice. What they add concerns no reservation: units that went back.
 """
 
 from __future__ import annotations
@@ -12,6 +16,8 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 from operator import attrgetter
 
+import msgspec
+
 from drivetrain.core.limits import Alert, Refusal
 from drivetrain.core.times import NS_PER_S
 from drivetrain.limits.book import EMPTY_NS, Book
@@ -20,6 +26,7 @@ from drivetrain.limits.slices import Short, Slice, Take, Then, Waiter
 from drivetrain.ports.counters import (
     BUCKET,
     GRANTED,
+    MONEY,
     PENDING,
     REFUSED,
     LeaseState,
@@ -31,13 +38,24 @@ from drivetrain.ports.counters import (
     Want,
 )
 
-GOOD_FACTOR = 8
-"""A slice asks for this many times what one Call takes, so that most Calls ask nobody."""
-OFTEN_NS, SELDOM_NS = 10 * NS_PER_S, 60 * NS_PER_S
-"""A slice that asks more often than every 10 s asks for twice as much; one that asks seldom for half. Asking every
-second would make 10,000 questions a second of 10,000 slices."""
+GOOD_FACTOR, MONEY_FACTOR = 8, 32
+"""A slice asks for this many times what one Call takes, so that most Calls ask nobody; of money for more, because its
+Calls give back most of what they take."""
+OFTEN_NS, OFTEN_EACH_NS = 10 * NS_PER_S, 20_000_000
+"""A slice that asks more often than every 10 s, or where there are many than every 20 ms for each of them, asks for
+twice as much: so all of them together ask about fifty times a second."""
+SELDOM_FACTOR = 6
+"""One that asks so much more seldom than this asks for half."""
+FEW = 64
+"""While there are at most so many slices, every request is a full report: that costs 2 ms at most."""
+REPORT_NS_MIN, REPORT_NS_MAX = NS_PER_S // 2, 30 * NS_PER_S
+"""Between two full reports where there are more slices: what screens and alerts may lag behind."""
+REPORT_SHARE = 50
+"""The next full report waits so many times as long as the last one took, so that reporting takes 2 % of the time."""
 WANTS_MAX = 64
 """In one request; the others wait for the next one, a few milliseconds later."""
+AHEAD_MAX = 64
+"""Slices that are topped up in one request; the others in a later one."""
 WAITING_MAX = 4_096
 """Calls that wait for the store; more are refused at once."""
 IDLE_NS = 20 * NS_PER_S
@@ -45,6 +63,19 @@ IDLE_NS = 20 * NS_PER_S
 LOOKED_AT_MAX, LET_GO_MAX = 2_000, 500
 """Slices that one `tidy` looks at and returns: a few milliseconds of the loop and of the store."""
 _PRIORITY = attrgetter("priority")
+
+
+class Sent(msgspec.Struct, frozen=True, gc=False):
+    """What the request that is under way carries: to be said again should it fail."""
+
+    full: bool
+    costs: list[Slice]
+    """Slices whose costs it tells."""
+    moved: list[Slice]
+    """Slices of which it tells what else changed."""
+    alerts: list[tuple[str, int]]
+    dropped: tuple[int, ...]
+    """Numbers of the slices whose last words it carries."""
 
 
 class Renewal:
@@ -78,6 +109,8 @@ class Renewal:
         """Places of which a Call found none a moment ago."""
         self._lingering: set[Slice] = set()
         """Places of which some are kept free for a moment."""
+        self.few = FEW
+        """While there are no more slices, every request is a full report."""
         self.watch: Callable[[], None] = _nothing
         """Called where `end_lingering` should be called soon."""
         book.freed = self._hand_on
@@ -86,8 +119,13 @@ class Renewal:
         self._alerts: list[tuple[str, int]] = []
         self._dropping: dict[int, Report] = {}
         """Last words of slices that were let go."""
-        self._sent: tuple[list[Slice], list[tuple[str, int]], tuple[int, ...]] | None = None
-        """What the request that is under way carries: to be said again should it fail."""
+        self._sent: Sent | None = None
+        self._told: tuple[int, tuple[int, ...], str] | None = None
+        """`mark`, `open` and `position` of the last full report; None: the next request must be one."""
+        self._told_ns = 0
+        """When that report was begun."""
+        self._report_ns = REPORT_NS_MIN
+        """The next one waits until so long after it."""
         self._round: list[Slice] = []
         """Slices that `tidy` has not looked at in this round."""
         self._positions: deque[tuple[int, str]] = deque([(1, book.position())])
@@ -113,9 +151,9 @@ class Renewal:
         self.waiting[waiter.number] = waiter
         return waiter
 
-    def give_up(self, waited_ms: int, refusal: Refusal) -> None:
+    def give_up(self, waited_ms: float, refusal: Refusal) -> None:
         """Refuse every Call that has waited this long without a word from the store."""
-        until = self._monotonic_ns() - waited_ms * 1_000_000
+        until = self._monotonic_ns() - int(waited_ms * 1_000_000)
         for waiter in list(self.waiting.values()):
             if waiter.since_ns <= until:
                 self._end(waiter, refusal)
@@ -150,7 +188,7 @@ class Renewal:
             return False
         now_ns = self._monotonic_ns()
         return any(
-            one.contended and (one.recalled or one.dirty or (one.free > 0 and one.lingers_until_ns <= now_ns))
+            one.contended and (one.recalled or one.moved or (one.free > 0 and one.lingers_until_ns <= now_ns))
             for one in self._slices()
         )
 
@@ -176,51 +214,78 @@ class Renewal:
 
     # Messages.
 
-    def request(self, *, always: bool = False) -> SyncRequest | None:
+    def request(self, *, always: bool = False, full: bool = False) -> SyncRequest | None:
         """What to tell the store; None where there is nothing, unless `always`: to hear what others want.
 
-        The answer must be applied, or `failed` called, before the next request.
+        full: tell all costs, though it is not time yet: these are the last words. The answer must be applied, or
+        `failed` called, before the next request.
         """
         assert self._sent is None
         book = self.book
         self._retry()
         self._return_contended()
         wants = self._wants()
-        ahead = tuple(self._line(one, 0, 0) for one in book.ahead if not one.contended)
-        for one in book.ahead:
+        ahead = tuple(self._line(one, 0, 0) for one in self._take_ahead() if not one.contended)
+        full = full or self._is_full_due()
+        if not (always or (book.dirty and full) or book.moved or wants or ahead or self._alerts or self._dropping):
+            return None
+        if full:
+            self._told = (book.numbered, tuple(book.open), self._position())
+            self._told_ns = self._monotonic_ns()
+        assert self._told is not None
+        costs, moved = book.dirty if full else [], book.moved
+        told = costs + [one for one in moved if not (full and one.dirty)]
+        for one in costs:
+            one.dirty = False
+            one.told_booked, one.told_over = one.booked, one.over
+        for one in moved:
+            one.moved = False
+            if one.terms.kind != MONEY:
+                one.told_booked = one.booked  # no reservation is about places and buckets
+        reports = [_report(one) for one in told if not one.gone]
+        reports.extend(self._dropping.values())
+        self._sent = Sent(full, costs, moved, self._alerts, tuple(self._dropping))
+        if full:
+            book.dirty = []
+        book.moved, self._alerts = [], []
+        return SyncRequest(self.worker, *self._told, tuple(reports), wants, ahead, tuple(self._sent.alerts))
+
+    def _take_ahead(self) -> list[Slice]:
+        book = self.book
+        taken, book.ahead = book.ahead[:AHEAD_MAX], book.ahead[AHEAD_MAX:]
+        for one in taken:
             one.ahead = False
             one.low //= 2
-        book.ahead.clear()
-        if not (always or book.dirty or wants or ahead or self._alerts or self._dropping):
-            return None
-        reports = [_report(one) for one in book.dirty if one.number not in self._dropping]
-        for one in book.dirty:
-            one.dirty = False
-        reports.extend(self._dropping.values())
-        alerts = self._alerts
-        self._sent = (book.dirty, alerts, tuple(self._dropping))
-        book.dirty, self._alerts = [], []
-        return SyncRequest(
-            self.worker, book.numbered, tuple(book.open), self._position(), tuple(reports), wants, ahead, tuple(alerts)
-        )
+        if book.ahead:
+            book.runs_low()
+        return taken
+
+    def _is_full_due(self) -> bool:
+        if self._told is None or len(self.book.by_number) <= self.few:
+            return True
+        return self._monotonic_ns() - self._told_ns >= self._report_ns
 
     def failed(self) -> None:
         """The request that was under way was not answered; whether it was booked does not matter."""
         if self._sent is None:
             return
-        slices, alerts, _ = self._sent
-        self._sent = None
-        for one in slices:
-            self._touch(one)
-        self._alerts.extend(alerts)
+        sent, self._sent = self._sent, None
+        for one in sent.costs:
+            self.book.touch(one)
+        for one in sent.moved:
+            self.book.move(one)
+        if sent.full:
+            # Whether the store has these costs nobody knows, so nothing may be said as of them.
+            self._told = None
+        self._alerts.extend(sent.alerts)
         self._believe_nothing()
 
     def apply(self, reply: SyncReply) -> None:
         """Take in an answer: new units, recalls, alerts; wake and refuse Calls."""
-        if self._sent is not None:
-            for number in self._sent[2]:
+        sent, self._sent = self._sent, None
+        if sent is not None:
+            for number in sent.dropped:
                 self._dropping.pop(number, None)
-            self._sent = None
         for state in reply.leases:
             one = self.book.by_number.get(state.slice)
             if one is not None:
@@ -246,6 +311,9 @@ class Renewal:
                 self._linger(one)
         self.expire()
         self._announce(reply.alerts)
+        if sent is not None and sent.full:
+            took_ns = self._monotonic_ns() - self._told_ns
+            self._report_ns = min(max(REPORT_NS_MIN, REPORT_SHARE * took_ns), REPORT_NS_MAX)
 
     def rung(self) -> None:
         """Somebody returned units, or wants some: whoever waits asks again."""
@@ -261,7 +329,7 @@ class Renewal:
         now_ns = self._monotonic_ns()
         idle = []
         for one in looked_at:
-            if one.dirty or one.ahead or one.booked != one.seen:
+            if one.dirty or one.moved or one.ahead or one.booked != one.seen:
                 one.seen, one.idle_ns = one.booked, now_ns
             elif now_ns - one.idle_ns >= IDLE_NS and one.number in self.book.by_number:
                 idle.append(one)
@@ -290,7 +358,7 @@ class Renewal:
         self._linger(one)
         if one not in self._lingering:
             book.return_free(one)
-        if one.dirty:
+        if one.moved:
             book.urgent()
 
     def _linger(self, one: Slice) -> None:
@@ -443,11 +511,13 @@ class Renewal:
     def _line(self, slice_: Slice, need: int, units: int) -> Line:
         now_ns = self._monotonic_ns()
         since = now_ns - slice_.asked_ns
-        if since < OFTEN_NS:
+        often_ns = max(OFTEN_NS, OFTEN_EACH_NS * len(self.book.by_number))
+        if since < often_ns:
             slice_.good *= 2
-        elif since > SELDOM_NS:
+        elif since > SELDOM_FACTOR * often_ns:
             slice_.good //= 2
-        slice_.good = min(max(slice_.good, units * GOOD_FACTOR), slice_.terms.cap)
+        factor = MONEY_FACTOR if slice_.terms.kind == MONEY else GOOD_FACTOR
+        slice_.good = min(max(slice_.good, units * factor), slice_.terms.cap)
         slice_.asked_ns = now_ns
         return Line(slice_.number, slice_.terms, need, max(need, slice_.good), units)
 
@@ -459,7 +529,7 @@ class Renewal:
             if one.contended:
                 if one.recalled:
                     one.answered, one.recalled = one.recalled, 0
-                    self._touch(one)
+                    self.book.move(one)
                 if one.lingers_until_ns <= now_ns:
                     self.book.return_free(one)
 
@@ -467,6 +537,9 @@ class Renewal:
         self.book.return_free(slice_)
         if slice_.contended:
             self.book.contended -= 1
+        # All that it cost was told, or it would not be idle.
+        assert not slice_.dirty
+        slice_.told_booked = slice_.booked
         self._dropping[slice_.number] = _report(slice_, dropped=True)
         self.book.drop(slice_)
 
@@ -481,11 +554,6 @@ class Renewal:
             # What comes next is written here or later; what is open now may still stand in the segment before.
             positions.append((book.numbered + 1, here))
         return positions[0][1]
-
-    def _touch(self, slice_: Slice) -> None:
-        if not slice_.dirty:
-            slice_.dirty = True
-            self.book.dirty.append(slice_)
 
     # Applying.
 
@@ -503,7 +571,7 @@ class Renewal:
             self.book.contended += 1 if state.contended else -1
         for share in slice_.account.limit.alerts:
             if share not in slice_.alerted and state.settled * 100 >= share * slice_.terms.cap:
-                slice_.alerted.add(share)
+                slice_.alerted += (share,)
                 self._alerts.append((slice_.terms.account, share))
 
     def _retry(self) -> None:
@@ -526,7 +594,8 @@ class Renewal:
 
     def _refusal(self, waiter: Waiter, verdict: Verdict) -> Refusal:
         units_of = {one.number: (one, units) for one, units in waiter.lines}
-        refusals, fits = [], []
+        refusals: list[Refusal] = []
+        fits: list[Refusal] = []
         for refused in verdict.refused:
             one, units = units_of[refused.slice]
             left = refused.left + one.free
@@ -554,8 +623,8 @@ def _report(slice_: Slice, *, dropped: bool = False) -> Report:
         slice_.number,
         slice_.terms,
         slice_.returned,
-        slice_.booked,
-        slice_.over,
+        slice_.told_booked,
+        slice_.told_over,
         slice_.refunded,
         slice_.answered,
         dropped,

@@ -25,7 +25,8 @@ class Slice:
     __slots__ = (
         "account", "ahead", "alerted", "answered", "asked_ns", "booked", "busy_until_ns", "contended", "dirty", "free",
         "full_until_ns", "gone", "good", "granted", "idle_ns", "keep", "left", "left_ns", "lingers_until_ns", "low",
-        "number", "over", "place", "queue", "recalled", "refunded", "returned", "seen", "settled", "terms", "whom",
+        "moved", "number", "over", "place", "queue", "recalled", "refunded", "returned", "seen", "settled", "terms",
+        "told_booked", "told_over", "whom",
     )  # fmt: skip
 
     def __init__(self, number: int, account: Account, whom: Whom) -> None:
@@ -46,14 +47,20 @@ class Slice:
         self.asked_ns = 0
         self.granted = self.returned = self.booked = self.over = self.refunded = self.answered = 0
         """Totals, as in `Report`."""
+        self.told_booked = self.told_over = 0
+        """`booked` and `over` as they were in the last full report."""
         self.settled = 0
-        """Of the account, over all workers, as the store last said. It only grows."""
-        self.alerted: set[int] = set()
+        """Of the account, over all workers, as the store last said: at least this, and what it was not told yet."""
+        self.alerted: tuple[int, ...] = ()
+        """Shares that the store was told of."""
         self.seen = -1
         """`booked` when idleness was last looked at."""
         self.idle_ns = 0
         """Since when it is idle; monotonic."""
         self.dirty = False
+        """Its costs have changed since the last full report."""
+        self.moved = False
+        """Something else has changed that the store does not know yet."""
         self.contended = False
         """Others wait for this account: what becomes free is returned at once."""
         self.ahead = False
@@ -82,9 +89,9 @@ class Accounts:
 
     __slots__ = ("calls", "ends_ns", "entry", "money", "names", "requests", "round", "starts_ns", "tokens")
 
-    def __init__(self, slices: list[Slice], round_: int = 0) -> None:
-        self.round = round_
-        """Of letting slices go, after which all of these were still there."""
+    def __init__(self, slices: list[Slice]) -> None:
+        self.round = -1
+        """The Book's round in which these were last looked at: since then none was let go and no period has ended."""
         by_unit: dict[str, list[Slice]] = {"nano_usd": [], "requests": [], "tokens": [], "calls": []}
         for one in slices:
             by_unit[one.account.limit.unit].append(one)

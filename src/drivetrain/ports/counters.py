@@ -102,11 +102,15 @@ class Want(msgspec.Struct, frozen=True, gc=False):
 
 
 class SyncRequest(msgspec.Struct, frozen=True, gc=False):
-    """Everything a worker has to say, in one transaction."""
+    """Everything a worker has to say, in one transaction.
+
+    `booked` and `over` of all its slices, `mark`, `open` and `position` belong together: a worker tells them as they
+    were at one moment, and may repeat them in later requests, in which the other totals are newer.
+    """
 
     worker: str
     mark: int
-    """Every reservation numbered up to this is in the totals, but those in `open`."""
+    """Every reservation numbered up to this is in what was booked, but those in `open`."""
     open: tuple[int, ...] = ()
     """Numbers of the reservations that have not ended."""
     position: str = ""
