@@ -254,10 +254,13 @@ class Execution:
                 self._advance()
                 return
             self._waits = ADMISSION
-            held = limits.admit(
-                self.attribution, self.plan.name, self.opened_ns, self._admitted_later, priority=self.plan.priority
-            )
-            if type(held) is Hold or type(held) is LimitRefusal:
+            plan = self.plan
+            held = limits.admit(self.attribution, plan.name, self.opened_ns, self._admitted_later, plan.priority)
+            if type(held) is Hold:
+                self._waits = ""
+                self._hold = held
+                self._advance()
+            elif type(held) is LimitRefusal:
                 self._take_place(held)
         except JournalFull:
             self._finish_unrecorded()
@@ -518,17 +521,22 @@ class Execution:
             assert env.limits is not None
             tokens = 0
             if self._bound is not None:
-                tokens = self._bound.tokens
-                if self._bound.unbounded and env.limits.is_hard(hold):
+                bound = self._bound
+                tokens = bound.input_tokens + bound.output_tokens
+                if bound.unbounded and env.limits.is_hard(hold):
                     self._withdraw()
-                    return self._cannot(step, unbounded_cost(self._bound.unbounded), "unbounded")
+                    return self._cannot(step, unbounded_cost(bound.unbounded), "unbounded")
             self._waits = RESERVATION
             short = env.limits.reserve(hold, self._worst, tokens, self._reserved)
             if type(short) is LimitRefusal:
                 return self._too_dear(step, short)
             if short is not None:
                 return True
-        self._record_and_send()
+        if self._opened:
+            self._record_and_send()
+        else:
+            self._waits = JOURNAL
+            self._write_opened(self._may_send, hold)
         return True
 
     def _reserved(self, short: LimitRefusal | None) -> None:
@@ -1046,7 +1054,8 @@ class Execution:
             self._finish_unrecorded()
             return
         self.ended = True
-        self._let_go()
+        if self._hold is not None:
+            self._let_go()
         self._client.on_finished(result)
 
     def _let_go(self) -> None:

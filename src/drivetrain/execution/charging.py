@@ -96,11 +96,6 @@ class Bound(msgspec.Struct, frozen=True, gc=False):
     unbounded: str = ""
     """What in the request has no bound; empty where everything has."""
 
-    @property
-    def tokens(self) -> int:
-        """Of both kinds."""
-        return self.input_tokens + self.output_tokens
-
 
 def bound_of(chat: dict[str, Any], *, body_bytes: int, limit: int) -> Bound:
     """The bound of a request. Tokens never exceed UTF-8 bytes, so its size bounds its input.

@@ -25,7 +25,7 @@ class LimitsDoor(Protocol):
     """Budgets, rates and concurrency, as `limits.leasing.Limits` keeps them."""
 
     def admit(
-        self, who: Attribution, workflow: str, now_ns: int, then: Callable[[Hold | Refusal], None], *, priority: int
+        self, who: Attribution, workflow: str, now_ns: int, then: Callable[[Hold | Refusal], None], priority: int
     ) -> Hold | Refusal | Waiter: ...
 
     def reserve(

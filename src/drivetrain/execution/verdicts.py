@@ -72,8 +72,7 @@ class Verdicts:
         _workflow: str,
         _now_ns: int,
         then: Callable[[Hold | Refusal], None],
-        *,
-        priority: int = 1,
+        _priority: int,
     ) -> Hold | Refusal | Waiter:
         """As it was admitted; a client that left before any attempt leaves while its Call waits for that."""
         call = self._call

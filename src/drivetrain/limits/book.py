@@ -114,7 +114,8 @@ class Book:
                     return self._lacking([(each, 1) for each in accounts.entry])
             for one in accounts.requests:
                 one.booked += 1
-                self.move(one)
+                if not one.moved:
+                    self.move(one)
             for one in accounts.entry:
                 one.free -= 1
                 if one.free < one.low:
@@ -139,7 +140,8 @@ class Book:
             for one in accounts.tokens:
                 one.free -= tokens
                 one.booked += tokens
-                self.move(one)
+                if not one.moved:
+                    self.move(one)
             hold.tokens = tokens
         if more > 0:
             for one in money:
@@ -285,7 +287,8 @@ class Book:
                 # By way of the store, which knows how much the bucket may still hold.
                 one.refunded += unused
                 one.full_until_ns = 0
-                self.move(one)
+                if not one.moved:
+                    self.move(one)
 
     def _run_low(self, slice_: Slice) -> None:
         if not slice_.ahead and not slice_.contended:
