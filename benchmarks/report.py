@@ -16,6 +16,7 @@ from process_tree import ProcessMemory
 from shapes import SHAPES
 
 RESULTS = Path(__file__).resolve().parent / "RESULTS.md"
+APART = "## Measured apart\n"
 
 RATIO_CONNECTIONS = 16
 """Connections at which targets are compared in the ratio table (or the nearest that was measured)."""
@@ -198,8 +199,16 @@ def write_results(result: Result) -> Path:
         f"`README.md` says how it is measured.\n\n{machine}\n\n{targets}\n\n{rendered(result)}\n\n"
         + ("## Invalid\n\n" + "\n".join(invalid) + "\n\n" if invalid else "")
         + f"## How to read this\n\n{NOTES.format(busy=BUSY, gap=gap, overstated=_overstated(result))}\n"
+        + _apart()
     )
     return RESULTS
+
+
+def _apart() -> str:
+    """What other benchmarks found, written by hand; it stays when the tables are written anew."""
+    before = RESULTS.read_text() if RESULTS.exists() else ""
+    _, found, kept = before.partition(APART)
+    return f"\n{found}{kept}" if found else ""
 
 
 def _overstated(result: Result) -> str:

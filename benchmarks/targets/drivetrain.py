@@ -37,7 +37,7 @@ retention = "{retention}"
 {more}route = [ {{ name = "only", model = "up/bench-model" }} ]
 """
 
-_CACHE = """cache = { ttl_s = 600, when = "always", tool_calls = true }
+_CACHE = """cache = { ttl_s = 600 }
 """
 
 _LIMITS = """
@@ -81,8 +81,8 @@ class Drivetrain(Target):
     def __init__(self, *, retention: str, workers: int = 1, limited: bool = False) -> None:
         """retention: "none" keeps no prompts or answers, "full" keeps both, encrypted.
 
-        limited: three nested budgets, rates of requests and tokens, a concurrency limit, and a cache whose key is made
-        and whose entry is written for every request, while none is answered from it.
+        limited: three nested budgets, rates of requests and tokens, a concurrency limit, and a cache, which these chats
+        pass by: their temperature is not 0.
         """
         self.retention = retention
         self.workers = workers
@@ -91,7 +91,7 @@ class Drivetrain(Target):
         payloads = "encrypted payloads" if retention == "full" else "no payloads"
         self.told = f"key, cost, a record per Call before its answer; {payloads}"
         if limited:
-            self.told += "; 3 budgets, 2 rates, concurrency, cache written"
+            self.told += "; 3 budgets, 2 rates, concurrency, a cache"
 
     def missing(self) -> str | None:
         if _script().exists() or importlib.util.find_spec("drivetrain"):
@@ -128,8 +128,7 @@ class Drivetrain(Target):
 
     def headers(self, running: Running, upstream_port: int) -> Mapping[str, str]:
         del running, upstream_port
-        headers = {"Authorization": f"Bearer {_KEY}"}
-        return headers | {"Cache-Control": "no-cache"} if self.limited else headers
+        return {"Authorization": f"Bearer {_KEY}"}
 
 
 def _script() -> Path:

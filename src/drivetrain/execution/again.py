@@ -17,14 +17,13 @@ from drivetrain.core.money import Usage
 from drivetrain.execution.environment import Asked, CacheDoor
 from drivetrain.execution.plan import VariantStep, WorkflowPlan
 
+Landed = Callable[[Kept | None], None]
+
 
 class Again:
-    """One Call's side of the cache.
+    """One Call's side of the cache."""
 
-    landed: hears the answer that the Call waits for, or None: it is on this Call to ask.
-    """
-
-    __slots__ = ("_asked", "_cache", "_flights", "_hold_s", "_key", "_landed", "_rules", "_seat", "_tenant", "_tried")
+    __slots__ = ("_asked", "_cache", "_flights", "_hold_s", "_key", "_rules", "_seat", "_tenant", "_tried")
 
     def __init__(
         self,
@@ -34,7 +33,6 @@ class Again:
         *,
         tenant: str,
         asked: Asked,
-        landed: Callable[[Kept | None], None],
     ) -> None:
         assert plan.cache is not None
         self._rules: Cache = plan.cache
@@ -43,7 +41,6 @@ class Again:
         self._flights = flights
         self._tenant = tenant
         self._asked = asked
-        self._landed = landed
         self._key = b""
         """Under which the running attempt's answer may be kept; empty: nowhere."""
         self._seat: Seat | None = None
@@ -61,8 +58,14 @@ class Again:
         """Whether another Call's answer is waited for."""
         return self._seat is not None and self._seat.waits
 
-    def look_up(self, step: VariantStep, index: int, *, live: bool, chat: dict[str, Any], body: bytes) -> Kept | None:
-        """The answer to this very request, where there is one; else see `waits`."""
+    def look_up(
+        self, step: VariantStep, index: int, *, live: bool, chat: dict[str, Any], body: bytes, landed: Landed
+    ) -> Kept | None:
+        """The answer to this very request, where there is one; else see `waits`.
+
+        landed: hears the answer that the Call waits for, or None: it is on this Call to ask. It is kept only as long
+        as that takes: kept for good, it would make each Call a cycle that only the garbage collector frees.
+        """
         rules, asked = self._rules, self._asked
         self._key = b""
         if not ((chat.get("n") or 1) == 1 if rules.when == "always" else is_deterministic(chat)):
@@ -76,7 +79,7 @@ class Again:
         if asked.cache_write:
             self._key = key
             if asked.cache_read:
-                self._seat = self._flights.join(key, self._landed)
+                self._seat = self._flights.join(key, landed)
         return None
 
     def may_give(self, kept: Kept) -> bool:

@@ -228,9 +228,7 @@ class Execution:
         self._hit: Kept | None = None
         self._again: Again | None = None
         if plan.cache is not None and env.cache is not None and env.flights is not None:
-            self._again = Again(
-                plan, env.cache, env.flights, tenant=attribution.tenant, asked=asked, landed=self._landed
-            )
+            self._again = Again(plan, env.cache, env.flights, tenant=attribution.tenant, asked=asked)
         self._notes: tuple[str, ...] = ()
         self._rung = 0
         """Rungs of the ladder that were tried."""
@@ -408,7 +406,7 @@ class Execution:
         self._request = UpstreamRequest(step.target.endpoint, step.head, body, first_byte_ms, timeout_ms)
         again = self._again
         if again is not None:
-            kept = again.look_up(step, self._step, live=live, chat=chat, body=body)
+            kept = again.look_up(step, self._step, live=live, chat=chat, body=body, landed=self._landed)
             if kept is not None:
                 self._give(kept)
                 return True
