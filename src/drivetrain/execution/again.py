@@ -20,6 +20,11 @@ from drivetrain.execution.plan import VariantStep, WorkflowPlan
 Landed = Callable[[Kept | None], None]
 
 
+def may_be_same(rules: Cache, chat: dict[str, Any]) -> bool:
+    """Whether another request may be the same as this one, under the workflow's rules. Most chats say no at once."""
+    return (chat.get("n") or 1) == 1 if rules.when == "always" else is_deterministic(chat)
+
+
 class Again:
     """One Call's side of the cache."""
 
@@ -58,9 +63,7 @@ class Again:
         """Whether another Call's answer is waited for."""
         return self._seat is not None and self._seat.waits
 
-    def look_up(
-        self, step: VariantStep, index: int, *, live: bool, chat: dict[str, Any], body: bytes, landed: Landed
-    ) -> Kept | None:
+    def look_up(self, step: VariantStep, index: int, *, live: bool, body: bytes, landed: Landed) -> Kept | None:
         """The answer to this very request, where there is one; else see `waits`.
 
         landed: hears the answer that the Call waits for, or None: it is on this Call to ask. It is kept only as long
@@ -68,8 +71,6 @@ class Again:
         """
         rules, asked = self._rules, self._asked
         self._key = b""
-        if not ((chat.get("n") or 1) == 1 if rules.when == "always" else is_deterministic(chat)):
-            return None
         key = self._cache.key(self._tenant, step.identity, body)
         if asked.cache_read:
             self._tried += ((index, live, key),)
@@ -81,6 +82,10 @@ class Again:
             if asked.cache_read:
                 self._seat = self._flights.join(key, landed)
         return None
+
+    def pass_by(self) -> None:
+        """The attempt that follows is another one's, and its answer is not kept."""
+        self._key = b""
 
     def may_give(self, kept: Kept) -> bool:
         """Whether this workflow gives such answers again; another one of the tenant may have kept it."""

@@ -14,13 +14,13 @@ import msgspec
 from drivetrain.cache.answers import Kept
 from drivetrain.core.calls import RETAINED_NONE, AttemptV1, Attribution, ClosedV1, OpenedV1
 from drivetrain.core.codec import JSON
-from drivetrain.core.declarations import Stale
+from drivetrain.core.declarations import Cache, Stale
 from drivetrain.core.errors import RequestError, report_fault
 from drivetrain.core.limits import Refusal as LimitRefusal
 from drivetrain.core.money import NO_USAGE, Price, Usage
 from drivetrain.core.times import NS_PER_S
 from drivetrain.execution.admission import Admitted, too_deep
-from drivetrain.execution.again import Again
+from drivetrain.execution.again import Again, may_be_same
 from drivetrain.execution.charging import (
     Bound,
     asked_usage,
@@ -63,7 +63,9 @@ RETRY_MAX_S = 2.0
 RETRY_AFTER_MAX_MS = 5_000
 """A provider that asks for a longer pause is not asked again by this call."""
 KEPT_BYTES_MAX = 4 * 1024 * 1024
-"""Of a stream, for its record and for counting what was delivered; what is longer cannot be replayed."""
+"""Of a stream, for its record, for the cache and for counting; what is longer cannot be replayed."""
+COUNTED_BYTES_MAX = 256 * 1024
+"""Of a stream that nobody keeps, to count what was delivered by; what is beyond counts in proportion."""
 ADMISSION, RESERVATION, FLIGHT, JOURNAL, PAUSE = "admission", "reservation", "flight", "journal", "pause"
 """What a Call may wait for beside its provider."""
 NO_ACCOUNTS: tuple[str, ...] = ()
@@ -227,8 +229,7 @@ class Execution:
         """When the provider's health gave leave for the running attempt; 0: it was not asked."""
         self._hit: Kept | None = None
         self._again: Again | None = None
-        if plan.cache is not None and env.cache is not None and env.flights is not None:
-            self._again = Again(plan, env.cache, env.flights, tenant=attribution.tenant, asked=asked)
+        """Made for the first request that another one may be the same as."""
         self._notes: tuple[str, ...] = ()
         self._rung = 0
         """Rungs of the ladder that were tried."""
@@ -404,9 +405,8 @@ class Execution:
         self._body = []
         self._arrived_bytes = 0
         self._request = UpstreamRequest(step.target.endpoint, step.head, body, first_byte_ms, timeout_ms)
-        again = self._again
-        if again is not None:
-            kept = again.look_up(step, self._step, live=live, chat=chat, body=body, landed=self._landed)
+        if plan.cache is not None and (again := self._again_for(plan.cache, chat)) is not None:
+            kept = again.look_up(step, self._step, live=live, body=body, landed=self._landed)
             if kept is not None:
                 self._give(kept)
                 return True
@@ -448,6 +448,18 @@ class Execution:
         self._fail(error)
 
     # Answers given again.
+
+    def _again_for(self, rules: Cache, chat: dict[str, Any]) -> Again | None:
+        """This Call's side of the cache, where such a request may be answered from it."""
+        again, env = self._again, self._env
+        if not may_be_same(rules, chat):
+            if again is not None:
+                again.pass_by()
+            return None
+        if again is None and env.cache is not None and env.flights is not None:
+            tenant = self.attribution.tenant
+            again = self._again = Again(self.plan, env.cache, env.flights, tenant=tenant, asked=self._asked)
+        return again
 
     def _landed(self, kept: Kept | None) -> None:
         """The answer that this Call waited for is here; None: it is on this Call to ask."""
@@ -659,7 +671,7 @@ class Execution:
                 self._begins()
             self._body.append(data)
             return
-        if self._arrived_bytes < KEPT_BYTES_MAX:
+        if self._arrived_bytes < (KEPT_BYTES_MAX if self._retained or self._again is not None else COUNTED_BYTES_MAX):
             self._body.append(data)
         self._arrived_bytes += len(data)
         passed = relay.feed(data)
