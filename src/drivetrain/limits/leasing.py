@@ -308,7 +308,7 @@ class Limits:
         while not self._over:
             if self._store.wait(BEAT_S):
                 self._tell(self._rung)
-            while self._jobs:
+            while self._jobs and not self._over:
                 self._jobs.popleft()()
 
     def _sync(self, request: SyncRequest) -> None:
