@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import select
 import shutil
 import signal
 import socket
@@ -26,6 +25,7 @@ from drivetrain.cli.keys import app
 from drivetrain.ports.control import ControlRecord
 from support import wire
 from support.projects import model, provider, settings, workflow
+from support.served import read_port
 
 READY = re.compile(r"drivetrain serving .* on http://127\.0\.0\.1:(\d+)/v1")
 READY_TIMEOUT_S = 20.0
@@ -180,7 +180,7 @@ def gateway(root: Path, *, workers: int = 2, environ: Mapping[str, str] | None =
             command, stdout=subprocess.PIPE, stderr=said, text=True, env={**os.environ, **(environ or {})}
         )
     try:
-        running = Gateway(root, child, _read_port(child, root))
+        running = Gateway(root, child, read_port(child, root / "stderr.txt"))
         yield running
         assert child.poll() is None, running.stderr
         assert "Traceback" not in running.stderr, running.stderr
@@ -210,18 +210,3 @@ def eventually(what: Any, wait_s: float = 3.0) -> Any:
     while not (found := what()) and time.monotonic() < deadline:
         time.sleep(0.01)
     return found
-
-
-def _read_port(child: subprocess.Popen[str], root: Path) -> int:
-    assert child.stdout is not None
-    deadline = time.monotonic() + READY_TIMEOUT_S
-    while time.monotonic() < deadline:
-        readable, _, _ = select.select([child.stdout], [], [], 0.2)
-        if readable:
-            line = child.stdout.readline()
-            found = READY.search(line)
-            if found:
-                return int(found[1])
-            if not line:
-                break
-    raise AssertionError(f"the gateway was not ready; on stderr it said:\n{(root / 'stderr.txt').read_text()}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import select
 import shutil
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from typing import Any
 from drivetrain.core.calls import Call
 from drivetrain.ledger.reader import LedgerReader
 from support.projects import model, provider, settings, workflow
+from support.served import read_port
 
 START = "from drivetrain.cli.main import main; main()"
 READY = re.compile(r"drivetrain serving .* on http://127\.0\.0\.1:(\d+)/v1")
@@ -49,7 +49,7 @@ class Gateway:
         command += ["--port", str(self.port), "--workers", str(self._workers)]
         with self._stderr.open("a") as said:
             self._child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, env=self._environ)
-        self.port = _read_port(self._child, self._stderr)
+        self.port = read_port(self._child, self._stderr)
         return self
 
     @property
@@ -191,18 +191,3 @@ def chat_project(upstream: str, *, more: str = "", ledger: str = 'retention = "f
 def simulated(**more: Any) -> dict[str, Any]:
     """A simulator's model at the price of `support.projects.PRICES`."""
     return {"dialect": "openai", "usd_per_million_input": "1", "usd_per_million_output": "2", **more}
-
-
-def _read_port(child: subprocess.Popen[str], stderr: Path) -> int:
-    assert child.stdout is not None
-    deadline = time.monotonic() + READY_TIMEOUT_S
-    while time.monotonic() < deadline:
-        readable, _, _ = select.select([child.stdout], [], [], 0.2)
-        if readable:
-            line = child.stdout.readline()
-            found = READY.search(line)
-            if found:
-                return int(found[1])
-            if not line:
-                break
-    raise AssertionError(f"the gateway was not ready; on stderr it said:\n{stderr.read_text()[-2000:]}")

@@ -119,7 +119,7 @@ def served(files: Mapping[str, str], environ: Mapping[str, str] | None = None) -
             )
         gateway = Served(root, child, 0, stderr)
         try:
-            gateway.port = _read_port(child, stderr)
+            gateway.port = read_port(child, stderr)
             yield gateway
         finally:
             gateway.stop()
@@ -129,7 +129,8 @@ def served(files: Mapping[str, str], environ: Mapping[str, str] | None = None) -
         shutil.rmtree(root, ignore_errors=True)
 
 
-def _read_port(child: subprocess.Popen[str], stderr: Path) -> int:
+def read_port(child: subprocess.Popen[str], stderr: Path) -> int:
+    """The port that a gateway says it serves on, once it does."""
     assert child.stdout is not None
     deadline = time.monotonic() + READY_TIMEOUT_S
     while time.monotonic() < deadline:
@@ -141,4 +142,4 @@ def _read_port(child: subprocess.Popen[str], stderr: Path) -> int:
                 return int(found[1])
             if not line:
                 break
-    raise AssertionError(f"the gateway was not ready; on stderr it said:\n{stderr.read_text()}")
+    raise AssertionError(f"the gateway was not ready; on stderr it said:\n{stderr.read_text()[-2000:]}")
