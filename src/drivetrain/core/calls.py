@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
+from drivetrain.core.features import FeaturesSeenV1
 from drivetrain.core.money import NO_USAGE, Usage
 
 RETAINED_NONE, RETAINED_HASH, RETAINED_FULL = 0, 1, 2
@@ -82,6 +83,10 @@ class OpenedV1(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="open
     """The first attempt's reservation stands here, so that most Calls need no frame for it; 0: it has none."""
     reserved_accounts: tuple[str, ...] = ()
     reserved_nano_usd: int = 0
+    features: FeaturesSeenV1 | None = None
+    """What the Call's features were; None where its workflow names no FeatureService."""
+    business_key: str = ""
+    """What the workflow's `outcome_key` held: Outcomes may name it instead of the Call."""
 
     @property
     def reservation(self) -> ReservedV1 | None:
@@ -138,12 +143,17 @@ class OutcomeV1(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="out
     """The truth about a Call, arriving later. The latest arrival per (call, metric, source) holds."""
 
     call_id: str
+    """Empty where the Outcome names its Calls by `workflow` and `business_key`."""
     metric: str
     source: str
     value: str | float | bool
     event_ns: int
     arrived_ns: int
     key: str = ""
+    """Name of the API key that it came with."""
+    workflow: str = ""
+    business_key: str = ""
+    """It is the truth about every Call of `workflow` whose `outcome_key` held this."""
 
 
 class SegmentV1(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="segment.1"):
@@ -208,6 +218,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     answers: bytes = b""
     """As stored: hash or encrypted."""
     outcomes: tuple[Outcome, ...] = ()
+    features: FeaturesSeenV1 | None = None
+    business_key: str = ""
 
 
 STORED_DECODER = msgspec.msgpack.Decoder(Stored)

@@ -26,6 +26,7 @@ CHAT_INPUTS = ("last_user_message", "json", "conversation")
 CONTEXT_STRATEGIES = ("refuse", "drop_oldest_turns", "keep_ends")
 PRIORITIES = ("high", "normal", "low")
 CACHE_WHEN = ("deterministic", "always")
+FEATURES_MISSING = ("default", "refuse")
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
@@ -49,7 +50,7 @@ class Place(msgspec.Struct, frozen=True):
     line: int = 0
 
 
-def _caller_place() -> Place:
+def caller_place() -> Place:
     """Where the user wrote the declaration; `Workflow[In, Out](...)` comes by way of `typing`."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_globals.get("__name__") in ("typing", "contextlib"):
@@ -104,7 +105,7 @@ class Rule:
         self.when = when
         self.then = then
         """The output, or a function of the input that gives it."""
-        self.place = place or _caller_place()
+        self.place = place or caller_place()
         self.unknown: Mapping[str, Any] = unknown
 
 
@@ -155,7 +156,7 @@ class Variant:
         """From sending the attempt to its last byte."""
         self.first_byte_timeout_ms = first_byte_timeout_ms
         """From sending the attempt to its first byte; then the route falls back."""
-        self.place = place or _caller_place()
+        self.place = place or caller_place()
         self.unknown: Mapping[str, Any] = unknown
 
 
@@ -239,9 +240,14 @@ class Workflow(Generic[In, Out]):
         "deadline_ms",
         "degrade",
         "durability",
+        "entity_keys",
+        "features",
+        "features_missing",
         "input",
+        "keep_days",
         "max_input_tokens",
         "name",
+        "outcome_key",
         "output",
         "owner",
         "parameters",
@@ -282,6 +288,11 @@ class Workflow(Generic[In, Out]):
         degrade: Sequence[Stale | Static] = (),
         deadline_ms: int | None = None,
         priority: str = "normal",
+        features: Any = None,
+        features_missing: str = "default",
+        entity_keys: Mapping[str, str] | None = None,
+        outcome_key: str | None = None,
+        keep_days: int | None = None,
         place: Place | None = None,
         **unknown: Never,
     ) -> None:
@@ -323,7 +334,17 @@ class Workflow(Generic[In, Out]):
         """The longest a call may take over all its attempts; a client may ask for less. None: no bound of its own."""
         self.priority = priority
         """Who waits and who is refused first under overload: `high`, `normal` or `low`."""
-        self.place = place or _caller_place()
+        self.features = features
+        """A FeatureService or its name: rules, checks and prompts see its features."""
+        self.features_missing = features_missing
+        """What happens to an entity without a row: `default` (each feature's own) or `refuse`."""
+        self.entity_keys: Mapping[str, str] = entity_keys or {}
+        """Join key or request column -> the input's field that holds it, where their names differ."""
+        self.outcome_key = outcome_key
+        """The input's field that Outcomes may name instead of the Call's id, such as an order's number."""
+        self.keep_days = keep_days
+        """How long its Calls and their Outcomes stay in the lake; None: as long as the project says."""
+        self.place = place or caller_place()
         self.unknown: Mapping[str, Any] = unknown
         self.project: str | None = None
         """Folder of the project it was loaded from; None: found upwards from the file that declares it."""

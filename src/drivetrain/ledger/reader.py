@@ -229,6 +229,8 @@ def joined(pair: Pair, live: set[str], outcomes: Iterable[Outcome]) -> Call:
             retained=opened.retained,
             request=opened.payload,
             outcomes=tuple(outcomes),
+            features=opened.features,
+            business_key=opened.business_key,
         )
     return Call(
         call_id=opened.call_id,
@@ -253,6 +255,8 @@ def joined(pair: Pair, live: set[str], outcomes: Iterable[Outcome]) -> Call:
         request=opened.payload,
         answers=closed.payload,
         outcomes=tuple(outcomes),
+        features=opened.features,
+        business_key=opened.business_key,
     )
 
 

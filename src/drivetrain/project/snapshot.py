@@ -10,7 +10,9 @@ import msgspec
 
 from drivetrain.core.declarations import Workflow
 from drivetrain.core.endpoints import Endpoint
+from drivetrain.core.features import AnySource, Entity, FeatureService, FeatureView, OnDemandFeatureView
 from drivetrain.core.limits import Limit
+from drivetrain.core.sources import Source
 from drivetrain.version import VERSION
 
 
@@ -115,6 +117,36 @@ class LedgerSettings(msgspec.Struct, frozen=True, kw_only=True):
     segment_bytes_max: int = 64 * 1024 * 1024
 
 
+class LakeSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the lake is and how long it keeps what."""
+
+    url: str = ""
+    """`s3://bucket/prefix`; empty: the folder `lake` beside the records."""
+    options: dict[str, str | SecretRef] = {}
+    """Of an object store: `endpoint`, `region`, `access_key_id`, `secret_access_key` ...; secrets by reference."""
+    keep_days: int | None = None
+    """How long Calls and Outcomes are kept, for workflows that do not say; None: for ever."""
+    roll_every_s: int = 600
+    """Records are rolled into the lake at least this often while the gateway runs."""
+    roll_records: int = 10_000
+    """And as soon as this many wait."""
+    history_s: int = 86_400
+    """How long replaced files and old versions of the lake's tables stay readable."""
+
+
+class Features(msgspec.Struct, frozen=True, kw_only=True):
+    """What the project declares of features and of systems outside, by name."""
+
+    entities: Mapping[str, Entity] = {}
+    views: Mapping[str, FeatureView] = {}
+    on_demand: Mapping[str, OnDemandFeatureView] = {}
+    services: Mapping[str, FeatureService] = {}
+    sources: Mapping[str, AnySource] = {}
+    """What feature views read."""
+    outside: Mapping[str, Source] = {}
+    """Systems that stay outside."""
+
+
 class Versions(msgspec.Struct, frozen=True, kw_only=True):
     """Versions that are part of a Snapshot's hash, because behaviour depends on them."""
 
@@ -151,6 +183,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     teams: tuple[str, ...]
     gateway: GatewaySettings
     ledger: LedgerSettings
+    lake: LakeSettings = LakeSettings()
+    features: Features = Features()
 
     def __repr__(self) -> str:
         return f"Snapshot({self.name!r}, {self.environment!r}, {self.short_hash}, {len(self.workflows)} workflows)"

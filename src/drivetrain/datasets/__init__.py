@@ -1,0 +1,1 @@
+"""Datasets: frozen, numbered selections of records or files, with schema, hash and lineage."""

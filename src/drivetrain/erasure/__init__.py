@@ -1,0 +1,1 @@
+"""Erasure: what is known of a person is destroyed everywhere, with a receipt."""

@@ -1,0 +1,1 @@
+"""Features: defined once, the same offline and online."""
