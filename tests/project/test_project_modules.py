@@ -144,6 +144,6 @@ def test_warnings_about_code_are_given_once_and_name_the_file(make, small) -> No
 
 
 def test_a_file_that_nothing_imports_may_be_anything(make, small) -> None:
-    root = make({**small, "features/customer.py": ""})
-    (root / "features/customer.py").write_bytes(b"\xff\xfe not Python")
-    assert project.load(root).files["features/customer.py"].startswith(b"\xff")
+    root = make({**small, "policies/notes.py": ""})
+    (root / "policies/notes.py").write_bytes(b"\xff\xfe not Python")
+    assert project.load(root).files["policies/notes.py"].startswith(b"\xff")

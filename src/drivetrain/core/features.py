@@ -331,4 +331,4 @@ class FeaturesSeenV1(msgspec.Struct, frozen=True, array_like=True, gc=False):
     missing: tuple[str, ...] = ()
     """Names of entities (never their keys) that had no row, so that defaults stood in."""
     sealed: bytes = b""
-    """Keys, request columns and values, as JSON, encrypted under the subject's key."""
+    """What was given and the values, as msgpack, encrypted under the subject's key."""

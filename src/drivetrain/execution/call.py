@@ -12,10 +12,11 @@ from typing import Any, Protocol
 import msgspec
 
 from drivetrain.cache.answers import Kept
-from drivetrain.core.calls import RETAINED_NONE, AttemptV1, Attribution, ClosedV1, OpenedV1
+from drivetrain.core.calls import RETAINED_FULL, RETAINED_NONE, AttemptV1, Attribution, ClosedV1, OpenedV1
 from drivetrain.core.codec import JSON
 from drivetrain.core.declarations import Cache, Stale
 from drivetrain.core.errors import RequestError, report_fault
+from drivetrain.core.features import FeaturesSeenV1
 from drivetrain.core.limits import Refusal as LimitRefusal
 from drivetrain.core.money import NO_USAGE, Price, Usage
 from drivetrain.core.times import NS_PER_S
@@ -36,6 +37,7 @@ from drivetrain.execution.charging import (
 from drivetrain.execution.completions import as_stream, completion, output_text
 from drivetrain.execution.context import fitted
 from drivetrain.execution.environment import NOTHING_ASKED, Asked, Environment
+from drivetrain.execution.featured import Featured, FeaturePlan
 from drivetrain.execution.judging import NotAccepted, judged
 from drivetrain.execution.plan import VariantStep, WorkflowPlan
 from drivetrain.execution.recording import answers, retained, sealed
@@ -56,7 +58,7 @@ from drivetrain.limits.slices import Hold
 from drivetrain.ports.journal import JournalFull
 from drivetrain.ports.transport import Attempt, UpstreamFailure, UpstreamHead, UpstreamRequest
 from drivetrain.providers.answers import Relay, Unusable
-from drivetrain.routing.checks import RuleStep
+from drivetrain.routing.checks import Features, RuleStep
 
 RETRY_BASE_S = 0.1
 RETRY_MAX_S = 2.0
@@ -123,6 +125,7 @@ class Execution:
         "_degraded",
         "_env",
         "_exchange",
+        "_features",
         "_first_byte_us",
         "_granted_ns",
         "_head",
@@ -235,6 +238,8 @@ class Execution:
         """Rungs of the ladder that were tried."""
         self._degraded = ""
         self._limited: LimitRefusal | None = None
+        self._features: Featured | None = None
+        """What its FeatureService gave it."""
         self._deadline_us = 0
         """When it must have ended; 0: never."""
         allowed_ms = plan.deadline_ms
@@ -248,12 +253,14 @@ class Execution:
     def start(self) -> None:
         """Begin. The client hears nothing before this returns, unless transport and journal are synchronous."""
         try:
+            plan = self.plan
+            if plan.features is not None and not self._read_features(plan.features):
+                return
             limits = self._env.limits
             if limits is None:
                 self._advance()
                 return
             self._waits = ADMISSION
-            plan = self.plan
             held = limits.admit(self.attribution, plan.name, self.opened_ns, self._admitted_later, plan.priority)
             if type(held) is Hold:
                 self._waits = ""
@@ -265,6 +272,15 @@ class Execution:
             self._finish_unrecorded()
         except Exception as fault:  # noqa: BLE001  a fault of ours ends its Call as failed, and no other
             self.on_fault(fault)
+
+    def _read_features(self, wanted: FeaturePlan) -> bool:
+        """Whether the Call may go on to its route."""
+        try:
+            self._features = wanted.read(self._env.features, self.admitted, self.attribution, self.opened_ns)
+        except RequestError as error:
+            self._fail(error)
+            return False
+        return True
 
     def _admitted_later(self, held: Hold | LimitRefusal) -> None:
         self._go(lambda: self._take_place(held))
@@ -342,7 +358,7 @@ class Execution:
         self._fail(error)
 
     def _rule_answers(self, step: RuleStep) -> bool:
-        matched = step.try_on(self.admitted.value)
+        matched = step.try_on(self.admitted.value, self._feature_values)
         now_us = self._elapsed_us()
         if matched.error:
             self._note_unsent(step.name, "", matched.error, now_us)
@@ -422,7 +438,7 @@ class Execution:
         chat = self.admitted.chat
         built = {**chat, **step.extra, **step.parameters}
         if step.messages is not None:
-            built["messages"] = step.messages(self.admitted.value, chat.get("messages"))
+            built["messages"] = step.messages(self.admitted.value, chat.get("messages"), self._feature_values)
         limit_tokens = self.plan.max_input_tokens
         if limit_tokens is not None:
             beside = [built[name] for name in ("tools", "functions", "response_format") if name in built]
@@ -619,8 +635,20 @@ class Execution:
             number,
             accounts,
             amount,
+            self._seen(),
+            self.plan.business_key(self.admitted.value) if self.plan.business_key is not None else "",
         )
         self._env.journal.append(opened, then, sync=self.plan.sync)
+
+    def _seen(self) -> FeaturesSeenV1 | None:
+        """The features for the record. They are kept whatever the retention: without them no parity can be shown."""
+        features, env = self._features, self._env
+        if features is None:
+            return None
+        kept = RETAINED_FULL if env.vault is not None else RETAINED_NONE
+        whose, call_id = self.attribution, self.call_id
+        held = sealed(env.vault, kept, features.record, whose=whose, call_id=call_id, kind="features")
+        return msgspec.structs.replace(features.seen, sealed=held)
 
     def _may_send(self, written: bool) -> None:
         self._waits = ""
@@ -770,7 +798,7 @@ class Execution:
 
     def _judge_content(self, step: VariantStep, shaped: bytes, finish: str, usage: Usage, body: bytes) -> None:
         try:
-            good = judged(self.plan, step, shaped, self.admitted.value)
+            good = judged(self.plan, step, shaped, self.admitted.value, self._feature_values)
             tail = self._as_tail(good.body)
         except NotAccepted as no:
             self._settle("escalated", no.reason, usage, body)
@@ -1123,6 +1151,11 @@ class Execution:
         step = self.plan.steps[self._step]
         assert type(step) is VariantStep
         return step
+
+    @property
+    def _feature_values(self) -> Features:
+        features = self._features
+        return features.values if features is not None else None
 
     def _elapsed_us(self) -> int:
         return (self._env.monotonic_ns() - self._started) // 1000

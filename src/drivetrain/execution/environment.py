@@ -6,7 +6,7 @@ part that a project does not use.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -65,6 +65,31 @@ class CacheDoor(Protocol):
     def keep(self, key: bytes, kept: Kept, hold_s: int) -> bool: ...
 
 
+class Seen(Protocol):
+    """One vector of features, as it was read."""
+
+    @property
+    def values(self) -> Mapping[str, Any]: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def as_of_ns(self) -> int: ...
+
+    @property
+    def stale(self) -> tuple[str, ...]: ...
+
+    @property
+    def missing(self) -> tuple[str, ...]: ...
+
+
+class FeaturesDoor(Protocol):
+    """Features of a service for what a request gives: the keys of its entities and its request columns."""
+
+    def read(self, service: str, given: Mapping[str, Any], now_ns: int) -> Seen: ...
+
+
 class Environment(msgspec.Struct, frozen=True):
     """What a call needs of the world."""
 
@@ -81,6 +106,8 @@ class Environment(msgspec.Struct, frozen=True):
     health: HealthDoor | None = None
     cache: CacheDoor | None = None
     flights: Flights | None = None
+    features: FeaturesDoor | None = None
+    """None: no workflow names a FeatureService."""
 
 
 class Asked(msgspec.Struct, frozen=True):

@@ -11,7 +11,7 @@ from drivetrain.execution.completions import with_content
 from drivetrain.execution.plan import VariantStep, WorkflowPlan
 from drivetrain.execution.refusals import not_accepted, unusable
 from drivetrain.providers.answers import Unusable, message_of
-from drivetrain.routing.checks import failing
+from drivetrain.routing.checks import Features, failing
 from drivetrain.routing.outputs import Misfit
 
 REASON_CHARS_MAX = 300
@@ -39,10 +39,10 @@ class NotAccepted(Exception):
         """For the client, where nothing else answers."""
 
 
-def judged(plan: WorkflowPlan, step: VariantStep, shaped: bytes, value: Any) -> Judged:
+def judged(plan: WorkflowPlan, step: VariantStep, shaped: bytes, value: Any, features: Features = None) -> Judged:
     """The answer in OpenAI's shape, read as the workflow's output and held against its checks.
 
-    value: the Call's input, for checks that compare. Raises: NotAccepted.
+    value, features: the Call's input and its features, for checks that compare. Raises: NotAccepted.
     """
     output: Any = None
     repair = ""
@@ -61,7 +61,7 @@ def judged(plan: WorkflowPlan, step: VariantStep, shaped: bytes, value: Any) -> 
                 body = with_content(shaped, parsed.text)
     except (Misfit, Unusable) as fault:
         raise NotAccepted(str(fault), unusable(step, str(fault))) from fault
-    reason = failing(step.checks, output, value)
+    reason = failing(step.checks, output, value, features)
     if reason is not None:
         reason = reason[:REASON_CHARS_MAX]
         raise NotAccepted(reason, not_accepted(plan.name, reason))

@@ -13,25 +13,26 @@ import minijinja
 import msgspec
 
 from drivetrain.core.codec import JSON, MalformedJson, parse_json
-from drivetrain.core.declarations import PRIORITIES, Check, Rule, Stale, Variant, Workflow
+from drivetrain.core.declarations import PRIORITIES, Rule, Stale, Variant, Workflow
 from drivetrain.core.endpoints import Endpoint, is_proxy_url, proxy_authorization, proxy_secrets
 from drivetrain.core.errors import DrivetrainError, RequestError
 from drivetrain.core.money import nano_usd
 from drivetrain.execution.admission import Admitted, ChatAdmission, admit_input, as_chat, bad_request, parse_body
+from drivetrain.execution.featured import FeaturePlan, business_key
 from drivetrain.project.snapshot import Provider, SecretRef, Snapshot
 from drivetrain.providers.answers import Dialect, Target
 from drivetrain.providers.anthropic_messages import AnthropicMessages
 from drivetrain.providers.facts import target
 from drivetrain.providers.openai_chat import OpenAIChat
 from drivetrain.providers.pricing import PriceBook, UnknownPrice, price_book
-from drivetrain.routing.checks import RuleStep, SlowCode, compiled_checks
+from drivetrain.routing.checks import CheckStep, Features, RuleStep, SlowCode, compiled_checks
 from drivetrain.routing.outputs import OutputReader, output_schema
 from drivetrain.version import VERSION
 
 DIALECTS: Mapping[str, Dialect] = {"openai": OpenAIChat(), "anthropic": AnthropicMessages()}
 
 Resolve = Callable[[SecretRef], str]
-Messages = Callable[[Any, list[Any] | None], list[Any]]
+Messages = Callable[[Any, list[Any] | None, Features], list[Any]]
 
 
 class VariantStep:
@@ -75,7 +76,7 @@ class VariantStep:
         url = f"{endpoint.scheme}://{endpoint.authority}{endpoint.path}"
         self.identity = f"{variant.model}\n{self.target.upstream_name}\n{provider.dialect}\n{url}".encode()
         """Who is asked, for the cache's keys; what is asked is the request's body."""
-        self.checks: tuple[Check, ...] = compiled_checks(workflow, variant, parts.slow)
+        self.checks: tuple[CheckStep, ...] = compiled_checks(workflow, variant, parts.slow)
         self.buffered = bool(self.checks) or workflow.output is not None
         """Whether an answer is judged before any of it leaves."""
         self.streams = "streaming" in self.can
@@ -111,6 +112,7 @@ class WorkflowPlan:
 
     __slots__ = (
         "attempts_max",
+        "business_key",
         "cache",
         "cache_hold_s",
         "chat",
@@ -118,6 +120,7 @@ class WorkflowPlan:
         "cost_max_nano_usd",
         "deadline_ms",
         "direct",
+        "features",
         "input_decoder",
         "max_input_tokens",
         "name",
@@ -160,6 +163,8 @@ class WorkflowPlan:
         stale_s = max((rung.max_age_s for rung in workflow.degrade if isinstance(rung, Stale)), default=0)
         self.cache_hold_s = max(workflow.cache.ttl_s, stale_s) if workflow.cache is not None else 0
         """How long a kept answer is of use."""
+        self.features = FeaturePlan(workflow) if workflow.features is not None else None
+        self.business_key = business_key(workflow.outcome_key) if workflow.outcome_key is not None else None
         budget = workflow.budget
         self.cost_max_nano_usd = (
             nano_usd(budget.usd_per_call) if budget is not None and budget.usd_per_call is not None else None
@@ -350,8 +355,9 @@ def _messages(
     if not typed and variant.prompt is None and variant.system is None and not hint:
         return None
 
-    def build(value: Any, messages: list[Any] | None) -> list[Any]:
-        variables = msgspec.to_builtins(value) if value is not None else {}
+    def build(value: Any, messages: list[Any] | None, features: Features) -> list[Any]:
+        fields = msgspec.to_builtins(value) if value is not None else {}
+        variables = fields if features is None else {**fields, "features": features}
         system = _rendered(templates, variant.system, variables) if variant.system is not None else ""
         if hint:
             system = f"{system}\n\n{hint}" if system else hint
@@ -359,7 +365,7 @@ def _messages(
         if variant.prompt is not None:
             return [*head, {"role": "user", "content": _rendered(templates, variant.prompt, variables)}]
         if typed:
-            return [*head, {"role": "user", "content": _plain(variables)}]
+            return [*head, {"role": "user", "content": _plain(fields)}]
         return [*head, *(messages or [])]
 
     return build

@@ -17,6 +17,7 @@ from drivetrain.core.calls import RETAINED_FULL, Answers, AttemptV1, Call, Close
 from drivetrain.core.errors import DrivetrainError, RequestError
 from drivetrain.execution.call import CallResult, Execution
 from drivetrain.execution.environment import NOTHING_ASKED, Asked, Environment
+from drivetrain.execution.featured import FeatureRecord
 from drivetrain.execution.plan import Plans
 from drivetrain.execution.refusals import TIMEOUTS
 from drivetrain.execution.verdicts import LOST, UNSENT, Recorded, Verdicts
@@ -27,6 +28,7 @@ LATE_NS = 10**15
 """Later than any deadline."""
 HURRIED = Asked(deadline_ms=LATE_NS // 2_000_000)
 """Of a Call that missed its deadline, which may have been its client's; it is over when the record says so."""
+_FEATURES: msgspec.msgpack.Decoder[FeatureRecord] = msgspec.msgpack.Decoder(FeatureRecord)
 _ANSWERS: msgspec.msgpack.Decoder[Answers] = msgspec.msgpack.Decoder(Answers)
 
 
@@ -54,11 +56,15 @@ def open_payloads(call: Call, vault: Vault) -> Recorded:
     try:
         request = vault.open(call.call_id, "request", call.request)
         answers = vault.open(call.call_id, "answers", call.answers)
+        seen = call.features
+        features = vault.open(call.call_id, "features", seen.sealed) if seen is not None and seen.sealed else None
     except ValueError as error:
         raise DrivetrainError(f"Call {call.call_id} cannot be replayed: {error}.") from error
     if request is None or answers is None:
         raise DrivetrainError(f"Call {call.call_id} cannot be replayed: its payloads were erased or are too old.")
-    return Recorded(call, request, _ANSWERS.decode(answers))
+    return Recorded(
+        call, request, _ANSWERS.decode(answers), _FEATURES.decode(features) if features is not None else None
+    )
 
 
 def replay(recorded: Recorded, plans: Plans) -> Replay:
@@ -130,6 +136,7 @@ class _World:
             health=self._verdicts,
             cache=self._verdicts,
             flights=Flights(self._steps.append),
+            features=self._verdicts,
         )
 
     def _monotonic_ns(self) -> int:

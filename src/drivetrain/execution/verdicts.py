@@ -6,14 +6,17 @@ attempt that the record holds next.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import msgspec
 
 from drivetrain.cache.answers import Kept
 from drivetrain.core.calls import Answers, AttemptV1, Attribution, Call
+from drivetrain.core.errors import RequestError
 from drivetrain.core.limits import Refusal
 from drivetrain.core.money import NO_USAGE
+from drivetrain.execution.featured import MISSING, UNAVAILABLE, FeatureRecord, unavailable
 from drivetrain.limits.slices import Accounts, Hold, Short, Waiter
 from drivetrain.ports.journal import JournalFull
 from drivetrain.routing.health import Denied, Outcome
@@ -33,6 +36,8 @@ class Recorded(msgspec.Struct, frozen=True):
     call: Call
     request: bytes
     answers: Answers
+    features: FeatureRecord | None = None
+    """What its FeatureService gave it."""
 
     @property
     def answer(self) -> bytes:
@@ -40,6 +45,16 @@ class Recorded(msgspec.Struct, frozen=True):
         if self.answers.answer is not None:
             return self.answers.answer
         return self.answers.attempts[-1] if self.answers.attempts else b""
+
+
+class SeenAgain(msgspec.Struct, frozen=True):
+    """The features of a recorded Call."""
+
+    values: Mapping[str, Any]
+    fingerprint: str
+    as_of_ns: int
+    stale: tuple[str, ...]
+    missing: tuple[str, ...]
 
 
 class Verdicts:
@@ -52,6 +67,7 @@ class Verdicts:
         self, recorded: Recorded, made: Callable[[], int], leaves: Callable[[Callable[[], None]], None]
     ) -> None:
         self._call = recorded.call
+        self._features = recorded.features
         self._bodies = recorded.answers.attempts
         self._made = made
         self._leaves = leaves
@@ -63,6 +79,17 @@ class Verdicts:
         attempts = self._call.attempts
         made = self._made()
         return attempts[made] if made < len(attempts) else NOTHING
+
+    # Features.
+
+    def read(self, _service: str, _given: Mapping[str, Any], _now_ns: int) -> SeenAgain:
+        """As they were. Raises: RequestError where they were not to be had, or the entity was missing."""
+        call, record, seen = self._call, self._features, self._call.features
+        if call.error in (MISSING, UNAVAILABLE):
+            raise RequestError(call.http_status, "as recorded", code=call.error)
+        if record is None or seen is None:
+            raise unavailable(call.workflow, "the record holds none")
+        return SeenAgain(record.values, seen.fingerprint, seen.as_of_ns, seen.stale, seen.missing)
 
     # Limits.
 

@@ -37,8 +37,9 @@ from drivetrain.project.tables import Table
 WORKFLOW_KEYS = (
     "owner", "team", "use_case", "route", "budget", "slo", "retention", "durability", "parameters", "attempts_max",
     "max_input_tokens", "context", "cache", "degrade", "deadline_ms", "priority",
+    "features", "features_missing", "entity_keys", "keep_days",
 )  # fmt: skip
-TYPED_KEYS = ("input", "output", "chat_input", "chat_field", "validators")
+TYPED_KEYS = ("input", "output", "chat_input", "chat_field", "validators", "outcome_key")
 VARIANT_KEYS = (
     "name", "model", "system", "accept", "max_output_tokens", "parameters", "timeout_ms", "first_byte_timeout_ms",
 )  # fmt: skip
@@ -83,6 +84,10 @@ def _workflow(name: str, table: Table, root: Path, spots: Spots) -> Workflow[Any
         degrade=[rung for row in table.rows("degrade") for rung in _rungs(row)],
         deadline_ms=table.raw("deadline_ms"),
         priority=table.values.get("priority", "normal"),
+        features=table.raw("features"),
+        features_missing=table.values.get("features_missing", "default"),
+        entity_keys=dict(table.table("entity_keys").values),
+        keep_days=table.raw("keep_days"),
         place=_place(table, root),
     )
     spots.remember(workflow, table)

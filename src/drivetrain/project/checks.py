@@ -24,6 +24,7 @@ from drivetrain.core.declarations import (
 )
 from drivetrain.core.errors import did_you_mean
 from drivetrain.core.limits import MODES
+from drivetrain.project.data_checks import DataCheck
 from drivetrain.project.files import SETTINGS_FILE
 from drivetrain.project.limits import SHARES_MAX
 from drivetrain.project.parameters import KNOWN, MANAGED
@@ -42,18 +43,24 @@ AMOUNTS = ("usd_per_call", "usd_per_day", "usd_per_month")
 """Of a Budget, in USD."""
 
 
+class Surroundings(msgspec.Struct, frozen=True):
+    """What workflows refer to."""
+
+    settings: Settings | None
+    """None where the TOML file is broken: then what needs none is checked."""
+    prompts: Prompts
+    services: Collection[str]
+    """Names of the FeatureServices."""
+
+
 def check_workflows(
-    workflows: Sequence[Workflow[Any, Any]],
-    settings: Settings | None,
-    prompts: Prompts,
-    spots: Spots,
-    problems: Problems,
+    workflows: Sequence[Workflow[Any, Any]], around: Surroundings, spots: Spots, problems: Problems
 ) -> None:
-    """Notes every mistake in the declared workflows. Without settings (a broken TOML file), what needs none."""
+    """Notes every mistake in the declared workflows."""
     declared: dict[str, Workflow[Any, Any]] = {}
     for workflow in workflows:
         notes = WorkflowNotes(workflow, spots, problems)
-        _WorkflowCheck(notes, settings, prompts).run()
+        _WorkflowCheck(notes, around).run()
         name = str(workflow.name)
         if name in declared:
             first = spots.of(declared[name])
@@ -78,11 +85,12 @@ def check_keys(
 class _WorkflowCheck:
     """One workflow being checked."""
 
-    def __init__(self, notes: WorkflowNotes, settings: Settings | None, prompts: Prompts) -> None:
+    def __init__(self, notes: WorkflowNotes, around: Surroundings) -> None:
         self.workflow: Workflow[Any, Any] = notes.workflow
         self.notes = notes
-        self.settings = settings
-        self.prompts = prompts
+        self.settings = around.settings
+        self.prompts = around.prompts
+        self.services = around.services
 
     def run(self) -> None:
         workflow = self.workflow
@@ -95,6 +103,7 @@ class _WorkflowCheck:
         self._budget()
         self._slo()
         ResilienceCheck(self.notes).run()
+        DataCheck(self.notes, self.services).run()
         self.notes.whole("attempts_max", workflow.attempts_max, ATTEMPTS_MOST, None)
         for validator in workflow.validators:
             if not callable(validator):

@@ -12,15 +12,16 @@ import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import msgspec
 
 from drivetrain.core.declarations import SLO, Budget, Cache, Parameters, Place, Stale, Variant, Workflow
 from drivetrain.core.errors import ProjectError, did_you_mean, nearest
+from drivetrain.core.features import FeatureService
 from drivetrain.project.chat_workflows import read_workflows
-from drivetrain.project.checks import check_keys, check_workflows
+from drivetrain.project.checks import Surroundings, check_keys, check_workflows
+from drivetrain.project.declared import Declarations, declared_in_code, features_of
 from drivetrain.project.files import SETTINGS_FILE, collect, hash_of, top_level_names
 from drivetrain.project.limits import budget_limits, check_scopes
 from drivetrain.project.modules import Package, close_package, open_package
@@ -35,12 +36,10 @@ from drivetrain.project.settings import (
     parse,
     read,
 )
-from drivetrain.project.snapshot import Snapshot, Versions
+from drivetrain.project.snapshot import Features, Snapshot, Versions
 from drivetrain.project.spots import Spots
 from drivetrain.project.tables import Table
 from drivetrain.project.toml_lines import TomlPath
-
-WORKFLOWS_FOLDER = "workflows/"
 
 
 def load(root: Path, environment: str | None = None) -> Snapshot:
@@ -93,6 +92,7 @@ class Declared(msgspec.Struct, frozen=True):
     """What was declared, with what is needed to find its prompts and its lines."""
 
     workflows: list[Workflow[Any, Any]]
+    features: Features
     prompts: Prompts
     spots: Spots
     direct_line: int
@@ -119,15 +119,17 @@ def build(source: Source, parsed: Parsed | None, problems: Problems) -> Snapshot
     spots.package = package
     snapshot: Snapshot | None = None
     try:
-        workflows += _declared_in_code(package, problems)
+        declarations = declared_in_code(package, problems, _add_import_problem)
+        workflows += declarations.of(Workflow)
+        features = features_of(_with_services(declarations, workflows), spots, problems)
         prompts = Prompts(source.files, problems)
-        check_workflows(workflows, settings, prompts, spots, problems)
+        check_workflows(workflows, Surroundings(settings, prompts, features.services.keys()), spots, problems)
         if settings is not None:
             snapshot = _snapshot(
                 source,
                 package.name,
                 settings,
-                Declared(workflows, prompts, spots, lines.get(("gateway", "direct_models"), 0)),
+                Declared(workflows, features, prompts, spots, lines.get(("gateway", "direct_models"), 0)),
             )
             _check_names(settings, snapshot, lines, problems)
         if problems or snapshot is None:
@@ -153,37 +155,6 @@ def _check_other_environments(parsed: Parsed, source: Source, problems: Problems
         for problem in found.sorted():
             if problem.line in document.overlay_lines:
                 problems.add(problem.what, file=problem.file, line=problem.line, value=problem.value, do=problem.do)
-
-
-def _declared_in_code(package: Package, problems: Problems) -> list[Workflow[Any, Any]]:
-    """Every Workflow that the modules in workflows/ hold, once each, in the order of files and lines."""
-    found: dict[int, Workflow[Any, Any]] = {}
-    for path in package.files:
-        if not path.startswith(WORKFLOWS_FOLDER) or not path.endswith(".py"):
-            continue
-        if "." in path.removesuffix(".py"):
-            problems.add(
-                "The file cannot be imported: its name has a dot.", file=path, do="Use `_` instead of the dot."
-            )
-            continue
-        try:
-            module = package.module(path)
-        except (Exception, SystemExit) as error:  # noqa: BLE001  the user's code may raise anything; each is a mistake to show
-            _add_import_problem(error, path, package, problems)
-            continue
-        for workflow in _workflows_in(module):
-            found.setdefault(id(workflow), workflow)
-    return list(found.values())
-
-
-def _workflows_in(module: ModuleType) -> list[Workflow[Any, Any]]:
-    values = list(vars(module).values())
-    for value in vars(module).values():
-        if isinstance(value, list | tuple):
-            values += value
-        elif isinstance(value, dict):
-            values += value.values()
-    return [value for value in values if isinstance(value, Workflow)]
 
 
 def _add_import_problem(error: BaseException, path: str, package: Package, problems: Problems) -> None:
@@ -265,7 +236,16 @@ def _snapshot(source: Source, package: str, settings: Settings, declared: Declar
         teams=tuple(settings.teams),
         gateway=settings.gateway,
         ledger=settings.ledger,
+        lake=settings.lake,
+        features=declared.features,
     )
+
+
+def _with_services(declarations: Declarations, workflows: list[Workflow[Any, Any]]) -> Declarations:
+    """With the services that only a workflow holds, as an argument."""
+    own = [one.features for one in workflows if isinstance(one.features, FeatureService)]
+    known = {id(one) for one in declarations.found}
+    return Declarations((*declarations.found, *(one for one in own if id(one) not in known)))
 
 
 def _name_prompts_by_path(variant: Variant, prompts: Prompts, spots: Spots) -> None:

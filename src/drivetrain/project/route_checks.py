@@ -226,6 +226,8 @@ class RouteCheck:
                 name, place, f"The `{argument}` of variant `{variant.name}` of workflow `{self.workflow.name}`"
             )
             if path is not None and fields is not None:
+                if self.workflow.features is not None:
+                    fields = (*fields, "features")
                 self.prompts.check(path, fields, f"workflow `{self.workflow.name}`")
 
 

@@ -22,7 +22,15 @@ from drivetrain.project.files import SETTINGS_FILE
 from drivetrain.project.limits import declared_limits
 from drivetrain.project.problems import Problems, shown
 from drivetrain.project.secrets import REFERENCE_HELP, is_reference
-from drivetrain.project.snapshot import GatewaySettings, Key, LedgerSettings, ModelFacts, Provider, SecretRef
+from drivetrain.project.snapshot import (
+    GatewaySettings,
+    Key,
+    LakeSettings,
+    LedgerSettings,
+    ModelFacts,
+    Provider,
+    SecretRef,
+)
 from drivetrain.project.tables import Table
 from drivetrain.project.toml_lines import TomlPath, locate
 
@@ -38,7 +46,19 @@ OVERRIDES = ("team", "use_case", "user", "tags")
 DEFAULT_ENVIRONMENT = "default"
 DEFAULT_DIRECT_TEAM = "direct"
 
-TOP_KEYS = ("project", "env", "providers", "models", "teams", "keys", "limits", "gateway", "ledger", "workflows")
+TOP_KEYS = (
+    "project",
+    "env",
+    "providers",
+    "models",
+    "teams",
+    "keys",
+    "limits",
+    "gateway",
+    "ledger",
+    "lake",
+    "workflows",
+)
 PROJECT_KEYS = ("name", "default_env")
 PROVIDER_KEYS = (
     "dialect", "base_url", "key", "key_header", "headers", "proxy", "ca_file",
@@ -67,10 +87,15 @@ GATEWAY_RANGES: Mapping[str, tuple[int, int]] = {
     "cache_bytes_max": (0, 2**40),
 }
 GATEWAY_KEYS = ("host", "direct_models", "direct_team", *GATEWAY_RANGES)
+LAKE_KEYS = ("url", "options", "keep_days", "roll_every_s", "roll_records", "history_s")
+KEEP_DAYS_MOST = 36_500
+"""A century."""
 LEDGER_KEYS = ("folder", "keys_folder", "retention", "payload_days", "segment_bytes_max")
 
 _SECRET_HEADER = re.compile(r"authori[sz]ation|cookie|token|secret|api-?key|x-api|credential|password", re.IGNORECASE)
 _SECRET_QUERY = re.compile(r"(?:^|[?&])(?:api[-_]?key|key|token|access_token|sig|secret|password|code)=", re.IGNORECASE)
+_LAKE_URL = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](?:/[A-Za-z0-9._=/-]*)?")
+_SECRET_OPTION = re.compile(r"secret|token|password|access_key(?!_id)", re.IGNORECASE)
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _OUR_HEADERS = frozenset(
     {"host", "content-length", "content-type", "transfer-encoding", "connection", "accept-encoding", "te", "upgrade"}
@@ -116,6 +141,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     gateway: GatewaySettings = GatewaySettings()
     direct_team: str = DEFAULT_DIRECT_TEAM
     ledger: LedgerSettings = LedgerSettings()
+    lake: LakeSettings = LakeSettings()
 
 
 def parse(content: bytes, problems: Problems) -> Parsed | None:
@@ -211,6 +237,7 @@ def read(document: Document, root: Path, problems: Problems) -> Settings:
         gateway=_gateway(gateway_table, provider_names),
         direct_team=direct_team,
         ledger=_ledger(top.table("ledger")),
+        lake=_lake(top.table("lake")),
     )
 
 
@@ -518,4 +545,34 @@ def _ledger(table: Table) -> LedgerSettings:
         retention=table.choice("retention", RETENTIONS, defaults.retention),
         payload_days=table.whole("payload_days", defaults.payload_days, most=36_500),
         segment_bytes_max=table.whole("segment_bytes_max", defaults.segment_bytes_max, least=64 * 1024, most=2**32),
+    )
+
+
+def _lake(table: Table) -> LakeSettings:
+    table.only(LAKE_KEYS)
+    defaults = LakeSettings()
+    url = table.text("url")
+    if url and not _LAKE_URL.fullmatch(url):
+        value = "" if "@" in url else shown(url)
+        table.note("url", "is no place for a lake.", value=value, do='Write "s3://BUCKET/PREFIX", or nothing.')
+    options: dict[str, str | SecretRef] = {}
+    for name, given in table.table("options").values.items():
+        if not isinstance(given, str):
+            table.table("options").note(name, "must be text in quotes.")
+        elif is_reference(given):
+            options[name] = SecretRef(given)
+        elif _SECRET_OPTION.search(name):
+            table.table("options").note(
+                name, "is a secret; a secret never stands in a file of the project.", do=REFERENCE_HELP
+            )
+        else:
+            options[name] = given
+    keep = table.whole("keep_days", 0, most=KEEP_DAYS_MOST) if "keep_days" in table else None
+    return LakeSettings(
+        url=url,
+        options=options,
+        keep_days=keep,
+        roll_every_s=table.whole("roll_every_s", defaults.roll_every_s, most=86_400),
+        roll_records=table.whole("roll_records", defaults.roll_records, most=1_000_000),
+        history_s=table.whole("history_s", defaults.history_s, least=0, most=365 * 86_400),
     )

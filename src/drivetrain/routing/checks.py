@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -23,6 +23,8 @@ class Slow(msgspec.Struct):
 
 
 SlowCode = dict[str, Slow]
+Features = Mapping[str, Any] | None
+"""What a Call's FeatureService gave it; None where its workflow names none."""
 
 
 class Matched(msgspec.Struct, frozen=True):
@@ -33,31 +35,45 @@ class Matched(msgspec.Struct, frozen=True):
     error: str = ""
 
 
+class CheckStep(msgspec.Struct, frozen=True):
+    """A check as it is run: measured, and what it raises turned into a reason."""
+
+    name: str
+    against: Callable[[Any, Any, Features], str | None]
+    """(output, input, features) -> None, or the reason against it."""
+
+
 class RuleStep:
     """A rule, ready to be tried."""
 
-    __slots__ = ("_name", "_rule", "_slow", "name")
+    __slots__ = ("_name", "_rule", "_slow", "_then_takes", "_when_takes", "name")
 
     def __init__(self, workflow: str, rule: Rule, slow: SlowCode) -> None:
         self._rule = rule
         self._slow = slow
         self._name = f"{workflow}.{rule.name}"
+        self._when_takes = _takes(rule.when)
+        self._then_takes = _takes(rule.then) if callable(rule.then) else 0
         self.name = rule.name
 
-    def try_on(self, value: Any) -> Matched:
+    def try_on(self, value: Any, features: Features = None) -> Matched:
         """Whether the rule answers. A rule that raises does not, and says so."""
         rule, started = self._rule, time.perf_counter()
+        when: Callable[..., Any] = rule.when
         try:
-            if not rule.when(value):
+            if not (when(value, features) if self._when_takes >= 2 else when(value)):
                 return Matched(False)
-            return Matched(True, rule.then(value) if callable(rule.then) else rule.then)
+            then: Any = rule.then
+            if self._then_takes:
+                then = then(value, features) if self._then_takes >= 2 else then(value)
+            return Matched(True, then)
         except Exception as error:  # noqa: BLE001  the boundary to the user's code
             return Matched(False, None, f"rule raised {type(error).__name__}")
         finally:
             note_time(self._slow, self._name, started)
 
 
-def compiled_checks(workflow: Workflow[Any, Any], variant: Variant, slow: SlowCode) -> tuple[Check, ...]:
+def compiled_checks(workflow: Workflow[Any, Any], variant: Variant, slow: SlowCode) -> tuple[CheckStep, ...]:
     """Everything an answer of `variant` must pass, in order: `accept`, then the workflow's validators."""
     accept = variant.accept
     declared: list[Check | Callable[..., Any]] = []
@@ -66,13 +82,13 @@ def compiled_checks(workflow: Workflow[Any, Any], variant: Variant, slow: SlowCo
     elif accept is not None:
         declared.append(accept)
     prefix = f"{workflow.name}.{variant.name}"
-    return tuple(_measured(_as_check(one), prefix, slow) for one in (*declared, *workflow.validators))
+    return tuple(_measured(_as_step(one), prefix, slow) for one in (*declared, *workflow.validators))
 
 
-def failing(checks: tuple[Check, ...], output: Any, value: Any) -> str | None:
+def failing(tests: tuple[CheckStep, ...], output: Any, value: Any, features: Features = None) -> str | None:
     """The first reason against `output`, or None."""
-    for check in checks:
-        reason = check.test(output, value)
+    for test in tests:
+        reason = test.against(output, value, features)
         if reason is not None:
             return reason
     return None
@@ -87,42 +103,44 @@ def note_time(slow: SlowCode, name: str, started: float) -> None:
         seen.longest_ms = max(seen.longest_ms, took_ms)
 
 
-def _as_check(declared: Check | Callable[..., Any]) -> Check:
+def _as_step(declared: Check | Callable[..., Any]) -> CheckStep:
     if isinstance(declared, Check):
-        return declared
+        check = declared
+        return CheckStep(check.name, lambda output, value, _features: check.test(output, value))
     name = getattr(declared, "__name__", type(declared).__name__)
-    takes_input = _takes_two(declared)
+    takes = _takes(declared)
 
-    def test(output: Any, value: Any) -> str | None:
-        verdict = declared(output, value) if takes_input else declared(output)
+    def against(output: Any, value: Any, features: Features) -> str | None:
+        verdict = declared(*(output, value, features)[:takes])
         if verdict is None or verdict is True:
             return None
         return verdict if isinstance(verdict, str) and verdict else f"{name} said no"
 
-    return Check(name, test)
+    return CheckStep(name, against)
 
 
-def _takes_two(function: Callable[..., Any]) -> bool:
+def _takes(function: Callable[..., Any]) -> int:
+    """How many of its arguments must be given by position: 1 to 3."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
-        return False
+        return 1
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(one.kind in kinds and one.default is inspect.Parameter.empty for one in parameters) >= 2
+    return min(3, max(1, sum(one.kind in kinds and one.default is inspect.Parameter.empty for one in parameters)))
 
 
-def _measured(check: Check, prefix: str, slow: SlowCode) -> Check:
-    name = f"{prefix}.{check.name}"
+def _measured(test: CheckStep, prefix: str, slow: SlowCode) -> CheckStep:
+    name = f"{prefix}.{test.name}"
 
-    def test(output: Any, value: Any) -> str | None:
+    def against(output: Any, value: Any, features: Features) -> str | None:
         started = time.perf_counter()
         try:
-            return check.test(output, value)
+            return test.against(output, value, features)
         except Reject as reject:
-            return str(reject) or f"{check.name} rejected it"
+            return str(reject) or f"{test.name} rejected it"
         except Exception as error:  # noqa: BLE001  the boundary to the user's code
-            return f"{check.name} raised {type(error).__name__}"
+            return f"{test.name} raised {type(error).__name__}"
         finally:
             note_time(slow, name, started)
 
-    return Check(check.name, test)
+    return CheckStep(test.name, against)
