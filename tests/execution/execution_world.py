@@ -16,6 +16,7 @@ from typing import Any
 from drivetrain.core.calls import Attribution, Call, ClosedV1, OpenedV1
 from drivetrain.core.ids import call_ids
 from drivetrain.execution.call import CallResult, Environment, Execution
+from drivetrain.execution.environment import FeaturesDoor
 from drivetrain.execution.plan import Plans, compile_plans
 from drivetrain.execution.replay import Replay, open_payloads, replay
 from drivetrain.ports.transport import UpstreamFailure, UpstreamHead, UpstreamRequest, UpstreamSink
@@ -358,6 +359,8 @@ class World:
         self._clock_ns = 0
         self._timers: list[tuple[int, int, Callable[[], None]]] = []
         self._dice = dice
+        self.features: FeaturesDoor | None = None
+        self.attribution = Attribution(team="support")
         self._ids: Iterator[str] | Callable[[], str] = call_ids(lambda: OPENED_NS)
 
     def call(self, workflow: str, body: dict[str, Any], *, door: str = "chat", run: bool = True) -> World:
@@ -367,7 +370,7 @@ class World:
         self.execution = Execution(
             plan,
             plan.admit(door, raw),
-            Attribution(team="support"),
+            self.attribution,
             call_id=self._ids(),  # type: ignore[operator]
             opened_ns=OPENED_NS,
             day=DAY,
@@ -380,6 +383,7 @@ class World:
                 monotonic_ns=self._tick_ns,
                 call_later=self._later,
                 random=self._dice,
+                features=self.features,
             ),
             client=self.client,
         )
@@ -450,6 +454,7 @@ class World:
             retained=closed.retained,
             request=opened.payload,
             answers=closed.payload,
+            features=opened.features,
         )
         return replay(open_payloads(call, self.vault), self.plans)
 

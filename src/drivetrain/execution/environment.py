@@ -69,6 +69,10 @@ class Seen(Protocol):
     """One vector of features, as it was read."""
 
     @property
+    def given(self) -> Mapping[str, Any]:
+        """The keys and request columns that it depends on; the rest of the input is not kept with it."""
+
+    @property
     def values(self) -> Mapping[str, Any]: ...
 
     @property

@@ -58,7 +58,7 @@ class FeaturePlan:
             named = ", ".join(f"`{name}`" for name in seen.missing)
             message = f"no features are known of {named}, and workflow `{self._workflow}` does not go on without"
             raise RequestError(422, message, code=MISSING, kind="invalid_request_error")
-        record = FeatureRecord(given=given, values=seen.values)
+        record = FeatureRecord(given=seen.given, values=seen.values)
         return Featured(
             seen.values,
             FeaturesSeenV1(self.service, seen.fingerprint, seen.as_of_ns, seen.stale, seen.missing),

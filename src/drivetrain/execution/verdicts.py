@@ -50,6 +50,7 @@ class Recorded(msgspec.Struct, frozen=True):
 class SeenAgain(msgspec.Struct, frozen=True):
     """The features of a recorded Call."""
 
+    given: Mapping[str, Any]
     values: Mapping[str, Any]
     fingerprint: str
     as_of_ns: int
@@ -89,7 +90,7 @@ class Verdicts:
             raise RequestError(call.http_status, "as recorded", code=call.error)
         if record is None or seen is None:
             raise unavailable(call.workflow, "the record holds none")
-        return SeenAgain(record.values, seen.fingerprint, seen.as_of_ns, seen.stale, seen.missing)
+        return SeenAgain(record.given, record.values, seen.fingerprint, seen.as_of_ns, seen.stale, seen.missing)
 
     # Limits.
 
