@@ -79,6 +79,11 @@ class TwinHandle:
         assert set(found) == set(also)
         return found
 
+    def positions(self) -> Mapping[str, str]:
+        found, also = self.one.positions(), self.other.positions()
+        assert found == also
+        return found
+
     def bury(self, dead: DeadWorker, charges: Mapping[str, int]) -> bool:
         buried, also = self.one.bury(dead, charges), self.other.bury(dead, charges)
         assert buried == also

@@ -271,6 +271,19 @@ def test_a_worker_with_open_reservations_cannot_leave(stores: Stores) -> None:
     assert other.store.dead() == (DeadWorker("a", 7, (3, 7), "segment-2"),)
 
 
+def test_what_the_ledger_must_keep_is_told_until_a_worker_has_left_or_is_buried(stores: Stores) -> None:
+    one, other = both(stores)
+    one.sync(mark=7, open=(3, 7), position="segment-2")
+    assert stores.handle().positions() == {"a": "segment-2", "b": "segment-1"}
+    one.store.close()
+    assert other.store.positions()["a"] == "segment-2"
+    (dead,) = other.store.dead()
+    other.store.bury(dead, {})
+    assert other.store.positions() == {"b": "segment-1"}
+    assert other.store.leave()
+    assert stores.handle().positions() == {}
+
+
 def test_a_dead_worker_is_buried_once(stores: Stores) -> None:
     one, other = both(stores)
     one.want(PURSE, 60)

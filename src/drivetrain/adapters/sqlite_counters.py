@@ -109,6 +109,10 @@ class SqliteCounters:
             if not self._lives(name)
         )
 
+    def positions(self) -> Mapping[str, str]:
+        with _told():
+            return dict(self._db.execute("SELECT id, position FROM workers").fetchall())
+
     def bury(self, dead: DeadWorker, charges: Mapping[str, int]) -> bool:
         with self._transaction(durable=True) as db:
             row = db.execute("SELECT boot FROM workers WHERE id = ?", (dead.worker,)).fetchone()

@@ -26,6 +26,7 @@ import msgspec
 from drivetrain.core.errors import DrivetrainError, report_fault
 from drivetrain.gateway.key_watch import has_keys
 from drivetrain.gateway.metrics import forget_ended
+from drivetrain.gateway.rolling import Rolling
 from drivetrain.gateway.worker import (
     BEAT_S,
     DRAIN_S,
@@ -103,6 +104,7 @@ class Supervisor:
         self._announce = announce
         self._announced = False
         self._places = [Place(index) for index in range(workers)]
+        self._rolling = Rolling(snapshot)
         self._beats = memoryview(mmap.mmap(-1, 8 * workers)).cast("q")
         self._look_s = 0.0
         self._unready = 0
@@ -124,7 +126,7 @@ class Supervisor:
         gc.collect()
         gc.freeze()
         self._places[0].due_s = time.monotonic()  # the others once it could start: a mistake is told once
-        while self._ending_s is None or any(place.pid for place in self._places):
+        while self._ending_s is None or self._rolling.pid or any(place.pid for place in self._places):
             for signum in self._wait():
                 if signum == signal.SIGHUP:
                     self._reload()
@@ -136,6 +138,8 @@ class Supervisor:
             if now_s >= self._look_s:
                 self._look_s = now_s + LOOK_S
                 self._look()
+                if self._announced and self._ending_s is None:
+                    self._rolling.look()
             for place in self._places:
                 if self._ending_s is None and place.due_s is not None and time.monotonic() >= place.due_s:
                     self._start(place)
@@ -209,6 +213,7 @@ class Supervisor:
         """The project as it is now, for the workers that run and for those that follow them."""
         try:
             self._snapshot = reloaded(self._snapshot)
+            self._rolling.use(self._snapshot)
         except DrivetrainError as error:
             print(f"drivetrain: the project was not loaded, the old one is served on.\n{error}", file=sys.stderr)
             return
@@ -221,6 +226,7 @@ class Supervisor:
         if self._ending_s is None:
             self._ending_s = 0.0
             self._holder.close()
+            self._rolling.end()
         for place in self._places:
             place.due_s = None
             _kill(place.pid, signum)
@@ -233,6 +239,8 @@ class Supervisor:
                 return
             if pid == 0:
                 return
+            if pid == self._rolling.pid:
+                self._rolling.ended(os.waitstatus_to_exitcode(status))
             for place in self._places:
                 if place.pid == pid:
                     self._lost(place, os.waitstatus_to_exitcode(status))
@@ -295,8 +303,8 @@ class Supervisor:
         if self._ending_s is not None:
             self._ending_s += LOOK_S
             if self._ending_s > DRAIN_S + CLOSING_S:
-                for place in self._places:
-                    _kill(place.pid, signal.SIGKILL)
+                for pid in (*(place.pid for place in self._places), self._rolling.pid):
+                    _kill(pid, signal.SIGKILL)
 
 
 def _put_down(place: Place) -> None:

@@ -200,6 +200,10 @@ class MemoryHandle:
                 if not one.alive
             )
 
+    def positions(self) -> Mapping[str, str]:
+        with self._truth() as truth:
+            return {name: one.last.position for name, one in truth.workers.items()}
+
     def bury(self, dead: DeadWorker, charges: Mapping[str, int]) -> bool:
         with self._truth() as truth:
             body = truth.workers.get(dead.worker)

@@ -229,6 +229,12 @@ class CounterStore(Protocol):
     def dead(self) -> tuple[DeadWorker, ...]:
         """Workers that ended without leaving."""
 
+    def positions(self) -> Mapping[str, str]:
+        """Worker -> the `position` it last told, of all that have not left, dead or alive; needs no `join`.
+
+        Whoever resolves their reservations reads the ledger from there on, so it must be kept until then.
+        """
+
     def bury(self, dead: DeadWorker, charges: Mapping[str, int]) -> bool:
         """Book `charges` (account -> units) and release the rest, in one transaction; False: somebody did already."""
 
