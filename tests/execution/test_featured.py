@@ -13,6 +13,7 @@ from execution_world import OPENED_NS, SETTINGS, World, chat, completion, load_p
 
 from drivetrain.core.calls import Attribution
 from drivetrain.core.errors import DrivetrainError
+from drivetrain.core.features import FeatureRecordV1, ViewSeen
 from drivetrain.execution.plan import Plans
 
 CODE = """\
@@ -64,6 +65,7 @@ class Seen(msgspec.Struct, frozen=True):
     stale: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     given: Mapping[str, Any] = msgspec.field(default_factory=lambda: {"customer_id": "c-7"})
+    views: Mapping[str, ViewSeen] = msgspec.field(default_factory=lambda: {"stats": ViewSeen(5, 4)})
 
 
 class Door:
@@ -126,9 +128,9 @@ def test_the_record_says_what_was_seen_and_a_replay_gives_it_back(plans: Plans) 
     kept = opened.features
     assert (kept.service, kept.fingerprint, kept.as_of_ns) == ("inputs", seen.fingerprint, seen.as_of_ns)
     assert (kept.stale, kept.missing) == (("stats",), ())
-    record = msgspec.msgpack.decode(kept.sealed.removeprefix(b"sealed:"))
-    assert record["values"] == seen.values
-    assert record["given"] == {"customer_id": "c-7"}, "the rest of the input is not kept with its features"
+    record = msgspec.msgpack.decode(kept.sealed.removeprefix(b"sealed:"), type=FeatureRecordV1)
+    assert (record.values, record.views) == (seen.values, seen.views)
+    assert record.given == {"customer_id": "c-7"}, "the rest of the input is not kept with its features"
     again = ran.replayed()
     assert again.differences == ()
     assert again.result.attempts[0].reason == "shorter than 5"

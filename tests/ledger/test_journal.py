@@ -269,7 +269,7 @@ async def main(folder):
     journal = FrameJournal(folder, segment_bytes_max=20_000)
     number = 0
     while True:
-        for _ in range(4):
+        for _ in range(4 if number % 3 else 40):
             journal.append(opened(number, payload=b"x" * (number % 97)))
             journal.append(closed(number, attempt()), lambda ok, n=number: os.write(1, b"%d\\n" % n))
             number += 1

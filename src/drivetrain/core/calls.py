@@ -168,6 +168,15 @@ class SegmentV1(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="seg
 Stored = SegmentV1 | OpenedV1 | ReservedV1 | ClosedV1 | OutcomeV1
 
 
+class BlockV1(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="block.1"):
+    """Many records written together, as one frame; it holds records and is none itself, so no reader meets it."""
+
+    raw_size: int
+    """Bytes of what `content` decompresses to."""
+    content: bytes
+    """A count, each body's length, and the bodies, compressed with zstd."""
+
+
 class Answers(msgspec.Struct, frozen=True, array_like=True, tag="answers.1"):
     """What the encrypted payload of a closed frame holds."""
 
@@ -223,3 +232,4 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
 
 STORED_DECODER = msgspec.msgpack.Decoder(Stored)
+BLOCK_DECODER = msgspec.msgpack.Decoder(BlockV1)

@@ -331,4 +331,25 @@ class FeaturesSeenV1(msgspec.Struct, frozen=True, array_like=True, gc=False):
     missing: tuple[str, ...] = ()
     """Names of entities (never their keys) that had no row, so that defaults stood in."""
     sealed: bytes = b""
-    """What was given and the values, as msgpack, encrypted under the subject's key."""
+    """A `FeatureRecordV1` as msgpack, encrypted under the subject's key."""
+
+
+class ViewSeen(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a read found of one view."""
+
+    as_of_us: int
+    """The moment that its values are of: of the materialization, or of the push that came after."""
+    event_us: int | None
+    """When its row held; None where there was none."""
+    expired: bool = False
+
+
+class FeatureRecordV1(msgspec.Struct, frozen=True, tag="features.1"):
+    """What a Call's sealed features hold."""
+
+    given: Mapping[str, Any]
+    """The keys and request columns that the values depend on."""
+    values: Mapping[str, Any]
+    """Feature -> value, as the route saw it."""
+    views: Mapping[str, ViewSeen]
+    """View -> which moment its values are of: parity recomputes them as of then."""

@@ -16,6 +16,7 @@ from drivetrain.cache.answers import AnswerCache
 from drivetrain.cache.flights import Flights
 from drivetrain.core.ids import call_ids
 from drivetrain.core.limits import Limit
+from drivetrain.embedded.featuring import feature_reader, services_named
 from drivetrain.embedded.limit_watch import LimitWatch
 from drivetrain.embedded.limiting import limits_folder, make_limits
 from drivetrain.execution.environment import Environment
@@ -29,6 +30,8 @@ from drivetrain.routing.health import Health
 DAY_NS = 86_400 * 1_000_000_000
 
 
+LOOK_S = 1.0
+"""Between two looks whether somebody asks this writer to leave its segment."""
 PURGE_S = 60.0
 """Between two looks for cached answers that are of no more use."""
 KEPT_DAYS = 35
@@ -52,11 +55,13 @@ class Runtime:
         self.health = Health(_models(self.plans), self._random)
         self.cache = AnswerCache(now_ns=time.monotonic_ns, bytes_max=snapshot.gateway.cache_bytes_max)
         self.flights = Flights(loop.call_soon)
+        self._features = feature_reader(snapshot)
         self._limit_watch = LimitWatch(snapshot.limits, SqliteControlFeed(snapshot.data_folder / "control.db"))
         self._limit_watch.start(self._use_limits, loop)
         self.limits: Limits | None = self._limits(snapshot)
         """None while the project declares none."""
         self._purging = loop.call_later(PURGE_S, self._purge)
+        self._looking = loop.call_later(LOOK_S, self._look)
         self.next_call_id = call_ids(time.time_ns)
         self.environment = self._environment()
         self._day_number = -1
@@ -76,6 +81,7 @@ class Runtime:
         Raises: DrivetrainError, and keeps the old one, where the new one cannot be served.
         """
         plans = compiled(snapshot)
+        features = feature_reader(snapshot)
         if self.vault is None and _retains(snapshot):
             self.vault = FileVault(snapshot.keys_folder, payload_days=snapshot.ledger.payload_days)
         self._limit_watch.declare(snapshot.limits)
@@ -83,6 +89,7 @@ class Runtime:
             self.limits = self._limits(snapshot)
         self.health.use(_models(plans))
         self.cache.resize(snapshot.gateway.cache_bytes_max)
+        self._features = features
         self.environment = self._environment()
         before, self.plans = self.plans, plans
         return before
@@ -104,6 +111,7 @@ class Runtime:
     async def close(self) -> None:
         """Ends running exchanges and writes what is buffered."""
         self._purging.cancel()
+        self._looking.cancel()
         self._limit_watch.close()
         await self.transport.close()
         await asyncio.sleep(LAST_FRAMES_S)
@@ -126,6 +134,7 @@ class Runtime:
             health=self.health,
             cache=self.cache,
             flights=self.flights,
+            features=self._features,
         )
 
     def _limits(self, snapshot: Snapshot) -> Limits | None:
@@ -137,6 +146,10 @@ class Runtime:
         """Somebody changed an amount: it holds from now on."""
         if self.limits is not None:
             self.limits.use(limits)
+
+    def _look(self) -> None:
+        self._looking = self.loop.call_later(LOOK_S, self._look)
+        self.journal.look()
 
     def _purge(self) -> None:
         self._purging = self.loop.call_later(PURGE_S, self._purge)
@@ -160,5 +173,8 @@ def _models(plans: Plans) -> list[str]:
 
 
 def _retains(snapshot: Snapshot) -> bool:
+    """Whether any payload, or any Call's features, are kept."""
+    if services_named(snapshot):
+        return True
     retentions = {workflow.retention or snapshot.ledger.retention for workflow in snapshot.workflows.values()}
     return retentions != {"none"}

@@ -14,6 +14,7 @@ import msgspec
 from drivetrain.cache.answers import Kept
 from drivetrain.cache.flights import Flights
 from drivetrain.core.calls import Attribution
+from drivetrain.core.features import ViewSeen
 from drivetrain.core.limits import Refusal
 from drivetrain.limits.slices import Hold, Waiter
 from drivetrain.ports.journal import Journal, Vault
@@ -86,6 +87,9 @@ class Seen(Protocol):
 
     @property
     def missing(self) -> tuple[str, ...]: ...
+
+    @property
+    def views(self) -> Mapping[str, ViewSeen]: ...
 
 
 class FeaturesDoor(Protocol):

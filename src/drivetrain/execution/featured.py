@@ -15,7 +15,7 @@ from drivetrain.core.calls import Attribution
 from drivetrain.core.codec import MSGPACK
 from drivetrain.core.declarations import Workflow
 from drivetrain.core.errors import DrivetrainError, RequestError
-from drivetrain.core.features import FeaturesSeenV1
+from drivetrain.core.features import FeatureRecordV1, FeaturesSeenV1
 from drivetrain.execution.admission import Admitted
 from drivetrain.execution.environment import FeaturesDoor
 
@@ -58,7 +58,7 @@ class FeaturePlan:
             named = ", ".join(f"`{name}`" for name in seen.missing)
             message = f"no features are known of {named}, and workflow `{self._workflow}` does not go on without"
             raise RequestError(422, message, code=MISSING, kind="invalid_request_error")
-        record = FeatureRecord(given=seen.given, values=seen.values)
+        record = FeatureRecordV1(seen.given, seen.values, seen.views)
         return Featured(
             seen.values,
             FeaturesSeenV1(self.service, seen.fingerprint, seen.as_of_ns, seen.stale, seen.missing),
@@ -73,15 +73,7 @@ class Featured(msgspec.Struct, frozen=True):
     seen: FeaturesSeenV1
     """For its record, not sealed yet."""
     record: bytes
-    """What is sealed into it: a `FeatureRecord` as msgpack."""
-
-
-class FeatureRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What a Call's sealed features hold."""
-
-    given: Mapping[str, Any]
-    """Keys and request columns, by name."""
-    values: Mapping[str, Any]
+    """What is sealed into it: a `FeatureRecordV1` as msgpack."""
 
 
 def unavailable(workflow: str, why: str) -> RequestError:

@@ -15,9 +15,9 @@ import msgspec
 from drivetrain.cache.flights import Flights
 from drivetrain.core.calls import RETAINED_FULL, Answers, AttemptV1, Call, ClosedV1, OpenedV1
 from drivetrain.core.errors import DrivetrainError, RequestError
+from drivetrain.core.features import FeatureRecordV1
 from drivetrain.execution.call import CallResult, Execution
 from drivetrain.execution.environment import NOTHING_ASKED, Asked, Environment
-from drivetrain.execution.featured import FeatureRecord
 from drivetrain.execution.plan import Plans
 from drivetrain.execution.refusals import TIMEOUTS
 from drivetrain.execution.verdicts import LOST, UNSENT, Recorded, Verdicts
@@ -28,7 +28,7 @@ LATE_NS = 10**15
 """Later than any deadline."""
 HURRIED = Asked(deadline_ms=LATE_NS // 2_000_000)
 """Of a Call that missed its deadline, which may have been its client's; it is over when the record says so."""
-_FEATURES: msgspec.msgpack.Decoder[FeatureRecord] = msgspec.msgpack.Decoder(FeatureRecord)
+_FEATURES: msgspec.msgpack.Decoder[FeatureRecordV1] = msgspec.msgpack.Decoder(FeatureRecordV1)
 _ANSWERS: msgspec.msgpack.Decoder[Answers] = msgspec.msgpack.Decoder(Answers)
 
 

@@ -14,9 +14,10 @@ import msgspec
 from drivetrain.cache.answers import Kept
 from drivetrain.core.calls import Answers, AttemptV1, Attribution, Call
 from drivetrain.core.errors import RequestError
+from drivetrain.core.features import FeatureRecordV1, ViewSeen
 from drivetrain.core.limits import Refusal
 from drivetrain.core.money import NO_USAGE
-from drivetrain.execution.featured import MISSING, UNAVAILABLE, FeatureRecord, unavailable
+from drivetrain.execution.featured import MISSING, UNAVAILABLE, unavailable
 from drivetrain.limits.slices import Accounts, Hold, Short, Waiter
 from drivetrain.ports.journal import JournalFull
 from drivetrain.routing.health import Denied, Outcome
@@ -36,7 +37,7 @@ class Recorded(msgspec.Struct, frozen=True):
     call: Call
     request: bytes
     answers: Answers
-    features: FeatureRecord | None = None
+    features: FeatureRecordV1 | None = None
     """What its FeatureService gave it."""
 
     @property
@@ -56,6 +57,7 @@ class SeenAgain(msgspec.Struct, frozen=True):
     as_of_ns: int
     stale: tuple[str, ...]
     missing: tuple[str, ...]
+    views: Mapping[str, ViewSeen]
 
 
 class Verdicts:
@@ -90,7 +92,9 @@ class Verdicts:
             raise RequestError(call.http_status, "as recorded", code=call.error)
         if record is None or seen is None:
             raise unavailable(call.workflow, "the record holds none")
-        return SeenAgain(record.given, record.values, seen.fingerprint, seen.as_of_ns, seen.stale, seen.missing)
+        return SeenAgain(
+            record.given, record.values, seen.fingerprint, seen.as_of_ns, seen.stale, seen.missing, record.views
+        )
 
     # Limits.
 

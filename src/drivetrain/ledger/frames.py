@@ -1,14 +1,16 @@
 """Frames and segments: how stored records lie on disk, and how they are found again after a crash.
 
-A frame is length (u32, little-endian), CRC-32 of the body (u32) and the body: one stored record in msgpack. A
-segment is a file of frames that one writer appends to; its first frame says whose it is. A writer holds an flock on
-its open segment, so that a reader can tell a live writer from a dead one.
+A frame is length (u32, little-endian), CRC-32 of the body (u32) and the body: one stored record in msgpack, or a block
+of many, which readers see as the frames it was made of. A segment is a file of frames that one writer appends to; its
+first frame says whose it is. A writer holds an flock on its open segment, so that a reader can tell a live writer from
+a dead one. A segment may be deleted once all of it stands elsewhere: one that vanishes while it is read has no frames.
 Called by the journal (writes), the reader and the queries (read). It does not know what a Call is.
 """
 
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 import re
 import struct
@@ -20,16 +22,19 @@ import msgspec
 
 from drivetrain.core.calls import STORED_DECODER, SegmentV1, Stored
 from drivetrain.core.errors import DrivetrainError
+from drivetrain.ledger.blocks import BLOCK_TAG, BadBlock, bodies_of, content_of, is_block
 from drivetrain.version import VERSION
 
 HEAD = struct.Struct("<II")
 FRAME_BYTES_MAX = 256 * 1024 * 1024
-"""A frame beyond this is no frame: bodies of requests are bounded far below it, so such a length is damage."""
+"""A frame beyond this is no frame: bodies of requests are bounded far below it, so such a length is damage. So is what
+a block holds."""
 READ_BYTES = 4 * 1024 * 1024
 """Read at once; what a scan holds in memory, a larger frame apart."""
 SEGMENT_SUFFIX = ".seg"
-BODY_START = re.compile(rb"[\x90-\x9f][\xa0-\xbf][a-z]{3,24}\.[0-9]")
-"""How every body begins: a short array whose first item is the record's tag."""
+BODY_START = re.compile(rb"(?=(?:[\x90-\x9f]|\xdc..)[\xa0-\xbf]([a-z_]{3,24}\.[0-9]+))", re.DOTALL)
+"""How every body begins: an array of up to 15 or up to 65,535 items, whose first is the record's tag. Looked for ahead,
+without taking it: three bytes before a short array may look like the beginning of a long one."""
 BODY_START_BYTES = 32
 
 
@@ -60,11 +65,21 @@ class Damage(msgspec.Struct, frozen=True):
 
 
 class Frame(msgspec.Struct, gc=False):
-    """One good frame, not decoded yet."""
+    """One good frame, not decoded yet.
+
+    Reading again from the `offset` of any frame delivers it, and reading on from the `end` of any delivers all that
+    came after it. For frames of one block that is the block's offset, so that some come twice; only the last one's
+    `end` is the block's.
+    """
 
     offset: int
     end: int
     body: memoryview
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes, or would take outside of its block."""
+        return HEAD.size + len(self.body)
 
 
 class Segment:
@@ -80,6 +95,14 @@ class Segment:
         self.name = path.name
         self.writer = path.stem.partition("-")[2]
         """Whose it is; unique per run of a process."""
+
+    @property
+    def opened_ns(self) -> int | None:
+        """When it was opened, UTC, as its name says; None where it says none."""
+        try:
+            return int(self.path.stem.partition("-")[0], 16)
+        except ValueError:
+            return None
 
 
 def calls_folder(data_folder: Path) -> Path:
@@ -136,28 +159,67 @@ def is_locked(path: Path) -> bool:
         os.close(fd)
 
 
-def frames(segment: Segment, damage: list[Damage], start: int = 0, end: int | None = None) -> Iterator[Frame]:
+def frames(
+    segment: Segment, damage: list[Damage], start: int = 0, end: int | None = None, *, holding: bytes = b""
+) -> Iterator[Frame]:
     """The good frames from `start` on, in order; what is no frame is added to `damage`.
 
-    A bad frame with good frames after it is skipped and reported. At the end of a live segment it is a frame that is
-    being written: the iteration ends before it, and the next one begins there. A frame's body is valid until the
-    next frame is asked for.
+    A bad frame or block with good frames after it is skipped and reported. At the end of a live segment it is a frame
+    that is being written: the iteration ends before it, and the next one begins there. A frame's body is valid until
+    the next frame is asked for. start, end: 0, or the offset or end of some frame.
+    holding: only frames whose body holds these bytes. A block without them costs a seventh of what decoding it does.
     """
     stop = segment.size if end is None else end
-    fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        yield from _frames(fd, segment, damage, start, stop)
+        fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        for frame in _frames(fd, segment, damage, start, stop):
+            if is_block(frame.body):
+                yield from _of_block(frame, segment, damage, holding)
+            elif not holding or holding in bytes(frame.body):
+                yield frame
     finally:
         os.close(fd)
 
 
 def read_range(segment: Segment, offset: int, end: int) -> bytes:
-    """A range of a segment as it lies on disk."""
-    fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
+    """What holds the frame with this `offset` and `end`, as it lies on disk: the frame, or the block that it is in."""
     try:
+        fd = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return b""
+    try:
+        if end == offset:
+            head = _pread(fd, HEAD.size, offset)
+            end = offset + HEAD.size + HEAD.unpack(head)[0] if len(head) == HEAD.size else offset
         return _pread(fd, end - offset, offset)
     finally:
         os.close(fd)
+
+
+def may_hold(segment: Segment, needle: bytes) -> bool:
+    """False where no frame of the segment holds these bytes, found at gigabytes a second; True where one may.
+
+    A segment with blocks may hold anything: ask `frames(holding=needle)`.
+    """
+    try:
+        with segment.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(needle) >= 0 or content.find(BLOCK_TAG) >= 0
+    except (FileNotFoundError, ValueError):
+        # It has gone, or is empty, which cannot be mapped.
+        return False
+
+
+def has_records(segment: Segment) -> bool:
+    """Whether anything stands behind the frame that a segment begins with."""
+    try:
+        with segment.path.open("rb") as file:
+            head = file.read(HEAD.size)
+    except FileNotFoundError:
+        return False
+    return len(head) < HEAD.size or segment.size > HEAD.size + HEAD.unpack(head)[0]
 
 
 def decoded(frame: Frame, segment: Segment, damage: list[Damage]) -> Stored | None:
@@ -167,7 +229,7 @@ def decoded(frame: Frame, segment: Segment, damage: list[Damage]) -> Stored | No
     except msgspec.MsgspecError:
         tag = _tag(frame.body)
         if tag is None or tag in KNOWN_TAGS:
-            damage.append(Damage(segment.name, frame.offset, frame.end - frame.offset, "bad"))
+            damage.append(Damage(segment.name, frame.offset, frame.size, "bad"))
             return None
         raise NewerRecord(
             f"{segment.path} at offset {frame.offset} holds a record of version `{tag}`, "
@@ -177,15 +239,35 @@ def decoded(frame: Frame, segment: Segment, damage: list[Damage]) -> Stored | No
     return record
 
 
-def records(segment: Segment, damage: list[Damage], start: int = 0) -> Iterator[tuple[int, int, Stored]]:
-    """(offset, end, record) of each good frame from `start` on."""
-    for frame in frames(segment, damage, start):
+def records(
+    segment: Segment, damage: list[Damage], start: int = 0, *, holding: bytes = b""
+) -> Iterator[tuple[int, int, Stored]]:
+    """(offset, end, record) of each good frame from `start` on, as `frames` has them."""
+    for frame in frames(segment, damage, start, holding=holding):
         record = decoded(frame, segment, damage)
         if record is not None:
             yield frame.offset, frame.end, record
 
 
-KNOWN_TAGS = frozenset({"segment.1", "opened.1", "closed.1", "outcome.1", "reserved.1"})
+KNOWN_TAGS = frozenset({"block.1", "segment.1", "opened.1", "closed.1", "outcome.1", "reserved.1"})
+
+
+def _of_block(frame: Frame, segment: Segment, damage: list[Damage], holding: bytes) -> Iterator[Frame]:
+    """The frames that a block was made of."""
+    offset = frame.offset
+    try:
+        content = content_of(frame.body, FRAME_BYTES_MAX)
+        if holding and holding not in content:
+            return
+        *bodies, last = bodies_of(content)
+    except BadBlock:
+        damage.append(Damage(segment.name, offset, frame.size, "bad"))
+        return
+    for body in bodies:
+        if not holding or holding in bytes(body):
+            yield Frame(offset, offset, body)
+    if not holding or holding in bytes(last):
+        yield Frame(offset, frame.end, last)
 
 
 def _segment_names(folder: Path) -> list[str]:
@@ -260,7 +342,7 @@ def _pread(fd: int, size: int, offset: int) -> bytes:
 
 
 def _tag(body: memoryview) -> str | None:
-    match = re.match(rb"[\x90-\x9f][\xa0-\xbf]([a-z_]+\.[0-9]+)", bytes(body[:BODY_START_BYTES]))
+    match = BODY_START.match(bytes(body[:BODY_START_BYTES]))
     return match[1].decode() if match else None
 
 

@@ -2,10 +2,11 @@
 
 Owns the writer's open segment: its file, its lock, its rotation, and what happens when the disk refuses. It does not
 encrypt and does not read. The gateway's workers and the embedded runner each have one; it lives on one event loop at
-a time and is not for threads.
+a time and is not for threads. Where a tick holds many frames they are written as blocks.
 
-A frame is written or it is not: `then(True)` is called exactly for the frames that stand in the segment. What a short
-write left of a frame is cut back, so that a reader never sees half of one before another.
+A frame is written or it is not, and a block with all of its frames: `then(True)` is called exactly for the frames that
+stand in the segment. What a short write left of a frame is cut back, so that a reader never sees half of one before
+another.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import os
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,9 @@ from zlib import crc32
 
 from drivetrain.core.calls import Stored
 from drivetrain.core.codec import MSGPACK
+from drivetrain.ledger.blocks import BLOCK_BODIES_MIN, Packer
 from drivetrain.ledger.frames import FRAME_BYTES_MAX, HEAD, calls_folder, first_frame, segment_name
+from drivetrain.ledger.leaving import LeaveMark
 
 Then = Callable[[bool], None]
 _log = logging.getLogger(__name__)
@@ -48,11 +51,14 @@ LATE_MAX = 10_000
 class _Open:
     """The segment that is written to."""
 
-    __slots__ = ("end", "fd", "folder_synced", "path")
+    __slots__ = ("end", "fd", "folder_synced", "opened_ns", "path", "start")
 
-    def __init__(self, fd: int, path: Path, end: int) -> None:
+    def __init__(self, fd: int, path: Path, end: int, opened_ns: int) -> None:
         self.fd = fd
         self.path = path
+        self.opened_ns = opened_ns
+        self.start = end
+        """Where its records begin."""
         self.end = end
         """End of the last good frame, which is the end of the file."""
         self.folder_synced = False
@@ -79,21 +85,24 @@ class FrameJournal:
     """
 
     __slots__ = (
-        "_buffer",
+        "_bodies",
         "_closed",
         "_current",
         "_executor",
         "_failed",
         "_folder",
         "_late",
+        "_leave_mark",
         "_loop",
         "_monotonic",
         "_now_ns",
         "_opened_ns",
+        "_packer",
         "_retry",
         "_retry_at",
         "_scheduled_on",
         "_segment_bytes_max",
+        "_size",
         "_standing",
         "_sync_marks",
         "_sync_running",
@@ -121,9 +130,14 @@ class FrameJournal:
         self._loop = loop
         self._now_ns = now_ns
         self._monotonic = monotonic
-        self._buffer = bytearray()
+        self._bodies: list[bytes] = []
+        """What waits to be written."""
+        self._size = 0
+        """Bytes of it."""
         self._thens: list[Then | None] = []
-        """One per buffered frame."""
+        """One per body."""
+        self._packer = Packer()
+        self._leave_mark = LeaveMark(self._folder)
         self._late: deque[tuple[Stored, Callable[[], None]]] = deque()
         """What waits until frames can be written again."""
         self._sync_marks: set[int] = set()
@@ -136,6 +150,7 @@ class FrameJournal:
         self._retry_at = 0.0
         self._retry: asyncio.TimerHandle | None = None
         self._opened_ns = 0
+        """Of the last segment that was tried, so that no two have one name."""
         self._syncs: deque[_SyncGroup] = deque()
         self._sync_running: tuple[_SyncGroup, Future[None]] | None = None
         self._executor: ThreadPoolExecutor | None = None
@@ -165,12 +180,12 @@ class FrameJournal:
         """
         body = MSGPACK.encode(record)
         length = len(body)
-        buffer = self._buffer
-        if length > FRAME_BYTES_MAX or len(buffer) + length > BUFFER_BYTES_MAX or self._closed:
+        size = self._size + length
+        if length > FRAME_BYTES_MAX or size > BUFFER_BYTES_MAX or self._closed:
             self._refuse(then)
             return
-        buffer += HEAD.pack(length, crc32(body))
-        buffer += body
+        self._size = size
+        self._bodies.append(body)
         thens = self._thens
         if sync:
             self._sync_marks.add(len(thens))
@@ -201,6 +216,14 @@ class FrameJournal:
         """Write what is buffered now and run its callbacks; those with `sync` have waited for the disk."""
         self._flush()
         self._finish_syncs()
+
+    def look(self) -> None:
+        """Go on in a new segment where somebody asked writers to leave this one; its owner calls it once a second."""
+        current = self._current
+        if self._closed or self._failed or current.end == current.start:
+            return
+        if current.opened_ns < self._leave_mark.before_ns:
+            self._leave_segment()
 
     def close(self) -> None:
         """Write what is buffered, wait for the disk where somebody does, and let the segment go."""
@@ -242,14 +265,18 @@ class FrameJournal:
         thens = self._thens
         if not thens:
             return
-        buffer, marks = self._buffer, self._sync_marks
-        self._buffer, self._thens = bytearray(), []
+        bodies, marks = self._bodies, self._sync_marks
+        self._bodies, self._thens, self._size = [], [], 0
         if self._failed and self._monotonic() < self._retry_at:
             if marks:
                 self._sync_marks = set()
             _run(thens, False)
             return
-        whole = self._write(buffer)
+        if len(bodies) < BLOCK_BODIES_MIN:
+            whole = self._write(_framed(bodies))
+        else:
+            packed = self._packer.packed(bodies)
+            whole = self._write(_framed(packed.bodies), packed.counts)
         if whole and not marks:
             _run(thens, True)
             return
@@ -268,8 +295,11 @@ class FrameJournal:
         _run(thens[written:], False)
         self._start_sync()
 
-    def _write(self, buffer: bytearray) -> bool:
-        """Whether all of it stands in the segment now; where not, `_standing` says how many whole frames do."""
+    def _write(self, buffer: bytes, counts: Sequence[int] | None = None) -> bool:
+        """Whether all of it stands in the segment now; where not, `_standing` says how many records do.
+
+        counts: records in each frame of `buffer`; None: one.
+        """
         self._standing = 0
         if self._tainted and not self._leave_segment():
             return False
@@ -280,7 +310,7 @@ class FrameJournal:
             while done < size:
                 done += os.write(current.fd, memoryview(buffer)[done:])
         except OSError as error:
-            self._cut_back(buffer, done)
+            self._cut_back(buffer, counts, done)
             if error.errno not in _STILL_GOOD:
                 self._tainted = True
             if error.errno == errno.EBADF:
@@ -296,15 +326,16 @@ class FrameJournal:
             self._leave_segment()
         return True
 
-    def _cut_back(self, buffer: bytearray, done: int) -> None:
+    def _cut_back(self, buffer: bytes, counts: Sequence[int] | None, done: int) -> None:
         """Let the segment end in the last whole frame of the `done` bytes that were written."""
-        end = 0
+        end = whole = 0
         while end + HEAD.size <= done:
             length, _ = HEAD.unpack_from(buffer, end)
             if end + HEAD.size + length > done:
                 break
             end += HEAD.size + length
-            self._standing += 1
+            whole += 1
+        self._standing = whole if counts is None else sum(counts[:whole])
         current = self._current
         current.end += end
         if done > end:
@@ -328,7 +359,7 @@ class FrameJournal:
         """Find out whether the disk takes frames again: whoever waits for `failed` to clear appends nothing."""
         self._retry = None
         if self._failed and not self._closed:
-            self._write(bytearray(_frame(first_frame(self._writer, self._opened_ns))))
+            self._write(_framed([MSGPACK.encode(first_frame(self._writer, self._current.opened_ns))]))
 
     def _new_segment(self) -> _Open:
         """A segment that is locked before anybody can see it."""
@@ -339,7 +370,7 @@ class FrameJournal:
         fd = os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            head = _frame(first_frame(self._writer, self._opened_ns))
+            head = _framed([MSGPACK.encode(first_frame(self._writer, self._opened_ns))])
             if os.write(fd, head) != len(head):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             hidden.rename(path)
@@ -347,7 +378,7 @@ class FrameJournal:
             os.close(fd)
             hidden.unlink(missing_ok=True)
             raise
-        return _Open(fd, path, len(head))
+        return _Open(fd, path, len(head), self._opened_ns)
 
     def _leave_segment(self) -> bool:
         """Go on in a new segment; the old one's lock is held until the new one can be seen."""
@@ -419,9 +450,14 @@ class FrameJournal:
                 self._settle(group, None)
 
 
-def _frame(record: Stored) -> bytes:
-    body = MSGPACK.encode(record)
-    return HEAD.pack(len(body), crc32(body)) + body
+def _framed(bodies: Sequence[bytes]) -> bytes:
+    """Each body as a frame, one behind the other."""
+    pack = HEAD.pack
+    pieces: list[bytes] = []
+    for body in bodies:
+        pieces.append(pack(len(body), crc32(body)))
+        pieces.append(body)
+    return b"".join(pieces)
 
 
 def _run(thens: list[Then | None], written: bool) -> None:

@@ -5,12 +5,11 @@ the commands and by whoever needs whole Calls; totals come from the queries, whi
 
 Laws: a call id appears once, whatever was written twice (the first frame of each kind holds). A Call without a closed
 frame is `running` while its writer lives, and `interrupted` once it is gone. Of the Outcomes of one (call, metric,
-source) the last arrival holds.
+source) the last arrival holds, whether it names the Call by its id or by its workflow and business key.
 """
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from drivetrain.core.calls import (
     SegmentV1,
     Stored,
 )
-from drivetrain.ledger.frames import Damage, Segment, decoded, frames, records, segments
+from drivetrain.ledger.frames import Damage, Segment, decoded, frames, may_hold, records, segments
 
 OUTCOME_TAG = b"\xa9outcome.1"
 
@@ -59,23 +58,19 @@ class LedgerReader:
         """
         found = segments(self._data_folder)
         damage: list[Damage] = []
-        truths = collect_outcomes(found) if outcomes else {}
+        truths = Truths(found if outcomes else ())
         live = live_writers(found)
         for pair in _pairs(found, damage):
             opened_ns = pair.opened.opened_ns
             if opened_ns >= since_ns and (until_ns is None or opened_ns < until_ns):
-                yield joined(pair, live, truths.get(pair.opened.call_id, ()))
+                yield joined(pair, live, truths.of(pair.opened))
         self._damage = {(one.segment, one.offset): one for one in damage}
 
     def call(self, call_id: str) -> Call | None:
-        """The one Call, or None. Segments that do not name it are only searched, at gigabytes a second."""
+        """The one Call, or None. Only frames that name it are decoded; the others are searched."""
         found = segments(self._data_folder)
-        needle = call_id.encode()
-        named = [segment for segment in found if _contains(segment, needle)]
-        truths = collect_outcomes(named, call_id)
-        live = live_writers(found)
-        for pair in _pairs(named, [], call_id):
-            return joined(pair, live, truths.get(call_id, ()))
+        for pair in _pairs(found, [], call_id):
+            return joined(pair, live_writers(found), Truths(found, pair.opened).of(pair.opened))
         return None
 
     def poll(self) -> list[Call]:
@@ -87,6 +82,7 @@ class LedgerReader:
         found = segments(self._data_folder)
         live = live_writers(found)
         damage: list[Damage] = []
+        self._forget_all_but({segment.name for segment in found})
         for segment in found:
             if segment.name in self._sealed:
                 continue
@@ -101,6 +97,12 @@ class LedgerReader:
         for pair in (*self._polled.orphans(damage), *self._polled.unfinished(live)):
             yield joined(pair, live, ())
         self._damage.update({(one.segment, one.offset): one for one in damage})
+
+    def _forget_all_but(self, names: set[str]) -> None:
+        """What is known of segments that were deleted; nothing of their names comes back."""
+        self._sealed &= names
+        for name in self._ends.keys() - names:
+            del self._ends[name]
 
 
 class Pair(msgspec.Struct, frozen=True, gc=False):
@@ -198,11 +200,14 @@ class Fold:
         return found
 
 
-def _pairs(found: Iterable[Segment], damage: list[Damage], only: str | None = None) -> Iterator[Pair]:
+def _pairs(found: Iterable[Segment], damage: list[Damage], only: str = "") -> Iterator[Pair]:
     fold = Fold()
+    needle = only.encode()
     for segment in found:
-        for offset, end, record in records(segment, damage):
-            if only is not None and (isinstance(record, SegmentV1) or record.call_id != only):
+        if needle and not may_hold(segment, needle):
+            continue
+        for offset, end, record in records(segment, damage, holding=needle):
+            if only and (isinstance(record, SegmentV1) or record.call_id != only):
                 continue
             pair = fold.feed(record, segment, offset, end)
             if pair is not None:
@@ -270,37 +275,69 @@ def live_writers(found: Iterable[Segment]) -> set[str]:
     return {segment.writer for segment in found if segment.live}
 
 
-def collect_outcomes(found: Iterable[Segment], only: str | None = None) -> dict[str, tuple[Outcome, ...]]:
-    """Call id -> its Outcomes as they hold now, sorted by metric and source."""
-    latest: dict[str, dict[tuple[str, str], OutcomeV1]] = {}
-    for segment in found:
-        if not _contains(segment, OUTCOME_TAG):
-            continue
-        # Damage is reported by the pass over opened and closed frames.
-        for record in outcome_records(segment):
-            if only is None or record.call_id == only:
-                own = latest.setdefault(record.call_id, {})
-                place = (record.metric, record.source)
-                before = own.get(place)
-                if before is None or later(record, before):
-                    own[place] = record
-    return {
-        call_id: tuple(
-            Outcome(metric=o.metric, source=o.source, value=o.value, event_ns=o.event_ns, arrived_ns=o.arrived_ns)
-            for _, o in sorted(own.items())
-        )
-        for call_id, own in latest.items()
-    }
+class Truths:
+    """The Outcomes in some segments, as they hold now.
+
+    Memory grows with them. about: only what may be the truth about this Call is read.
+    """
+
+    __slots__ = ("_by_call", "_by_key")
+
+    def __init__(self, found: Iterable[Segment], about: OpenedV1 | None = None) -> None:
+        self._by_call: dict[str, dict[tuple[str, str], OutcomeV1]] = {}
+        self._by_key: dict[tuple[str, str], dict[tuple[str, str], OutcomeV1]] = {}
+        needles = [OUTCOME_TAG] if about is None else [about.call_id.encode(), about.business_key.encode()]
+        for segment in found:
+            for needle in needles:
+                if needle and may_hold(segment, needle):
+                    # Damage is reported by the pass over opened and closed frames.
+                    for record in outcome_records(segment, holding=needle):
+                        self.add(record)
+
+    def add(self, record: OutcomeV1) -> None:
+        """One that has arrived, in any order and any number of times."""
+        if record.call_id:
+            own = self._by_call.setdefault(record.call_id, {})
+        else:
+            own = self._by_key.setdefault((record.workflow, record.business_key), {})
+        place = (record.metric, record.source)
+        before = own.get(place)
+        if before is None or later(record, before):
+            own[place] = record
+
+    def of(self, opened: OpenedV1) -> tuple[Outcome, ...]:
+        """Those of one Call, named by its id or its business key, sorted by metric and source."""
+        own = self._by_call.get(opened.call_id, {})
+        if opened.business_key:
+            more = self._by_key.get((opened.workflow, opened.business_key), {})
+            own = own | {place: one for place, one in more.items() if place not in own or later(one, own[place])}
+        return _outcomes(own)
+
+    def by_call(self) -> dict[str, tuple[Outcome, ...]]:
+        """Call id -> those that name it, whether or not there is such a Call."""
+        return {call_id: _outcomes(own) for call_id, own in self._by_call.items()}
 
 
-def outcome_records(segment: Segment, start: int = 0) -> Iterator[OutcomeV1]:
-    """The Outcomes in a segment; other frames are not decoded."""
+def collect_outcomes(found: Iterable[Segment]) -> dict[str, tuple[Outcome, ...]]:
+    """Call id -> the Outcomes that name it, as they hold now, sorted by metric and source."""
+    return Truths(found).by_call()
+
+
+def outcome_records(segment: Segment, start: int = 0, *, holding: bytes = b"") -> Iterator[OutcomeV1]:
+    """The Outcomes in a segment, or those whose frames hold these bytes; other frames are not decoded."""
     damage: list[Damage] = []
-    for frame in frames(segment, damage, start):
+    for frame in frames(segment, damage, start, holding=holding or OUTCOME_TAG):
         if frame.body[1 : 1 + len(OUTCOME_TAG)] == OUTCOME_TAG:
             record = decoded(frame, segment, damage)
             if isinstance(record, OutcomeV1):
                 yield record
+
+
+def _outcomes(own: dict[tuple[str, str], OutcomeV1]) -> tuple[Outcome, ...]:
+    return tuple(
+        Outcome(metric=one.metric, source=one.source, value=one.value, event_ns=one.event_ns, arrived_ns=one.arrived_ns)
+        for _, one in sorted(own.items())
+    )
 
 
 def later(one: OutcomeV1, other: OutcomeV1) -> bool:
@@ -310,10 +347,3 @@ def later(one: OutcomeV1, other: OutcomeV1) -> bool:
 
 def _rank(outcome: OutcomeV1) -> tuple[int, int, str]:
     return outcome.arrived_ns, outcome.event_ns, str(outcome.value)
-
-
-def _contains(segment: Segment, needle: bytes) -> bool:
-    if segment.size == 0:
-        return False
-    with segment.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(needle) >= 0

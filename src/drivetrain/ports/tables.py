@@ -12,6 +12,12 @@ from typing import Any, Protocol
 
 import msgspec
 
+from drivetrain.core.errors import DrivetrainError
+
+
+class TableChanged(DrivetrainError):
+    """The rows that were to be replaced are not the newest any more; nothing was written."""
+
 
 class TableFiles(msgspec.Struct, frozen=True):
     """One version of a table, as files that a query engine on this machine reads."""
@@ -20,7 +26,9 @@ class TableFiles(msgspec.Struct, frozen=True):
     paths: tuple[str, ...]
     """Parquet files on a local disk; of a remote table, copies that were fetched."""
     transactions: Mapping[str, int]
-    """Application -> its last transaction in this version, of the applications that were asked for."""
+    """Application -> its last transaction in this version, of the applications that were asked for; -1: none."""
+    partition_by: tuple[str, ...] = ()
+    """Columns that stand in the folders' names (`day=2026-01-31`) and not in the files."""
 
 
 class TableInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +59,8 @@ class TableStore(Protocol):
 
         transaction: (application, number): where the table has this number or a later one, nothing is written.
         statistics: columns whose min and max may stand in the table's log; set when the table is made. Personal data
-        never belongs there. Raises: DrivetrainError.
+        never belongs there. rows: anything with `__arrow_c_stream__`; read again where another writer's commit makes
+        it necessary, and gathered in memory first where they can be read only once. Raises: DrivetrainError.
         """
 
     def replace(
@@ -61,8 +70,13 @@ class TableStore(Protocol):
         *,
         where: Mapping[str, str] | None = None,
         metadata: Mapping[str, str] | None = None,
+        version: int | None = None,
     ) -> None:
-        """All rows, or those of the partitions `where` names, are these from now on."""
+        """All rows, or those of the partition that `where` names, are these from now on.
+
+        Without `where` the columns are those of `rows` too; the table is made where there is none. version: the one
+        from which `rows` were computed. Raises: TableChanged where rows there came or went since; DrivetrainError.
+        """
 
     def files(
         self,
@@ -74,7 +88,8 @@ class TableStore(Protocol):
     ) -> TableFiles | None:
         """The table's files at a version, or now; None where there is no table.
 
-        where: partition column -> values: other partitions' files are left out.
+        where: partition column -> values: other partitions' files are left out. Raises: DrivetrainError where the
+        version is not kept any more, or the table needs more to be read than its files (deletion vectors).
         """
 
     def info(self, table: str) -> TableInfo | None:
@@ -87,7 +102,10 @@ class TableStore(Protocol):
         """Small files of a partition become few; how many were removed from the newest version."""
 
     def vacuum(self, table: str, *, keep_s: int) -> int:
-        """Delete files that no version of the last `keep_s` seconds needs, and the log of what is older."""
+        """Delete files that no version of the last `keep_s` seconds needs, and the log of what is older; how many.
+
+        With 0 only the newest version is left, and what was replaced is readable in no file.
+        """
 
     def drop(self, table: str) -> None:
         """The table, its files and its log are gone."""
