@@ -3,6 +3,11 @@
 The names a project needs. Importing this package opens nothing and starts nothing.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from drivetrain.core.declarations import (
     SLO,
     Budget,
@@ -37,6 +42,11 @@ from drivetrain.core.features import (
 from drivetrain.core.sources import Source
 from drivetrain.version import VERSION as __version__
 
+if TYPE_CHECKING:
+    from drivetrain.embedded.asking import open_lake, sql
+    from drivetrain.embedded.feature_store import feature_store
+    from drivetrain.embedded.outcomes import record_outcome, record_outcomes
+
 __all__ = [
     "SLO",
     "Aggregation",
@@ -68,5 +78,25 @@ __all__ = [
     "Workflow",
     "__version__",
     "confidence",
+    "feature_store",
     "on_demand_feature_view",
+    "open_lake",
+    "record_outcome",
+    "record_outcomes",
+    "sql",
 ]
+
+_LATER = {
+    "feature_store": "drivetrain.embedded.feature_store",
+    "open_lake": "drivetrain.embedded.asking",
+    "record_outcome": "drivetrain.embedded.outcomes",
+    "record_outcomes": "drivetrain.embedded.outcomes",
+    "sql": "drivetrain.embedded.asking",
+}
+"""Where names are that a project's declarations do not need: imported when they are first used."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(importlib.import_module(_LATER[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -256,5 +256,5 @@ def _exists(name: str) -> bool:
 
 def test_names_that_do_not_exist_are_seen() -> None:
     assert _exists("drivetrain.ledger.journal.FrameJournal")
-    assert not _exists("drivetrain.lake")
+    assert not _exists("drivetrain.lakes")
     assert not _exists("drivetrain.ledger.journal.Lake")

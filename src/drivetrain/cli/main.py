@@ -20,6 +20,12 @@ COMMANDS = {
     "forget": ("drivetrain.cli.forget", "forget_command"),
     "keys": ("drivetrain.cli.keys", "app"),
     "budget": ("drivetrain.cli.budget", "app"),
+    "sql": ("drivetrain.cli.sql", "sql_command"),
+    "lake": ("drivetrain.cli.lake", "app"),
+    "dataset": ("drivetrain.cli.dataset", "app"),
+    "outcomes": ("drivetrain.cli.outcomes", "app"),
+    "lineage": ("drivetrain.cli.lineage", "lineage_command"),
+    "freshness": ("drivetrain.cli.freshness", "freshness_command"),
 }
 """Name -> where the command, or the group of commands, is."""
 

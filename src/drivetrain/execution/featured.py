@@ -16,11 +16,10 @@ from drivetrain.core.codec import MSGPACK
 from drivetrain.core.declarations import Workflow
 from drivetrain.core.errors import DrivetrainError, RequestError
 from drivetrain.core.features import FeatureRecordV1, FeaturesSeenV1
+from drivetrain.core.outcomes import business_key_of
 from drivetrain.execution.admission import Admitted
 from drivetrain.execution.environment import FeaturesDoor
 
-KEY_CHARS_MAX = 256
-"""Of a business key; a longer one is no key but a text."""
 MISSING = "features_missing"
 UNAVAILABLE = "features_unavailable"
 
@@ -86,15 +85,7 @@ def unavailable(workflow: str, why: str) -> RequestError:
 
 def business_key(field: str) -> Callable[[Any], str]:
     """How a Call's business key is read from its input; empty where there is none that can be one."""
-
-    def read(value: Any) -> str:
-        found = getattr(value, field, None)
-        if isinstance(found, bool) or not isinstance(found, str | int):
-            return ""
-        text = str(found)
-        return text if len(text) <= KEY_CHARS_MAX else ""
-
-    return read
+    return lambda value: business_key_of(getattr(value, field, None))
 
 
 def _reader(source: str, *, typed: bool) -> Callable[[Any, Attribution], Any]:

@@ -32,7 +32,7 @@ from drivetrain.gateway.idempotency import Idempotency
 from drivetrain.gateway.idempotency_answers import CLIENT_LEFT, Answering
 from drivetrain.gateway.identity import Identity, KeyRing
 from drivetrain.gateway.metrics import Counters, Published, read_others, text
-from drivetrain.gateway.outcomes import read_outcomes
+from drivetrain.gateway.outcomes import CallableWorkflows, read_outcomes
 from drivetrain.providers.answers import Unusable, message_of
 
 DEADLINE_MS_MAX = 86_400_000
@@ -230,7 +230,8 @@ class Gateway:
 
     def _outcomes(self, request: Request, connection: Connection) -> Exchange | None:
         identity = self._identity(request, connection)
-        outcomes = read_outcomes(request.body, key=identity.key, now_ns=time.time_ns())
+        workflows = CallableWorkflows(self._plans.workflows, identity.may_call)
+        outcomes = read_outcomes(request.body, key=identity.key, now_ns=time.time_ns(), workflows=workflows)
 
         def written(recorded: bool) -> None:
             if recorded:

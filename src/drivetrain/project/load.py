@@ -37,6 +37,7 @@ from drivetrain.project.settings import (
     read,
 )
 from drivetrain.project.snapshot import Features, Snapshot, Versions
+from drivetrain.project.source_checks import check_sources
 from drivetrain.project.spots import Spots
 from drivetrain.project.tables import Table
 from drivetrain.project.toml_lines import TomlPath
@@ -122,6 +123,7 @@ def build(source: Source, parsed: Parsed | None, problems: Problems) -> Snapshot
         declarations = declared_in_code(package, problems, _add_import_problem)
         workflows += declarations.of(Workflow)
         features = features_of(_with_services(declarations, workflows), spots, problems)
+        check_sources(features, [str(one.name) for one in workflows], spots, problems)
         prompts = Prompts(source.files, problems)
         check_workflows(workflows, Surroundings(settings, prompts, features.services.keys()), spots, problems)
         if settings is not None:

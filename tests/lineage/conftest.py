@@ -1,0 +1,13 @@
+"""One project per test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from lineage_world import World
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path / "shop")
