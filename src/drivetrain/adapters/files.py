@@ -213,6 +213,11 @@ class FileVault:
         self._honour_forgotten()
         return self._erase(lambda record: record.subject == hashed)
 
+    def keys_of(self, subject: str) -> int:
+        """How many keys of `subject` there are."""
+        hashed = self._hash(subject)
+        return sum(record.subject == hashed for path in _key_files(self._folder) for record in _records(path))
+
     def expire(self, now_ns: int) -> int:
         """Erase every key whose time is over, and files that hold none; how many keys were erased.
 

@@ -83,6 +83,12 @@ class Batch:
         prepared = set(map(int, found.split(","))) if found else set()
         self._accounts = {one.slice: name for name, one in alone.items() if one.slice in prepared}
 
+    def leave_out(self, slices: Iterable[int]) -> None:
+        """Slices whose account got another name since they were prepared are booked one after the other."""
+        for number in slices:
+            if self._accounts.pop(number, None) is not None:
+                self._db.execute("DELETE FROM temp.changes WHERE slice = ?", (number,))
+
     def book(self) -> None:
         """Book them, inside of a transaction; about 3 us each."""
         if not self._accounts:

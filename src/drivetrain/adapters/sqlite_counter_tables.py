@@ -38,6 +38,7 @@ from drivetrain.ports.counters import (
     grant_units,
     refill_wait_ns,
     refilled,
+    under_new_names,
 )
 
 FOREVER = 2**62
@@ -69,6 +70,9 @@ CREATE TABLE IF NOT EXISTS workers (
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS alerts (
     account TEXT NOT NULL, share INTEGER NOT NULL, PRIMARY KEY (account, share)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS renamed (
+    worker TEXT NOT NULL, slice INTEGER NOT NULL, account TEXT NOT NULL, PRIMARY KEY (worker, slice)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS meta (id INTEGER PRIMARY KEY, tick INTEGER NOT NULL, swept_ns INTEGER NOT NULL) STRICT;
 INSERT OR IGNORE INTO meta VALUES (1, 0, 0);
@@ -151,6 +155,10 @@ class Visit:
 
     def sync(self, request: SyncRequest) -> SyncReply:
         db, worker = self._db, self._worker
+        renamed = dict(db.execute("SELECT slice, account FROM renamed WHERE worker = ?", (worker,)).fetchall())
+        request = under_new_names(request, renamed)
+        if self._batch is not None:
+            self._batch.leave_out(renamed)
         numbers = MSGPACK.encode(request.open)
         row = (request.mark, numbers, request.position, worker)
         if not db.execute("UPDATE workers SET mark = ?, open = ?, position = ? WHERE id = ?", row).rowcount:
@@ -259,6 +267,7 @@ class Visit:
         rows = self._db.execute(dropped, (self._worker,)).fetchall()
         gone = [(self._worker, number) for (number,) in rows if number not in said]
         self._db.executemany("DELETE FROM leases WHERE worker = ? AND slice = ?", gone)
+        self._db.executemany("DELETE FROM renamed WHERE worker = ? AND slice = ?", gone)
 
     def _judge(self, number: int, lines: tuple[Line, ...], last: bool) -> Verdict:
         swept = tuple(Refused(line.slice, 0) for line in lines if self._is_swept(line.terms))
@@ -452,6 +461,20 @@ class Visit:
         return self._db.execute("INSERT OR IGNORE INTO alerts VALUES (?, ?)", alert).rowcount == 1
 
 
+def rename(db: sqlite3.Connection, old: str, new: str) -> bool:
+    """An account is called `new` from now on, by its workers too; False: there is none called `old`."""
+    if not db.execute("UPDATE accounts SET id = ? WHERE id = ?", (new, old)).rowcount:
+        return False
+    db.execute(
+        "INSERT OR REPLACE INTO renamed SELECT worker, slice, ? FROM leases WHERE account = ?",
+        (new, old),
+    )
+    for table in ("leases", "wants", "alerts"):
+        db.execute(f"UPDATE {table} SET account = ? WHERE account = ?", (new, old))  # noqa: S608 - our own words
+    db.execute("UPDATE renamed SET account = ? WHERE account = ?", (new, old))
+    return True
+
+
 def release(db: sqlite3.Connection, worker: str, charges: Mapping[str, int], now_ns: int, *, in_full: bool) -> set[str]:
     """End a worker: book its charges, let its leases go. Returns who waits for what it held.
 
@@ -480,6 +503,6 @@ def release(db: sqlite3.Connection, worker: str, charges: Mapping[str, int], now
         write_accounts(db, (account,))
         rows = db.execute("SELECT DISTINCT worker FROM wants WHERE account = ? AND worker <> ?", (name, worker))
         ring.update(waiting for (waiting,) in rows)
-    for table, column in (("leases", "worker"), ("wants", "worker"), ("workers", "id")):
+    for table, column in (("leases", "worker"), ("wants", "worker"), ("renamed", "worker"), ("workers", "id")):
         db.execute(f"DELETE FROM {table} WHERE {column} = ?", (worker,))  # noqa: S608 - our own words
     return ring

@@ -25,7 +25,15 @@ from pathlib import Path
 
 from drivetrain.adapters import sqlite_counter_batch
 from drivetrain.adapters.sqlite_counter_batch import WORTH_IT, Batch
-from drivetrain.adapters.sqlite_counter_tables import NUMBERS, SCHEMA, Visit, account_listing, account_row, release
+from drivetrain.adapters.sqlite_counter_tables import (
+    NUMBERS,
+    SCHEMA,
+    Visit,
+    account_listing,
+    account_row,
+    release,
+    rename,
+)
 from drivetrain.core.codec import MSGPACK
 from drivetrain.ports.counters import (
     MONEY,
@@ -35,6 +43,7 @@ from drivetrain.ports.counters import (
     StoreUnavailable,
     SyncReply,
     SyncRequest,
+    is_of,
 )
 
 BUSY_TIMEOUT_S = 1.0
@@ -112,6 +121,31 @@ class SqliteCounters:
     def positions(self) -> Mapping[str, str]:
         with _told():
             return dict(self._db.execute("SELECT id, position FROM workers").fetchall())
+
+    def told(self) -> tuple[DeadWorker, ...]:
+        with _told():
+            rows = self._db.execute("SELECT id, mark, open, position FROM workers").fetchall()
+        return tuple(DeadWorker(name, mark, NUMBERS.decode(numbers), place) for name, mark, numbers, place in rows)
+
+    def named(self, value: str) -> tuple[str, ...]:
+        with _told():
+            rows = self._db.execute("SELECT id FROM accounts WHERE instr(id, ?) > 0 ORDER BY id", (f"{value}@",))
+            return tuple(name for (name,) in rows.fetchall() if is_of(name, value))
+
+    def rename(self, names: Mapping[str, str]) -> int:
+        """See the port. The file is written anew while others queue, which takes some milliseconds per MB."""
+        with self._transaction(durable=True) as db:
+            db.execute("PRAGMA secure_delete = ON")
+            found = sum(rename(db, old, new) for old, new in names.items())
+        with _told(), self._queued():
+            self._db.execute("VACUUM")  # a name may stand in pages that were freed before
+            until = time.monotonic() + BUSY_TIMEOUT_S
+            # Readers of the log do not queue, and each takes a moment.
+            while self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                if time.monotonic() > until:
+                    raise StoreUnavailable(f"{self._folder}: the counters' log is in use for more than a second")
+                time.sleep(0.005)
+        return found
 
     def bury(self, dead: DeadWorker, charges: Mapping[str, int]) -> bool:
         with self._transaction(durable=True) as db:

@@ -48,6 +48,10 @@ BUSY_TIMEOUT_S = 0.15
 """How long a visit waits for others; each holds the file well under a millisecond. Below what a request waits."""
 SWEEP_MAX = 64
 """Rows that one visit takes away, so that none takes long; more than it can add."""
+DROP_MAX = 64
+"""Answers that one transaction of `drop_answers` takes away, so that visits go in between."""
+REWRITE_WAIT_S = 30.0
+"""How long it tries for a moment without visits in which the file can be written anew."""
 WAL_BYTES_MAX = 16 * 1024 * 1024
 """What the log beside the file is cut to when it was longer."""
 
@@ -121,6 +125,37 @@ class SqliteIdempotency:
             raise IdempotencyUnavailable(f"{self._path} cannot be used: {error}") from error
         return found
 
+    def drop_answers(self) -> int:
+        """See the port. The file is written anew, which takes a second per 200 MB of keys; visits are refused then."""
+        if not self._path.exists():
+            return 0
+        dropped = 0
+        with self._waiting("dropped") as db:
+            while True:
+                some = "SELECT rowid FROM known WHERE answer IS NOT NULL LIMIT ?"
+                count = db.execute(f"UPDATE known SET answer = NULL WHERE rowid IN ({some})", (DROP_MAX,)).rowcount  # noqa: S608
+                dropped += count
+                if not count:
+                    break
+            # What earlier answers left in free pages goes too, and then the log that has been there meanwhile.
+            db.execute("VACUUM")
+            until = time.monotonic() + REWRITE_WAIT_S
+            while db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                if time.monotonic() > until:
+                    raise IdempotencyUnavailable(f"{self._path}: its log is in use for more than {REWRITE_WAIT_S:g} s")
+                time.sleep(0.01)
+        return dropped
+
+    @contextmanager
+    def _waiting(self, what: str) -> Iterator[sqlite3.Connection]:
+        """The file on a connection that waits for others, and zeroes what it frees. Raises: IdempotencyUnavailable."""
+        try:
+            with contextlib.closing(sqlite3.connect(self._path, timeout=REWRITE_WAIT_S, isolation_level=None)) as db:
+                db.execute("PRAGMA secure_delete = ON")
+                yield db
+        except (sqlite3.Error, OSError) as error:
+            raise IdempotencyUnavailable(f"answers in {self._path} cannot be {what}: {error}") from error
+
     def close(self) -> None:
         self._let_file_go()
         if self._alive_fd >= 0:
@@ -185,6 +220,7 @@ class SqliteIdempotency:
             self._db, self._file = db, _file_id(self._path)
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
+            db.execute("PRAGMA secure_delete = ON")  # an answer that was dropped is not left in a free page
             db.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_MAX}")
             (version,) = db.execute("PRAGMA user_version").fetchone()
             if version == 0:

@@ -216,12 +216,13 @@ def burn_command(
 ) -> None:
     """Draw the burn-down of a budget's present period, from the ledger."""
     from drivetrain.cli.budget_burn import burn_json, burned, print_burn
+    from drivetrain.embedded.asking import lake_for
 
     try:
         desk = _Desk(project, env)
         limit = desk.limit(name)
         account = desk.account(limit, whose)
-        found = burned(account, desk.snapshot.data_folder, desk.state(account), desk.now_ns)
+        found = burned(account, lake_for(desk.snapshot), desk.state(account), desk.now_ns)
     except DrivetrainError as error:
         _end(error)
     if as_json:

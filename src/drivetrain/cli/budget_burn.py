@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from bisect import bisect_right
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
@@ -19,7 +18,8 @@ from drivetrain.core.money import NANO_PER_USD, usd
 from drivetrain.core.times import NS_PER_S, iso, parse_iso
 
 if TYPE_CHECKING:
-    from drivetrain.ledger.queries import CostRow
+    from drivetrain.lake.costs import CostRow
+    from drivetrain.lake.lake import Lake
     from drivetrain.limits.accounts import Account
     from drivetrain.limits.standing import AccountStanding
 
@@ -67,15 +67,13 @@ class Burn(msgspec.Struct, frozen=True, kw_only=True):
     problems: tuple[str, ...] = ()
 
 
-def burned(account: Account, data_folder: Path, standing: AccountStanding, now_ns: int) -> Burn:
+def burned(account: Account, lake: Lake, standing: AccountStanding, now_ns: int) -> Burn:
     """The burn-down of `account`, whose period is the present one. Raises: DrivetrainError, NewerRecord."""
-    from drivetrain.ledger.queries import LedgerQueries
+    from drivetrain.lake.costs import LedgerQueries
 
     limit = account.limit
     where, by, tagged = _filter(limit, account.value)
-    table = LedgerQueries(data_folder).cost(
-        ("hour", *by), since_ns=account.starts_ns, until_ns=account.ends_ns, where=where
-    )
+    table = LedgerQueries(lake).cost(("hour", *by), since_ns=account.starts_ns, until_ns=account.ends_ns, where=where)
     rows = [row for row in table.rows if not tagged or tagged in row.keys[1].split(", ")]
     by_hour = account.ends_ns - account.starts_ns <= BY_HOUR_NS
     starts = _starts(account, by_hour, now_ns)

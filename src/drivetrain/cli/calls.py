@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +21,8 @@ from drivetrain.core.times import iso
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from drivetrain.lake.calls import Wanted
+
 TAIL_S = 0.5
 """Between two looks of `--tail`."""
 BAR_CELLS = 32
@@ -34,16 +34,6 @@ STATUSES = ("answered", "failed", "refused", "aborted", "running", "interrupted"
 app = typer.Typer(help="The Calls of a project.", invoke_without_command=True, no_args_is_help=False)
 
 Project = Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")]
-
-
-class _Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """What to list."""
-
-    matches: Callable[[Call], bool]
-    since_ns: int
-    until_ns: int | None
-    limit: int
-    as_json: bool
 
 
 @app.callback()
@@ -64,19 +54,24 @@ def calls_command(
     """List Calls, newest first; with --tail oldest first, and go on."""
     if context.invoked_subcommand is not None:
         return
+    from drivetrain.lake.calls import Wanted
+
     try:
         places = ledger_places(project)
-        wanted = _Wanted(
-            matches=_filter(workflow, team, status, variant),
+        if status is not None and status not in STATUSES:
+            raise DrivetrainError(f"`{status}` is no status of a Call.", do=did_you_mean(status, STATUSES))
+        wanted = Wanted(
             since_ns=moment_ns(since) if since else 0,
             until_ns=moment_ns(until) if until else None,
-            limit=limit,
-            as_json=as_json,
+            workflow=workflow,
+            team=team,
+            status=status,
+            variant=variant,
         )
         if tail:
-            _follow(places, wanted)
+            _follow(places, wanted, limit, as_json)
         else:
-            _list(places, wanted)
+            _list(places, wanted, limit, as_json)
     except DrivetrainError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
@@ -90,11 +85,12 @@ def show_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show one Call: each Attempt with its offsets, verdict, reason, tokens and cost, and the Outcomes."""
-    from drivetrain.ledger.reader import LedgerReader
+    from drivetrain.cli.lake_place import lake_of
+    from drivetrain.lake.calls import Calls
 
     try:
         places = ledger_places(project)
-        call = LedgerReader(places.data_folder).call(call_id)
+        call = Calls(lake_of(places)).call(call_id)
         if call is None:
             raise DrivetrainError(
                 f"There is no Call `{plain(call_id)}`.",
@@ -163,62 +159,43 @@ def _is_charged_as_reserved(call: Call) -> bool:
     return call.status == "interrupted" and call.cost_nano_usd > 0
 
 
-def _filter(workflow: str | None, team: str | None, status: str | None, variant: str | None) -> Callable[[Call], bool]:
+def _list(places: LedgerPlaces, wanted: Wanted, limit: int, as_json: bool) -> None:
+    from drivetrain.cli.lake_place import lake_of
+    from drivetrain.lake.calls import Calls
 
-    if status is not None and status not in STATUSES:
-        raise DrivetrainError(f"`{status}` is no status of a Call.", do=did_you_mean(status, STATUSES))
-
-    def wanted(call: Call) -> bool:
-        return (
-            (workflow is None or call.workflow == workflow)
-            and (team is None or call.attribution.team == team)
-            and (status is None or call.status == status)
-            and (variant is None or call.variant == variant or any(one.variant == variant for one in call.attempts))
-        )
-
-    return wanted
-
-
-def _list(places: LedgerPlaces, wanted: _Wanted) -> None:
-    from drivetrain.ledger.reader import LedgerReader
-
-    reader = LedgerReader(places.data_folder)
-    calls = reader.calls(since_ns=wanted.since_ns, until_ns=wanted.until_ns, outcomes=wanted.as_json)
-    found = filter(wanted.matches, calls)
-    newest = heapq.nlargest(wanted.limit, found, key=lambda call: (call.opened_ns, call.call_id))
-    if wanted.as_json:
+    calls = Calls(lake_of(places))
+    newest = list(calls.calls(wanted, newest=limit, outcomes=as_json, payloads=False))
+    if as_json:
         for call in newest:
             typer.echo(msgspec.json.encode(call_json(call)).decode())
     elif not newest:
-        typer.echo(f"No Call here. Looked in: {places.data_folder / 'calls'}.")
+        typer.echo(f"No Call here. Looked in: {places.data_folder / 'calls'} and the lake.")
     else:
         _print_list(newest)
-    for problem in reader.problems:
+    for problem in calls.problems:
         if problem.kind != "torn":
             typer.echo(f"warning: {problem}", err=True)
 
 
-def _follow(places: LedgerPlaces, wanted: _Wanted) -> None:
+def _follow(places: LedgerPlaces, wanted: Wanted, limit: int, as_json: bool) -> None:
+    from drivetrain.cli.lake_place import lake_of
+    from drivetrain.lake.calls import Calls
     from drivetrain.ledger.reader import LedgerReader
 
     reader = LedgerReader(places.data_folder)
-
-    def fresh() -> Iterator[Call]:
-        for call in reader.new():
-            in_time = wanted.since_ns <= call.opened_ns and (
-                wanted.until_ns is None or call.opened_ns < wanted.until_ns
-            )
-            if in_time and wanted.matches(call):
-                yield call
-
-    batch: Iterable[Call] = deque(fresh(), maxlen=wanted.limit)
+    for _ in reader.new():
+        pass  # what ended before now is listed from the lake, which has what was rolled too
+    listed = list(Calls(lake_of(places)).calls(wanted, newest=limit, outcomes=False, payloads=False))
+    batch: Iterable[Call] = [call for call in reversed(listed) if call.status != "running"]
+    between = {call.call_id for call in batch}
+    """Some of these may have ended after the reader looked, and come again."""
     try:
         while True:
             for call in batch:
-                typer.echo(msgspec.json.encode(call_json(call)).decode() if wanted.as_json else _line(call))
+                typer.echo(msgspec.json.encode(call_json(call)).decode() if as_json else _line(call))
             sys.stdout.flush()
             time.sleep(TAIL_S)
-            batch = fresh()
+            batch = (call for call in reader.new() if wanted.matches(call) and call.call_id not in between)
     except KeyboardInterrupt:
         return
 

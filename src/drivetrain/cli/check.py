@@ -60,9 +60,10 @@ def check_project(root: Path, environment: str | None) -> CheckAnswer:
 
 def _check_snapshot(snapshot: Snapshot) -> CheckAnswer:
     from drivetrain import providers
+    from drivetrain.features import checks as feature_checks
     from drivetrain.project.secrets import missing
 
-    problems = tuple(providers.check(snapshot))
+    problems = (*providers.check(snapshot), *feature_checks.check(snapshot))
     return CheckAnswer(
         ok=not problems,
         snapshot="" if problems else snapshot.hash,

@@ -19,7 +19,7 @@ from drivetrain.core.money import usd
 
 if TYPE_CHECKING:
     from drivetrain.cli.machines import MachineCost
-    from drivetrain.ledger.queries import CostRow, CostTable
+    from drivetrain.lake.costs import CostRow, CostTable
 
 ROWS_SHOWN = 100
 """In the table for people; the rest is one row. --json and --csv have all."""
@@ -39,19 +39,19 @@ def cost_command(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, without the total.")] = False,
 ) -> None:
     """What Calls cost, dearest first, with the total of the ledger, and the idle time of machines paid by the hour."""
+    from drivetrain.cli.lake_place import lake_of
     from drivetrain.cli.machines import machine_costs, machine_notices, machine_prices, print_machines
-    from drivetrain.ledger.queries import LedgerQueries
+    from drivetrain.lake.costs import LedgerQueries
 
     try:
         places = ledger_places(project)
         names = tuple(name.strip() for name in by.split(",") if name.strip())
         since_ns = moment_ns(since) if since else None
         until_ns = moment_ns(until) if until else None
-        table = LedgerQueries(places.data_folder).cost(
-            names, since_ns=since_ns or 0, until_ns=until_ns, where=_filters(where or [])
-        )
+        lake = lake_of(places)
+        table = LedgerQueries(lake).cost(names, since_ns=since_ns or 0, until_ns=until_ns, where=_filters(where or []))
         machines = machine_costs(
-            places.data_folder,
+            lake,
             machine_prices(places.root),
             since_ns=since_ns,
             until_ns=until_ns,
@@ -151,4 +151,9 @@ def _texts(row: CostRow) -> list[str]:
         row.output_tokens,
         row.reasoning_tokens,
     )
-    return [*(f"{count:,}" for count in counts), f"{row.escalated_share:.1%}", *latencies, usd(row.cost_nano_usd)]
+    return [
+        *(f"{count:,}" for count in counts),
+        f"{row.escalated_share or 0.0:.1%}",
+        *latencies,
+        usd(row.cost_nano_usd),
+    ]

@@ -110,13 +110,14 @@ def _run(
     from drivetrain.cli.demo_print import Place, print_report, report_json
     from drivetrain.cli.demo_report import read_report
     from drivetrain.cli.demo_traffic import send_all
+    from drivetrain.embedded.asking import open_lake
 
     started_s = time.monotonic()
     seen = send_all(gateway.port, {name: project.key(name) for name in KEYS}, texts, _say)
     _say(f"{seen.calls:,} calls in {time.monotonic() - started_s:.1f} s; reading the ledger")
     models = tomllib.loads(project.simulator_file.read_text(encoding="utf-8"))["models"]
     declared = {name: model["quality"]["accuracy"] for name, model in models.items() if "quality" in model}
-    report = read_report(project.data_folder, seen, simulator.requests(), declared)
+    report = read_report(open_lake(project.path), seen, simulator.requests(), declared)
     place = Place(folder=project.path, url=gateway.url, key=project.key("web-chat"), running=not once)
     if as_json:
         typer.echo(report_json(report, texts, place))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -23,8 +22,9 @@ from drivetrain.cli.demo_traffic import (
     Seen,
 )
 from drivetrain.cli.demo_trials import BudgetTrial, FaultTrial, TrialCounts
-from drivetrain.ledger.queries import ATTEMPT_DIMENSIONS, CALL_DIMENSIONS, CostRow, CostTable, LedgerQueries
-from drivetrain.ledger.reader import LedgerReader
+from drivetrain.lake.calls import Calls
+from drivetrain.lake.costs import ATTEMPT_DIMENSIONS, CALL_DIMENSIONS, CostRow, CostTable, LedgerQueries
+from drivetrain.lake.lake import Lake
 
 SPEND_BY = ("team", "workflow", "use_case", "variant")
 TOKENS = ("input_tokens", "input_cached_tokens", "output_tokens", "reasoning_tokens")
@@ -110,17 +110,17 @@ class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
         return self.adds_up and self.budget.kept and self.fault.kept
 
 
-def read_report(data_folder: Path, seen: Seen, invoice: Mapping[str, Any], declared: Mapping[str, float]) -> DemoReport:
+def read_report(lake: Lake, seen: Seen, invoice: Mapping[str, Any], declared: Mapping[str, float]) -> DemoReport:
     """invoice: what the simulator's `GET /requests` shows; declared: model's upstream name -> accuracy."""
-    queries = LedgerQueries(data_folder)
+    queries = LedgerQueries(lake)
     total = queries.cost().total
     tables = {name: queries.cost((name,)) for name in (*CALL_DIMENSIONS, *ATTEMPT_DIMENSIONS)}
     parts = queries.cost(("workflow", "variant", "model"))
-    # The reader folds frames by itself, without the queries: one more opinion on the same Calls.
+    # Whole Calls, added up here and not by the queries: one more opinion on them.
     ended: Counter[tuple[str, str]] = Counter()
     trials = TrialCounts()
     read_nano_usd = 0
-    for call in LedgerReader(data_folder).calls(outcomes=False):
+    for call in Calls(lake).calls(outcomes=False, payloads=False):
         read_nano_usd += call.cost_nano_usd
         ended[call.workflow, call.variant] += 1
         trials.add(call)

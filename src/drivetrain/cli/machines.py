@@ -17,8 +17,8 @@ from drivetrain.cli.places import plain
 from drivetrain.cli.tables import Column, print_table
 from drivetrain.core.money import MachinePrice, usd
 from drivetrain.core.times import iso
-from drivetrain.ledger.queries import LedgerQueries
-from drivetrain.ledger.reader import LedgerReader
+from drivetrain.lake.costs import LedgerQueries
+from drivetrain.lake.lake import Lake
 from drivetrain.project.files import SETTINGS_FILE
 from drivetrain.project.problems import Problems
 from drivetrain.project.settings import environment_name, overlay, parse, read
@@ -70,7 +70,7 @@ def machine_prices(root: Path) -> dict[str, MachinePrice]:
 
 
 def machine_costs(
-    data_folder: Path,
+    lake: Lake,
     prices: Mapping[str, MachinePrice],
     *,
     since_ns: int | None,
@@ -80,15 +80,15 @@ def machine_costs(
     """What each machine cost from `since_ns` to `until_ns`; hours to come cost nothing yet.
 
     None: from the first attempt on it; to its last, or to now where `since_ns` is given. A machine is left out where
-    neither a span nor an attempt says that it was there. Reads every Call once where `since_ns` is None.
+    neither a span nor an attempt says that it was there. Reads every Attempt once where `since_ns` is None.
     """
     if not prices:
         return ()
-    table = LedgerQueries(data_folder).cost(
+    table = LedgerQueries(lake).cost(
         ["model"], since_ns=since_ns or 0, until_ns=until_ns, where={"model": list(prices)}
     )
     used = {row.keys[0]: row for row in table.rows}
-    seen = _seen(data_folder, prices, until_ns) if since_ns is None else {}
+    seen = _seen(lake, prices, until_ns) if since_ns is None else {}
     costs = []
     for model, price in prices.items():
         first_ns, last_ns = seen.get(model, (None, now_ns))
@@ -169,17 +169,19 @@ def machine_notices(machines: Sequence[MachineCost]) -> list[str]:
     ]
 
 
-def _seen(data_folder: Path, models: Mapping[str, MachinePrice], until_ns: int | None) -> dict[str, tuple[int, int]]:
+def _seen(lake: Lake, models: Mapping[str, MachinePrice], until_ns: int | None) -> dict[str, tuple[int, int]]:
     """Model -> when its first attempt was sent and its last one ended."""
-    seen: dict[str, tuple[int, int]] = {}
-    for call in LedgerReader(data_folder).calls(until_ns=until_ns, outcomes=False):
-        for attempt in call.attempts:
-            if attempt.model in models and not attempt.cached:
-                sent_ns = call.opened_ns + attempt.sent_us * NS_PER_US
-                ended_ns = call.opened_ns + attempt.ended_us * NS_PER_US
-                first_ns, last_ns = seen.get(attempt.model, (sent_ns, ended_ns))
-                seen[attempt.model] = min(first_ns, sent_ns), max(last_ns, ended_ns)
-    return seen
+    found = lake.query(SEEN_SQL, {"models": list(models), "until_ns": FOR_EVER_NS if until_ns is None else until_ns})
+    return {model: (first_ns, last_ns) for model, first_ns, last_ns in found.rows}
+
+
+SEEN_SQL = """
+SELECT one.model, min(opened_ns + one.sent_us * 1000), max(opened_ns + one.ended_us * 1000)
+FROM (SELECT opened_ns, unnest(attempts) AS one FROM calls WHERE opened_ns < $until_ns)
+WHERE list_contains($models, one.model) AND NOT one.cached
+GROUP BY one.model
+"""
+FOR_EVER_NS = 2**63 - 1
 
 
 def _hours(span_us: int) -> str:

@@ -20,9 +20,10 @@ def replay_command(
 
     from drivetrain.adapters.files import FileVault
     from drivetrain.core.errors import DrivetrainError
+    from drivetrain.embedded.asking import lake_for
     from drivetrain.execution.plan import Plans, compile_plans
     from drivetrain.execution.replay import open_payloads, replay
-    from drivetrain.ledger.reader import LedgerReader
+    from drivetrain.lake.calls import Calls
     from drivetrain.project.files import find_root
     from drivetrain.project.load import load
     from drivetrain.project.stored import load_stored
@@ -30,7 +31,7 @@ def replay_command(
     root = (project or find_root(Path.cwd())).resolve()
     present = load(root)
     vault = FileVault(present.keys_folder, payload_days=present.ledger.payload_days)
-    reader = LedgerReader(present.data_folder)
+    recorded = Calls(lake_for(present))
     stored: dict[str, Plans] = {}
 
     def plans_of(short_hash: str) -> Plans:
@@ -43,12 +44,12 @@ def replay_command(
     if call_ids:
         calls = []
         for call_id in call_ids:
-            found = reader.call(call_id)
+            found = recorded.call(call_id)
             if found is None:
                 raise DrivetrainError(f"The ledger has no Call {call_id}.", looked=[str(present.data_folder)])
             calls.append(found)
     else:
-        calls = sorted(reader.calls(), key=lambda call: call.opened_ns)[-last:]
+        calls = list(recorded.calls(newest=last))[::-1]
     same, skipped = 0, 0
     different: list[dict[str, object]] = []
     for call in calls:

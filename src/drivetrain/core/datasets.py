@@ -42,6 +42,8 @@ class ColumnV1(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The oldest that its newest value may be when the Dataset is made: `6h`, `2d`."""
     personal: bool = False
     """Whether it says something about a person."""
+    subject: bool = False
+    """Whether it is a person's id, as payloads are encrypted under it: `drivetrain erase` removes its rows."""
 
 
 class SchemaV1(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -99,6 +101,15 @@ class QuarantineV1(msgspec.Struct, frozen=True, kw_only=True):
     file: FileV1
 
 
+class ErasedRowsV1(msgspec.Struct, frozen=True, kw_only=True):
+    """Rows of one person went; whose they were is not told."""
+
+    at_ns: int
+    rows: int
+    violations: int = 0
+    """Of the quarantine."""
+
+
 class DatasetV1(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="dataset.1"):
     """One number of a Dataset: written last, so that what has a manifest is whole."""
 
@@ -122,6 +133,10 @@ class DatasetV1(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, t
     quarantine: QuarantineV1 | None = None
     newest: dict[str, int] = {}
     """Timestamp column -> its newest value, UTC microseconds."""
+    erased: tuple[ErasedRowsV1, ...] = ()
+    """What went since it was made, oldest first."""
+    hash_before_erasure: str = ""
+    """`content_hash` as it was made; empty where nothing was erased."""
 
     @property
     def artifact(self) -> str:

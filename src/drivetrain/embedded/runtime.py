@@ -7,6 +7,7 @@ import os
 import random
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 
 from drivetrain.adapters.files import FileVault
 from drivetrain.adapters.http_pool import HttpPool
@@ -31,7 +32,9 @@ DAY_NS = 86_400 * 1_000_000_000
 
 
 LOOK_S = 1.0
-"""Between two looks whether somebody asks this writer to leave its segment."""
+"""Between two looks whether somebody asks this writer to leave its segment, or a person was forgotten."""
+FORGOTTEN = "forgotten"
+"""In the keys folder: it grows when a person is forgotten, and then no answer in memory may be given again."""
 PURGE_S = 60.0
 """Between two looks for cached answers that are of no more use."""
 KEPT_DAYS = 35
@@ -61,6 +64,7 @@ class Runtime:
         self.limits: Limits | None = self._limits(snapshot)
         """None while the project declares none."""
         self._purging = loop.call_later(PURGE_S, self._purge)
+        self._forgotten = _size(snapshot.keys_folder / FORGOTTEN)
         self._looking = loop.call_later(LOOK_S, self._look)
         self.next_call_id = call_ids(time.time_ns)
         self.environment = self._environment()
@@ -150,6 +154,10 @@ class Runtime:
     def _look(self) -> None:
         self._looking = self.loop.call_later(LOOK_S, self._look)
         self.journal.look()
+        forgotten = _size(self.plans.snapshot.keys_folder / FORGOTTEN)
+        if forgotten != self._forgotten:
+            self._forgotten = forgotten
+            self.cache.clear()
 
     def _purge(self) -> None:
         self._purging = self.loop.call_later(PURGE_S, self._purge)
@@ -163,6 +171,14 @@ def compiled(snapshot: Snapshot) -> Plans:
         return resolve(reference, snapshot.root, os.environ, used_by="providers")
 
     return compile_plans(snapshot, secret)
+
+
+def _size(path: Path) -> int:
+    """In bytes; 0 where there is no file."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _models(plans: Plans) -> list[str]:

@@ -10,6 +10,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
+import msgspec
+
 from drivetrain.ports.counters import (
     BUCKET,
     GRANTED,
@@ -34,8 +36,10 @@ from drivetrain.ports.counters import (
     Verdict,
     fair_share,
     grant_units,
+    is_of,
     refill_wait_ns,
     refilled,
+    under_new_names,
 )
 
 FOREVER = 2**62
@@ -67,6 +71,8 @@ class _Worker:
     def __init__(self, position: str) -> None:
         self.last = SyncRequest("", 0, position=position)
         self.leases: dict[int, _Lease] = {}
+        self.renamed: dict[int, str] = {}
+        """Slice -> what its account is called now."""
         self.wants: dict[tuple[int, str], tuple[int, int]] = {}
         """(number, account) -> tick in which it was placed, and when the worker last said so."""
         self.turns: dict[str, int] = {}
@@ -117,6 +123,7 @@ class MemoryHandle:
                 raise Fenced(self._worker)
             truth.tick += 1
             me = self._me
+            request = under_new_names(request, me.renamed)
             me.last = request
             ring: set[str] = set()
             states: dict[int, str] = {}
@@ -203,6 +210,30 @@ class MemoryHandle:
     def positions(self) -> Mapping[str, str]:
         with self._truth() as truth:
             return {name: one.last.position for name, one in truth.workers.items()}
+
+    def told(self) -> tuple[DeadWorker, ...]:
+        with self._truth() as truth:
+            return tuple(
+                DeadWorker(name, one.last.mark, one.last.open, one.last.position) for name, one in truth.workers.items()
+            )
+
+    def named(self, value: str) -> tuple[str, ...]:
+        with self._truth() as truth:
+            return tuple(sorted(name for name in truth.accounts if is_of(name, value)))
+
+    def rename(self, names: Mapping[str, str]) -> int:
+        with self._truth() as truth:
+            known = {old: new for old, new in names.items() if old in truth.accounts}
+            for old, new in known.items():
+                account = truth.accounts[new] = truth.accounts.pop(old)
+                account.terms = msgspec.structs.replace(account.terms, account=new)
+            for one in truth.workers.values():
+                for number, lease in one.leases.items():
+                    if lease.account in known:
+                        lease.account = one.renamed[number] = known[lease.account]
+                one.wants = {(number, known.get(name, name)): since for (number, name), since in one.wants.items()}
+            truth.alerts = {(known.get(name, name), share) for name, share in truth.alerts}
+            return len(known)
 
     def bury(self, dead: DeadWorker, charges: Mapping[str, int]) -> bool:
         with self._truth() as truth:

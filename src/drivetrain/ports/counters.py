@@ -235,6 +235,19 @@ class CounterStore(Protocol):
         Whoever resolves their reservations reads the ledger from there on, so it must be kept until then.
         """
 
+    def told(self) -> tuple[DeadWorker, ...]:
+        """What every worker that has not left told last, dead or alive; needs no `join`."""
+
+    def named(self, value: str) -> tuple[str, ...]:
+        """The accounts `limit/value@period`, and `limit/tag=value@period`, of a value; needs no `join`."""
+
+    def rename(self, names: Mapping[str, str]) -> int:
+        """Accounts get other names, which nobody had; how many there were. Needs no `join`.
+
+        What was spent stays with the account, and workers that hold some of it go on under its new name, whatever they
+        call it. Whoever opens the old name later opens a new account. The old names are gone from the disk.
+        """
+
     def bury(self, dead: DeadWorker, charges: Mapping[str, int]) -> bool:
         """Book `charges` (account -> units) and release the rest, in one transaction; False: somebody did already."""
 
@@ -284,6 +297,37 @@ def refilled(level: int, room: int, filled_ns: int, now_ns: int, terms: Terms) -
     if level + gained >= room:
         return min(max(level, 0) + gained, max(room, 0)), now_ns
     return level + gained, filled_ns + -(-gained * terms.refill_ns // terms.refill)
+
+
+def is_of(account: str, value: str) -> bool:
+    """Whether an account, `limit/value@period`, is that of a value, or of a tag with it."""
+    whose = account.partition("/")[2].rpartition("@")[0]
+    return value in (whose, whose.partition("=")[2]) and bool(value)
+
+
+def under_new_names(request: SyncRequest, renamed: Mapping[int, str]) -> SyncRequest:
+    """A request of a worker that calls accounts of these slices by names that they have no more.
+
+    renamed: slice -> what its account is called now.
+    """
+    if not renamed:
+        return request
+    names: dict[str, str] = {}
+
+    def terms(number: int, old: Terms) -> Terms:
+        if number not in renamed:
+            return old
+        names[old.account] = renamed[number]
+        return msgspec.structs.replace(old, account=renamed[number])
+
+    def line(old: Line) -> Line:
+        return msgspec.structs.replace(old, terms=terms(old.slice, old.terms))
+
+    reports = [msgspec.structs.replace(one, terms=terms(one.slice, one.terms)) for one in request.reports]
+    wants = [msgspec.structs.replace(one, lines=tuple(map(line, one.lines))) for one in request.wants]
+    ahead = tuple(map(line, request.ahead))
+    alerts = tuple((names.get(name, name), share) for name, share in request.alerts)
+    return msgspec.structs.replace(request, reports=tuple(reports), wants=tuple(wants), ahead=ahead, alerts=alerts)
 
 
 def refill_wait_ns(missing: int, terms: Terms) -> int:

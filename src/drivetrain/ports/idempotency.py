@@ -71,5 +71,12 @@ class IdempotencyStore(Protocol):
         Raises: IdempotencyUnavailable.
         """
 
+    def drop_answers(self) -> int:
+        """Every answer that is kept is gone, from the disk too, and every key stays known; how many.
+
+        Whoever repeats a request hears that it was answered, and no request is sent twice. Raises:
+        IdempotencyUnavailable; then some may be gone.
+        """
+
     def close(self) -> None:
         """Leave; what is still held may be claimed by others."""

@@ -141,6 +141,11 @@ def entity_key(values: Sequence[Any]) -> bytes:
     return _KEY(values)
 
 
+def entity_keys(columns: Sequence[Sequence[Any]]) -> list[bytes]:
+    """The keys of many entities, from one column per join key."""
+    return list(map(_KEY, zip(*columns, strict=True)))
+
+
 _KEY = msgspec.msgpack.Encoder().encode
 
 

@@ -1,0 +1,149 @@
+"""`drivetrain erase`: everything that is known of a person goes, everywhere, and a receipt stays."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from drivetrain.cli.places import plain
+from drivetrain.core.errors import DrivetrainError
+
+if TYPE_CHECKING:
+    from drivetrain.erasure.receipt import Elsewhere, Places, Receipt
+
+SAID = {
+    "keys": "destroying the keys of what they said and heard",
+    "segments": "having writers leave their segments, and rolling those into the lake",
+    "count": "looking what there is",
+    "calls": "taking their name from their Calls",
+    "datasets": "taking their rows from Datasets",
+}
+"""Steps that may take long -> what is told of them."""
+
+
+def erase_command(
+    subject: Annotated[
+        str | None, typer.Option(help="The user, as x-drivetrain-user named them; else the key's name, else the team.")
+    ] = None,
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what there is, and change nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Finish an erasure that was cut off.")] = False,
+    project: Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Erase a person: keys, Calls, Outcomes, Datasets, features, copies. It cannot be undone; totals stay."""
+    from drivetrain.embedded.erasing import erasure
+
+    def said(step: str) -> None:
+        if step in SAID and not as_json:
+            typer.echo(f"{SAID[step]} ...", err=True)
+
+    try:
+        if (subject is None) is not resume:
+            raise DrivetrainError("Say whom to erase.", do="Give --subject ID, or --resume to finish one cut off.")
+        with erasure(project, on_step=said) as work:
+            if subject is None:
+                receipt = work.resume()
+                if receipt is None:
+                    typer.echo("no erasure was cut off", err=True)
+                    return
+            else:
+                if dry_run or not yes:
+                    places, others = work.look(subject)
+                    if dry_run or not places.any:
+                        _show(subject, places, others, as_json)
+                        raise typer.Exit(0 if places.any else 1)
+                    _ask(subject, places, others)
+                receipt = work.erase(subject)
+                if receipt is None:
+                    _show_nothing(subject, as_json)
+                    raise typer.Exit(1)
+        _show_receipt(receipt, as_json)
+    except DrivetrainError as error:
+        typer.echo(plain(str(error)), err=True)
+        raise typer.Exit(1) from None
+
+
+def _ask(subject: str, places: Places, others: Elsewhere) -> None:
+    if not sys.stdin.isatty():
+        raise DrivetrainError(
+            "Nothing was erased: nobody is here who could be asked.",
+            do="Look with --dry-run, then give --yes.",
+        )
+    _show(subject, places, others, as_json=False)
+    typer.confirm("\nErase all of it? It cannot be undone", abort=True)
+
+
+def _show(subject: str, places: Places, others: Elsewhere, as_json: bool) -> None:
+    import msgspec
+
+    if as_json:
+        typer.echo(msgspec.json.encode({"known": places.any, "places": places, "elsewhere": others}).decode())
+    elif not places.any:
+        _show_nothing(subject, as_json)
+    else:
+        _show_places(places)
+        _show_elsewhere(others)
+
+
+def _show_nothing(subject: str, as_json: bool) -> None:
+    if as_json:
+        typer.echo('{"known":false}')
+    else:
+        said = f"nothing of `{plain(subject)}` is kept; is it spelled as `drivetrain calls show` has it?"
+        typer.echo(said, err=True)
+
+
+def _show_receipt(receipt: Receipt, as_json: bool) -> None:
+    import msgspec
+
+    if as_json:
+        typer.echo(msgspec.json.encode({"known": True, **msgspec.to_builtins(receipt)}).decode())
+        return
+    _show_places(receipt.places)
+    if receipt.answers:
+        typer.echo(f"all {receipt.answers:,} answers kept for Idempotency-Keys; the keys stay known")
+    _show_elsewhere(receipt.elsewhere)
+    typer.echo(f"\nerased; the control log has the receipt {receipt.erasure}, of subject {receipt.digest}")
+
+
+def _show_places(places: Places) -> None:
+    from drivetrain.cli.tables import Column, print_table
+
+    rows = [
+        ("payload keys", places.keys),
+        ("Calls", places.calls),
+        ("Calls of others that name them", places.others_calls),
+        ("Outcomes", places.outcomes),
+        ("rows of sums whose tags name them", places.spend),
+        *((f"pushed to {name}", count) for name, count in places.pushed.items()),
+        *((name, count) for name, count in places.datasets.items()),
+        *((f"quarantine of {name}", count) for name, count in places.quarantined.items()),
+        *((f"query of {name}", 1) for name in places.described),
+        *((f"vectors in {name}", count) for name, count in places.vectors.items()),
+        ("counters of limits", places.accounts),
+    ]
+    print_table([Column("place"), Column("found", right=True)], [(name, f"{count:,}") for name, count in rows if count])
+
+
+def _show_elsewhere(others: Elsewhere) -> None:
+    told = [
+        ("was made from these Datasets; train or report anew", others.models),
+        ("rows in which a column that is not marked `subject` is this id; they stay", list(others.unmarked)),
+        ("has personal columns, and none that says whose a row is", others.untold),
+        ("was exported from these Datasets", others.exports),
+        ("the project reads", others.files),
+        ("stays outside", others.sources),
+        ("got their Calls", others.providers),
+        ("of the project names them", others.declared),
+        ("records of the control log name them, and cannot be changed", list(map(str, others.control_records))),
+    ]
+    typer.echo("\nNot erased from here, and for you to look at:")
+    for what, names in told:
+        if names:
+            typer.echo(plain(f"  {', '.join(names)}: {what}"))
+    typer.echo("  backups, other machines' data folders, and versions that an object store keeps")

@@ -1,0 +1,317 @@
+"""A source -> one SELECT of typed rows: keys, event time, created time and columns, ready for joins.
+
+Owns how files, tables, queries and pushed rows are read, and how their columns become the declared types. Values are
+never rounded on the way: 1.5 is no int64. Times without an offset are UTC.
+"""
+
+# ruff: noqa: S608  every name that is not ours passes `quoted` or `literal`
+
+from __future__ import annotations
+
+import csv
+import gzip
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from drivetrain.core.errors import DrivetrainError, did_you_mean
+from drivetrain.core.features import AnySource, FileSource, PushSource, TableSource
+from drivetrain.features.definitions import KeyDefinition, ViewDefinition
+from drivetrain.features.dtypes import SQL_TYPES
+from drivetrain.features.scratch import explained, literal, quoted
+
+if TYPE_CHECKING:
+    import duckdb
+
+FILES_MAX = 10_000
+"""Files of one pattern; more would take longer to open than to read."""
+CSV_COLUMNS_MAX = 4_096
+"""A CSV file with more takes minutes before its first row is read."""
+HEADER_BYTES_MAX = 256 * 1024
+"""The first line of a CSV file: 64 bytes for each column's name."""
+PUSHED_CREATED = "created_timestamp"
+"""When a pushed row arrived, where its source names no column for it."""
+
+_READERS = {
+    ".parquet": "read_parquet({files}, union_by_name = true)",
+    ".csv": "read_csv({files}, header = true, quote = '\"', escape = '\"', {csv})",
+    ".jsonl": "read_json({files}, union_by_name = true, format = 'newline_delimited', sample_size = -1)",
+    ".ndjson": "read_json({files}, union_by_name = true, format = 'newline_delimited', sample_size = -1)",
+}
+_FRACTIONS = ("FLOAT", "DOUBLE", "DECIMAL")
+_WHOLE_TEXT = r"[+-]?[0-9]+(\.0*)?"
+
+
+class Column(msgspec.Struct, frozen=True):
+    """One column to read, with its type."""
+
+    name: str
+    dtype: str
+    """Empty: whatever it is."""
+
+
+class Rows(msgspec.Struct, frozen=True):
+    """Typed rows of a source."""
+
+    sql: str
+    """A SELECT of `k0`, `k1` ... (keys), `event_us`, `created_us` (where `created`), `c0`, `c1` ... (columns)."""
+    keys: int
+    columns: int
+    created: bool
+    """Whether the rows say when they were known."""
+
+    def without_created(self) -> Rows:
+        """As if every row had been known as soon as it held."""
+        return Rows(self.sql, self.keys, self.columns, created=False)
+
+    @property
+    def key_names(self) -> list[str]:
+        return [f"k{number}" for number in range(self.keys)]
+
+    @property
+    def column_names(self) -> list[str]:
+        return [f"c{number}" for number in range(self.columns)]
+
+
+class _Part(msgspec.Struct, frozen=True):
+    """Rows as they lie: what SQL calls them, their columns, and which of these are times."""
+
+    sql: str
+    types: dict[str, str]
+    event: str
+    created: str | None
+
+
+def read_rows(
+    connection: duckdb.DuckDBPyConnection, view: ViewDefinition, columns: Sequence[Column], root: Path
+) -> Rows:
+    """What a view's source holds of some columns. root: the project's folder.
+
+    Reads no more than names and types. Raises: DrivetrainError where a file, a table or a column is missing.
+    """
+    where = f"The source `{view.source.name}` of FeatureView `{view.name}`"
+    with explained(where):
+        parts = _parts(connection, view.source, root, where)
+    created = any(part.created is not None for part in parts)
+    selects = [_select(part, view.keys, columns, where, created) for part in parts]
+    # A view without join keys has one row at a time, which holds for every label: a key that all share.
+    return Rows(" UNION ALL ".join(selects), max(len(view.keys), 1), len(columns), created)
+
+
+def wrong_value(
+    connection: duckdb.DuckDBPyConnection, view: ViewDefinition, columns: Sequence[Column], root: Path
+) -> DrivetrainError | None:
+    """The first value that is not of its column's type, with its row, once reading has failed; None: there is none."""
+    import duckdb
+
+    try:
+        return _wrong_value(connection, view, columns, root)
+    except duckdb.Error:
+        return None  # it is not a value that is wrong
+
+
+def files_of(path: str, root: Path) -> list[Path]:
+    """The files of a FileSource, sorted. Raises: DrivetrainError where there is none, or one is outside the project."""
+    base = root.resolve()
+    relative = Path(path)
+    if relative.is_absolute():
+        if not relative.is_relative_to(base):
+            raise _outside(path)
+        relative = relative.relative_to(base)
+    found = sorted(base.glob(relative.as_posix())) if any(sign in path for sign in "*?[") else [base / relative]
+    found = [one for one in found if one.is_file()]
+    if not found:
+        raise DrivetrainError(f"No file is called `{path}`.", looked=[str(base)], do="Write a path in the project.")
+    if any(not one.resolve().is_relative_to(base) for one in found):
+        raise _outside(path)
+    if len(found) > FILES_MAX:
+        raise DrivetrainError(
+            f"`{path}` names {len(found)} files; {FILES_MAX} are the most.", do="Merge them into fewer, larger ones."
+        )
+    return found
+
+
+def reading(files: Sequence[Path], *, guess: bool = False) -> str:
+    """A table function over files of one kind. Raises: DrivetrainError.
+
+    guess: a CSV file's columns have the types that all its values fit; else they are text, as they stand there.
+    """
+    kinds = {one.name.removesuffix(".gz")[len(Path(one.name.removesuffix(".gz")).stem) :].lower() for one in files}
+    kind = next(iter(kinds))
+    if len(kinds) > 1 or kind not in _READERS:
+        raise DrivetrainError(
+            f"Files of the kind `{', '.join(sorted(kinds))}` cannot be read.",
+            do=f"One kind of {', '.join(f'`{one}`' for one in _READERS)} can.",
+        )
+    listed = "[" + ", ".join(literal(str(one)) for one in files) + "]"
+    return _READERS[kind].format(files=listed, csv=_csv_options(files, guess) if kind == ".csv" else "")
+
+
+def _csv_options(files: Sequence[Path], guess: bool) -> str:
+    """What DuckDB is told of CSV files, so that a broken row is an error with its line, and no other guess."""
+    headers = {_header(file) for file in files}
+    first = next(iter(headers))
+    delimiter = _delimiter(first)
+    told = f"delim = '{delimiter}'"
+    if guess:
+        return f"{told}, sample_size = -1"
+    names = next(csv.reader([first], delimiter=delimiter), [])
+    if len(headers) > 1 or len(set(names)) < len(names) or not names or not all(names):
+        return f"{told}, all_varchar = true, union_by_name = true"
+    columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in names)
+    return f"{told}, auto_detect = false, columns = {{{columns}}}"
+
+
+def _header(file: Path) -> str:
+    """A CSV file's first line. Raises: DrivetrainError where it is too long, before anything slow sees it."""
+    try:
+        with gzip.open(file) if file.name.endswith(".gz") else file.open("rb") as content:
+            header = content.readline(HEADER_BYTES_MAX + 1).decode("utf-8-sig", "replace").rstrip("\r\n")
+    except (OSError, EOFError) as error:
+        raise DrivetrainError(f"`{file.name}` cannot be read: {error}.") from error
+    if len(header) >= HEADER_BYTES_MAX or header.count(_delimiter(header)) >= CSV_COLUMNS_MAX:
+        raise DrivetrainError(
+            f"`{file.name}` has more than {CSV_COLUMNS_MAX} columns, or its first line is too long.",
+            do="Keep the columns that are used, or write Parquet.",
+        )
+    return header
+
+
+def _delimiter(header: str) -> str:
+    return max(",;\t|", key=header.count)
+
+
+def typed(column: str, physical: str, dtype: str, *, attempt: bool = False) -> str:
+    """SQL of a column's value as a dtype. attempt: null instead of an error where it is none."""
+    if not dtype or physical == SQL_TYPES[dtype]:
+        return column
+    cast = "TRY_CAST" if attempt else "CAST"
+    refused = "NULL" if attempt else f"error('a value of ' || {literal(column)} || ' is no {dtype}')"
+    sql = f"{cast}({column} AS {SQL_TYPES[dtype]})"
+    if dtype == "timestamp":
+        if physical.startswith("TIMESTAMP") or physical == "DATE":
+            return f"make_timestamptz(epoch_us({column}))"  # a cast would ask for the time zone, row by row
+        return sql if physical == "VARCHAR" else f"CASE WHEN {column} IS NULL THEN NULL ELSE {refused} END"
+    if dtype == "int64" and physical.startswith(_FRACTIONS):
+        return f"CASE WHEN {column} IS NULL OR {column} = trunc({column}) THEN {sql} ELSE {refused} END"
+    if dtype == "int64" and physical == "VARCHAR":
+        right = f"regexp_full_match({column}, {literal(_WHOLE_TEXT)})"
+        return f"CASE WHEN {column} IS NULL OR {right} THEN {sql} ELSE {refused} END"
+    return sql
+
+
+def time_us(column: str, physical: str) -> str:
+    """SQL of a column of times as UTC microseconds."""
+    return f"epoch_us({typed(column, physical, 'timestamp') if physical == 'VARCHAR' else column})"
+
+
+def is_time(physical: str) -> bool:
+    """Whether a column of this type may hold times: text may, numbers never, for nobody can tell their unit."""
+    return physical.startswith(("TIMESTAMP", "DATE", "VARCHAR"))
+
+
+def column_types(connection: duckdb.DuckDBPyConnection, relation: str) -> dict[str, str]:
+    """Column -> its DuckDB type, of anything that stands after FROM."""
+    rows = connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()
+    return {row[0]: row[1] for row in rows}
+
+
+def subquery(query: str) -> str:
+    """A query as it stands after FROM; its last line may be a comment."""
+    return f"({query.strip().rstrip(';')}\n)"
+
+
+def table_name(name: str) -> str:
+    """A named table of the lake as SQL writes it: `dataset.orders` is a schema and a table."""
+    schema, dot, table = name.partition(".")
+    return f"{quoted(schema)}.{quoted(table.strip(chr(34)))}" if dot else quoted(name)
+
+
+def _wrong_value(
+    connection: duckdb.DuckDBPyConnection, view: ViewDefinition, columns: Sequence[Column], root: Path
+) -> DrivetrainError | None:
+    where = f"The source `{view.source.name}` of FeatureView `{view.name}`"
+    for part in _parts(connection, view.source, root, where):
+        times = [Column(name, "timestamp") for name in (part.event, part.created) if name]
+        for column in [*(Column(key.name, key.dtype) for key in view.keys), *times, *columns]:
+            name = _known(part, column.name, where)
+            right = typed(quoted(name), part.types[name], column.dtype, attempt=True)
+            found = connection.execute(
+                f"SELECT row, value FROM (SELECT row_number() OVER () AS row, CAST({quoted(name)} AS VARCHAR) AS value,"
+                f" {quoted(name)} IS NOT NULL AND ({right}) IS NULL AS wrong FROM {part.sql}) WHERE wrong LIMIT 1"
+            ).fetchall()
+            if found:
+                row, value = found[0]
+                return DrivetrainError(
+                    f"{where} has a value that is no {column.dtype}: row {row}, column `{name}`: {value[:60]!r}.",
+                    do="Correct the row, or declare another type.",
+                )
+    return None
+
+
+def _parts(connection: duckdb.DuckDBPyConnection, source: AnySource, root: Path, where: str) -> list[_Part]:
+    if isinstance(source, PushSource):
+        parts = [] if source.batch_source is None else _parts(connection, source.batch_source, root, where)
+        pushed = _pushed(connection, source)
+        if pushed is not None:
+            parts.append(pushed)
+        if not parts:
+            raise DrivetrainError(f"{where} has no rows yet.", do="Push some, or declare its `batch_source`.")
+        return parts
+    if isinstance(source, FileSource):
+        relation = reading(files_of(source.path, root))
+    elif isinstance(source, TableSource):
+        relation = table_name(source.table)
+    else:
+        relation = subquery(source.query)
+    types = column_types(connection, relation)
+    part = _Part(relation, types, source.timestamp_field, source.created_timestamp_column)
+    for name in (part.event, part.created):
+        if name is not None:
+            physical = types[_known(part, name, where)]
+            if not is_time(physical):
+                raise DrivetrainError(f"{where} has no times in `{name}`: its type is {physical}.")
+    return [part]
+
+
+def _pushed(connection: duckdb.DuckDBPyConnection, source: PushSource) -> _Part | None:
+    """None where nothing was pushed yet."""
+    found = connection.execute(
+        "SELECT 1 FROM information_schema.tables WHERE table_schema = 'push' AND table_name = ?", [source.name]
+    ).fetchall()
+    if not found:
+        return None
+    relation = f"push.{quoted(source.name)}"
+    types = column_types(connection, relation)
+    created = source.created_timestamp_column or (PUSHED_CREATED if PUSHED_CREATED in types else None)
+    return _Part(relation, types, source.timestamp_field, created)
+
+
+def _select(part: _Part, keys: Sequence[KeyDefinition], columns: Sequence[Column], where: str, created: bool) -> str:
+    def value(name: str, dtype: str) -> str:
+        known = _known(part, name, where)
+        return typed(quoted(known), part.types[known], dtype)
+
+    def time(name: str) -> str:
+        known = _known(part, name, where)
+        return time_us(quoted(known), part.types[known])
+
+    outputs = [f"{value(key.name, key.dtype)} AS k{number}" for number, key in enumerate(keys)] or ["0 AS k0"]
+    outputs.append(f"{time(part.event)} AS event_us")
+    if created:
+        outputs.append(f"{time(part.created or part.event)} AS created_us")
+    outputs += [f"{value(column.name, column.dtype)} AS c{number}" for number, column in enumerate(columns)]
+    return f"SELECT {', '.join(outputs)} FROM {part.sql}"
+
+
+def _known(part: _Part, name: str, where: str) -> str:
+    """The column's name as the source writes it. Raises: DrivetrainError."""
+    if name in part.types:
+        return name
+    raise DrivetrainError(f"{where} has no column `{name}`.", do=did_you_mean(name, part.types))
+
+
+def _outside(path: str) -> DrivetrainError:
+    return DrivetrainError(f"`{path}` is outside the project.", do="Copy the file into the project's folder.")
