@@ -23,6 +23,7 @@ COMMANDS = {
     "sql": ("drivetrain.cli.sql", "sql_command"),
     "lake": ("drivetrain.cli.lake", "app"),
     "dataset": ("drivetrain.cli.dataset", "app"),
+    "features": ("drivetrain.cli.features", "app"),
     "outcomes": ("drivetrain.cli.outcomes", "app"),
     "lineage": ("drivetrain.cli.lineage", "lineage_command"),
     "freshness": ("drivetrain.cli.freshness", "freshness_command"),

@@ -11,7 +11,7 @@ import re
 import symtable
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import msgspec
 
@@ -24,12 +24,13 @@ _NOW = re.compile(r"\.(now|utcnow|today)\(")
 class Carried(msgspec.Struct, frozen=True, kw_only=True):
     """A function that stands by itself."""
 
+    name: str
     text: str
     """Its source without decorators, under its new name."""
-    imports: tuple[str, ...]
-    """Statements that it needs before it."""
-    before: tuple[str, ...]
-    """Constants and functions that it needs before it."""
+    imports: Mapping[str, str]
+    """Name -> the statement that gives it."""
+    before: Mapping[str, str]
+    """Name -> the constant or function that it needs, in the order of the file."""
     clock: bool
     """Whether it seems to read a clock or dice, so that offline and online would differ."""
     strings: frozenset[str]
@@ -57,7 +58,7 @@ def carry(source: str, line: int, name: str) -> Carried | Refused:
     function = _function_at(tree, line)
     if not isinstance(function, ast.FunctionDef):
         return Refused("it is no plain function")
-    imports: dict[str, None] = {}
+    imports: dict[str, str] = {}
     before: dict[str, str] = {}
     waiting, done = [function], {function.name}
     while waiting:
@@ -77,19 +78,20 @@ def carry(source: str, line: int, name: str) -> Carried | Refused:
             elif isinstance(found, ast.Assign | ast.AnnAssign) and _is_plain(found.value):
                 before[needed] = _text(source, found)
             elif isinstance(found, str):
-                imports[found] = None
+                imports[needed] = found
             else:
                 return Refused(f"it needs `{needed}`, which is neither plain Python nor of the standard library")
     for annotation in sorted(_annotations(function)):
         statement = _defined(tree, annotation)
         if isinstance(statement, str):
-            imports[statement] = None
+            imports[annotation] = statement
     text = _text(source, function)
     return Carried(
+        name=name,
         text=re.sub(rf"def\s+{re.escape(function.name)}\s*\(", f"def {name}(", text, count=1),
-        imports=tuple(sorted(imports)),
-        before=tuple(before[one] for one in sorted(before, key=lambda one: _line_of(tree, one))),
-        clock=bool(_NOW.search(text)) or any(one.split()[1].partition(".")[0] in _CLOCKS for one in imports),
+        imports=imports,
+        before={one: before[one] for one in sorted(before, key=lambda one: _line_of(tree, one))},
+        clock=bool(_NOW.search(text)) or any(one.split()[1].partition(".")[0] in _CLOCKS for one in imports.values()),
         strings=frozenset(
             one.value for one in ast.walk(function) if isinstance(one, ast.Constant) and isinstance(one.value, str)
         ),

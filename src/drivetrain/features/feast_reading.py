@@ -207,7 +207,8 @@ def _files(root: Path, notes: list[Note]) -> list[str]:
             walked += 1
             if walked > WALKED_MAX:
                 raise DrivetrainError(
-                    f"The repository has more than {WALKED_MAX} files.", do="Name data and environments in .feastignore."
+                    f"The repository has more than {WALKED_MAX} files.",
+                    do="Name data and environments in .feastignore.",
                 )
             path = Path(entry.path)
             relative = path.relative_to(root).as_posix()

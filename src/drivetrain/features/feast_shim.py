@@ -6,8 +6,8 @@ file, then everything that was declared with its line, and what went wrong.
 
 The definitions may call each other and the standard library; they get no network, no processes, no files outside their
 repository, and write none. Libraries that are not there are stand-ins too, so that `import pandas` costs nothing and a
-value that only pandas could compute is known to be missing. This keeps mistakes and curious scripts in; it is no sandbox
-against native code, of which there is none here to call.
+value that only pandas could compute is known to be missing. This keeps in mistakes and
+curious scripts; it is no sandbox against native code, of which there is none here to call.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import signal
 import sys
 import traceback
 import types
+from typing import Any
 
 DEPTH_MAX = 32
 TEXT_MAX = 100_000
@@ -74,61 +75,75 @@ class TooLong(BaseException):
 
 
 class Absent:
-    """Stands for anything that only a library which is not there could give. It takes part in everything and is false."""
+    """Stands for what only a library that is not there could give. It takes part in everything and is false."""
 
     def __init__(self, name: str) -> None:
         self.__dict__["_absent"] = name
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name.endswith("__"):
             raise AttributeError(name)
         return _absent(f"{self._absent}.{name}")
 
-    def __setattr__(self, name: str, value: object) -> None:
+    def __setattr__(self, name: str, value: Any) -> None:
         """Nothing is kept."""
 
-    def __call__(self, *arguments: object, **named: object) -> object:
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
         return Absent(f"{self._absent}()")
 
-    def __mro_entries__(self, bases: object) -> tuple[type, ...]:
+    def __mro_entries__(self, bases: Any) -> tuple[type, ...]:
         return ()
 
-    def __getitem__(self, key: object) -> object:
+    def __getitem__(self, key: Any) -> Any:
         return Absent(f"{self._absent}[]")
 
-    def __iter__(self) -> object:
+    def __iter__(self) -> Any:
         return iter(())
 
     def __len__(self) -> int:
         return 0
 
-    def __enter__(self) -> object:
+    def __enter__(self) -> Any:
         return self
 
-    def __exit__(self, *raised: object) -> None:
+    def __exit__(self, *raised: Any) -> None:
         """Nothing was opened."""
 
     def __fspath__(self) -> str:
         raise TypeError(f"{self._absent} is not there, so its value is not known")
 
     __bool__ = lambda self: False  # noqa: E731
-    __setitem__ = __delitem__ = lambda self, *given: None  # noqa: E731
-    __repr__ = __str__ = lambda self: f"<{self._absent}>"  # noqa: E731
+    __setitem__ = __delitem__ = lambda self, *given: None
+    __repr__ = __str__ = lambda self: "<something absent>"
     __hash__ = object.__hash__
 
 
-def _same(self: Absent, *others: object) -> object:
+def _same(self: Absent, *others: Any) -> Absent:
     return self
 
 
-for _operator in "add sub mul truediv floordiv mod pow and or xor lshift rshift matmul".split():
+for _operator in [
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "and",
+    "or",
+    "xor",
+    "lshift",
+    "rshift",
+    "matmul",
+]:
     setattr(Absent, f"__{_operator}__", _same)
     setattr(Absent, f"__r{_operator}__", _same)
 for _operator in ("neg", "pos", "abs", "invert"):
     setattr(Absent, f"__{_operator}__", _same)
 
 
-def _absent(name: str) -> object:
+def _absent(name: str) -> Any:
     """A stand-in; of protobuf's Duration, which old definitions write a ttl with, the real value."""
     if name == "google.protobuf.duration_pb2.Duration":
         return lambda seconds=0, nanos=0: datetime.timedelta(seconds=seconds, microseconds=nanos // 1_000)
@@ -141,10 +156,10 @@ class TypeName:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __call__(self, *parts: object, **named: object) -> TypeName:
+    def __call__(self, *parts: Any, **named: Any) -> TypeName:
         return TypeName(f"{self.name}({', '.join(getattr(one, 'name', '?') for one in parts)})")
 
-    def __eq__(self, other: object) -> bool:
+    def __eq__(self, other: Any) -> bool:
         return isinstance(other, TypeName) and other.name == self.name
 
     def __hash__(self) -> int:
@@ -165,7 +180,7 @@ class TypeNames:
 class Projection:
     """Some features of a view, perhaps under another name or with other keys."""
 
-    def __init__(self, view: Recorded, names: list[str] | None, alias: object = None, keys: object = None) -> None:
+    def __init__(self, view: Recorded, names: list[str] | None, alias: Any = None, keys: Any = None) -> None:
         self.view, self.names, self.alias, self.keys = view, names, alias, keys
 
     def with_name(self, name: str) -> Projection:
@@ -174,7 +189,7 @@ class Projection:
     def with_join_key_map(self, keys: dict[str, str]) -> Projection:
         return Projection(self.view, self.names, self.alias, keys)
 
-    def with_projection(self, other: object) -> object:
+    def with_projection(self, other: Any) -> Any:
         return other
 
 
@@ -183,7 +198,7 @@ class Recorded:
 
     _kind = ""
 
-    def __init__(self, *given: object, **arguments: object) -> None:
+    def __init__(self, *given: Any, **arguments: Any) -> None:
         if len(_OBJECTS) >= OBJECTS_MAX:
             raise MemoryError(f"more than {OBJECTS_MAX} declarations")
         named = dict(zip(POSITIONAL.get(self._kind, ()), given))  # noqa: B905  more are noted below
@@ -192,7 +207,7 @@ class Recorded:
         self.__dict__.update(_arguments={**named, **arguments}, _place=_place(), _number=len(_OBJECTS))
         _OBJECTS.append(self)
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         arguments = self.__dict__.get("_arguments", {})
@@ -204,11 +219,11 @@ class Recorded:
             return (arguments.get("join_keys") or [arguments.get("name")])[0]
         return Absent(f"{self._kind}.{name}")
 
-    def __setattr__(self, name: str, value: object) -> None:
+    def __setattr__(self, name: str, value: Any) -> None:
         self._arguments[name] = value
 
-    def __getitem__(self, names: object) -> Projection:
-        return Projection(self, [names] if isinstance(names, str) else list(names))  # type: ignore[call-overload]
+    def __getitem__(self, names: Any) -> Projection:
+        return Projection(self, [names] if isinstance(names, str) else list(names))
 
     def with_name(self, name: str) -> Projection:
         return Projection(self, None).with_name(name)
@@ -217,9 +232,9 @@ class Recorded:
         return Projection(self, None).with_join_key_map(keys)
 
 
-def _decorator(kind: str) -> object:
-    def declare(*given: object, **arguments: object) -> object:
-        def decorated(function: object) -> object:
+def _decorator(kind: str) -> Any:
+    def declare(*given: Any, **arguments: Any) -> Any:
+        def decorated(function: Any) -> Any:
             name = arguments.pop("name", None) or getattr(function, "__name__", "")
             made = _known(kind)(name=name, udf=function, **arguments)
             made.__dict__["_place"] = place
@@ -243,7 +258,7 @@ def _known(kind: str) -> type:
 class FeastModule(types.ModuleType):
     """`feast` and everything below it: a name means the same wherever a version of Feast has it."""
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
         if self.__name__ == "feast.types" and not name.startswith(("Primitive", "Value")):
@@ -257,7 +272,7 @@ class FeastModule(types.ModuleType):
         # A module that was not imported by itself, as in `feast.types.Int64` after `import feast`.
         return importlib.import_module(f"{self.__name__}.{name}") if name.islower() else Absent(f"feast.{name}")
 
-    def __call__(self, *given: object, **named: object) -> object:
+    def __call__(self, *given: Any, **named: Any) -> Any:
         return Absent(f"{self.__name__}()")
 
 
@@ -266,7 +281,7 @@ class AbsentModule(types.ModuleType):
 
     __all__: list[str] = []
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name.endswith("__"):
             raise AttributeError(name)
         return _absent(f"{self.__name__}.{name}")
@@ -275,7 +290,7 @@ class AbsentModule(types.ModuleType):
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Comes last: what neither the standard library nor the repository has."""
 
-    def find_spec(self, name: str, path: object = None, target: object = None) -> object:
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         top = name.partition(".")[0]
         if top in sys.stdlib_module_names or (top != "feast" and _in_repository(top)):
             return None
@@ -289,14 +304,16 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def _module(name: str, path: str) -> types.ModuleType:
-    """The module of a file, which Feast imports by its path; one that is called like another library's comes by file."""
+    """The module of a file, by its dotted path as Feast imports it; one named like a library comes by its file."""
     if all(part.isidentifier() for part in name.split(".")) and name.partition(".")[0] not in sys.stdlib_module_names:
         module = importlib.import_module(name)
         if str(getattr(module, "__file__", "")).startswith(f"{_ROOT}/"):
             return module
     spec = importlib.util.spec_from_file_location(f"repository {name}", os.path.join(_ROOT, path))
-    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     return module
 
 
@@ -306,16 +323,16 @@ def _in_repository(top: str) -> bool:
 
 def _place() -> tuple[str, int]:
     """The innermost line of the repository's that is running."""
-    frame = sys._getframe(1)
+    frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
         if file.startswith(f"{_ROOT}/"):
             return file[len(_ROOT) + 1 :], frame.f_lineno
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return "", 0
 
 
-def told(value: object, depth: int = 0) -> object:
+def told(value: Any, depth: int = 0) -> Any:
     """A value as JSON; what JSON has no word for is an object with `$`."""
     if value is None or isinstance(value, bool) or (isinstance(value, float) and math.isfinite(value)):
         return value
@@ -350,14 +367,14 @@ def told(value: object, depth: int = 0) -> object:
 class Runner:
     """Runs files one after another and keeps what went wrong."""
 
-    def __init__(self, say: object, seconds: float) -> None:
+    def __init__(self, say: Any, seconds: float) -> None:
         self._say = say
         self._seconds = seconds
-        self.problems: list[dict[str, object]] = []
+        self.problems: list[dict[str, Any]] = []
         self.names: dict[int, str] = {}
 
     def run(self, path: str) -> None:
-        self._say({"running": path})  # type: ignore[operator]
+        self._say({"running": path})
         name = path.removesuffix(".py").replace("/", ".")
         signal.setitimer(signal.ITIMER_REAL, self._seconds)
         try:
@@ -377,7 +394,7 @@ class Runner:
             if frame.filename.startswith(f"{_ROOT}/"):
                 file, line = frame.filename[len(_ROOT) + 1 :], frame.lineno or 0
         if isinstance(error, SyntaxError) and (error.filename or "").startswith(f"{_ROOT}/"):
-            file, line = error.filename[len(_ROOT) + 1 :], error.lineno or 0
+            file, line = str(error.filename)[len(_ROOT) + 1 :], error.lineno or 0
         if len(self.problems) < PROBLEMS_MAX:
             kind, text = type(error).__name__, " ".join(str(error).split())[:300]
             self.problems.append({"file": file, "line": line, "kind": kind, "text": text})
@@ -395,16 +412,18 @@ def _confine(root: str, memory_bytes: int, seconds: int) -> None:
         ("RLIMIT_CPU", seconds),
     ):  # fmt: skip
         resource.setrlimit(getattr(resource, name), (most, most))
-    allowed = tuple(f"{os.path.realpath(one).rstrip('/')}/" for one in (root, sys.base_prefix, os.path.dirname(os.__file__)))
+    allowed = tuple(
+        f"{os.path.realpath(one).rstrip('/')}/" for one in (root, sys.base_prefix, os.path.dirname(os.__file__))
+    )
 
-    def allow(event: str, given: tuple[object, ...]) -> None:
+    def allow(event: str, given: tuple[Any, ...]) -> None:
         if event in ("open", "os.listdir", "os.scandir"):
             path, flags = given[0], (given[2] if event == "open" else 0)
             if isinstance(path, int) or path is None:
                 return
             if isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC):
                 raise PermissionError(f"definitions may not write files: {path!r}")
-            real = os.path.realpath(os.fsdecode(path))  # type: ignore[arg-type]
+            real = os.path.realpath(os.fsdecode(path))
             if not f"{real}/".startswith(allowed) and not real.startswith(_READABLE):
                 raise PermissionError(f"definitions may only read files of their repository: {path!r}")
         elif _REFUSED.match(event):
@@ -413,13 +432,12 @@ def _confine(root: str, memory_bytes: int, seconds: int) -> None:
     sys.addaudithook(allow)
 
 
-def _stop(number: int, frame: object) -> None:
+def _stop(number: int, frame: Any) -> None:
     raise TooLong("it takes too long")
 
 
 def main() -> None:
     """Reads the request, runs the files, tells."""
-    global _ROOT
     request = json.load(sys.stdin.buffer)
     # What definitions print goes nowhere; the answer has a channel of its own.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -427,11 +445,11 @@ def main() -> None:
     for channel in (0, 1, 2):
         os.dup2(nowhere, channel)
 
-    def say(answer: object) -> None:
+    def say(answer: Any) -> None:
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
-    _ROOT = request["root"]
+    globals()["_ROOT"] = request["root"]
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(_ROOT)

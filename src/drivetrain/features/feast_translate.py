@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -204,6 +205,10 @@ def translate(repository: FeastRepository, project: Path) -> Translation:
     return _Translator(repository, project.resolve()).run()
 
 
+class _LeftOut(Exception):
+    """A view cannot be carried over; why is noted."""
+
+
 class _Translator:
     def __init__(self, repository: FeastRepository, project: Path) -> None:
         self._repository = repository
@@ -217,6 +222,7 @@ class _Translator:
         self._columns: dict[str, dict[str, str]] = {}
         self._left_out: list[tuple[Declared, str]] = []
         self._key_types: dict[str, str] = {}
+        self._texts: dict[str, str] = {}
 
     def run(self) -> Translation:
         wanted = self._wanted()
@@ -274,7 +280,9 @@ class _Translator:
         if known is not None:
             return known
         self._check_arguments(one)
-        keys = [key for key in (one.arguments.get("join_keys") or [one.text("join_key")]) if isinstance(key, str) and key]
+        keys = [
+            key for key in (one.arguments.get("join_keys") or [one.text("join_key")]) if isinstance(key, str) and key
+        ]
         keys = keys or [one.name]
         made = TEntity(
             at=one, name=self._name("entity", one), join_keys=tuple(keys), dtype=self._key_type(one, keys),
@@ -333,7 +341,7 @@ class _Translator:
         before = None if batch is None else self._batch(batch, view)
         if stream.kind in STREAMS:
             self._note(stream, f"A {stream.kind} becomes a PushSource: nothing here reads the stream.",
-                       f"Have its consumer push rows: `drivetrain features push {self._shape(stream.name)} FILE`, or over HTTP.")  # fmt: skip
+                       "Have its consumer push rows, by `drivetrain features push`.")  # fmt: skip
         made = TSource(
             at=stream, kind="PushSource", name=self._name("source", stream), batch=before,
             timestamp=stream.text("timestamp_field") or stream.text("event_timestamp_column")
@@ -364,14 +372,14 @@ class _Translator:
         name = one.name or self._where(one) or f"{view.name}_source"
         path, outside = self._place(one)
         dataset = self._shape(name)
-        shared = {"timestamp": timestamp, "created": created, "description": one.text("description"),
+        shared: dict[str, Any] = {"timestamp": timestamp, "created": created, "description": one.text("description"),
                   "owner": one.text("owner")}  # fmt: skip
         if path:
             made = TSource(at=one, kind="FileSource", name=one.name, reads=path, **shared)
         else:
             owner = next((text for text in (one.text("owner"), view.text("owner")) if E_MAIL.fullmatch(text)), NOBODY)
             self._note(
-                one, f"The rows of `{name}` stay outside ({outside}); a Source says so, and `dataset.{dataset}` is read.",
+                one, f"The rows of `{name}` stay outside ({outside}); `dataset.{dataset}` is read.",
                 f"Export them, then `drivetrain dataset create {dataset} --from-file EXPORT.parquet`."
                 + (f" Write who answers for it instead of {NOBODY}." if owner == NOBODY else ""),
             )  # fmt: skip
@@ -402,8 +410,8 @@ class _Translator:
             kept = absolute.relative_to(root).as_posix() if absolute.is_relative_to(root) else absolute.name
             relative = kept if kept.startswith("data/") else f"data/{kept}"
             shown = absolute.relative_to(root).as_posix() if absolute.is_relative_to(root) else where
-            self._note(one, f"The file `{shown}` is not in the project; the source reads `{relative}`.",
-                       f"Copy it: `cp -r {shown} {relative}`, from the repository into the project.")  # fmt: skip
+            self._note(one, f"The file `{shown}` is not in the project, where the source reads `{relative}`.",
+                       f"Copy it: `cp -r {absolute} {relative}`.")  # fmt: skip
         return (f"{relative}/*.parquet" if pattern else relative), ""
 
     def _lexical(self, path: Path) -> str:
@@ -443,32 +451,34 @@ class _Translator:
         if id(one) not in self._views:
             self._views[id(one)] = None  # a view that reads itself is left out
             self._check_arguments(one)
-            made = self._on_demand(one) if one.kind == "OnDemandFeatureView" else self._plain_view(one)
+            made: TView | TFunction | None = None
+            with suppress(_LeftOut):
+                made = self._on_demand(one) if one.kind == "OnDemandFeatureView" else self._plain_view(one)
             self._views.pop(id(one))
             self._views[id(one)] = made
         return self._views[id(one)]
 
-    def _plain_view(self, one: Declared) -> TView | None:
+    def _plain_view(self, one: Declared) -> TView:
         if one.kind == "LabelView":
-            return self._out(one, "A LabelView is not carried over.", "Record labels as Outcomes.")
+            raise self._out(one, "A LabelView is not carried over.", "Record labels as Outcomes.")
         function = self._function_of(one)
         if function is not None:
             do = "Compute its features in a query, and read them by a SqlSource; or store what Feast computed."
-            return self._out(one, f"The transformation of {one.kind} `{one.name}` is not carried over.", do, function)
+            raise self._out(one, f"The transformation of {one.kind} `{one.name}` is not carried over.", do, function)
         source = self._source_of(one)
         if source is None:
-            return self._out(one, f"{one.kind} `{one.name}` has no source of rows.",
+            raise self._out(one, f"{one.kind} `{one.name}` has no source of rows.",
                              "Declare it by hand, with a FileSource, TableSource or SqlSource.")  # fmt: skip
         entities = self._entities_of(one)
-        if entities is None:
-            return None
         keys = {key for entity in entities for key in entity.join_keys}
         aggregations = self._aggregations(one)
-        fields = () if aggregations else self._fields(one, [*one.listed("schema"), *one.listed("features")], keys, source)
+        fields = (
+            () if aggregations else self._fields(one, [*one.listed("schema"), *one.listed("features")], keys, source)
+        )
         if not fields and not aggregations and not one.listed("schema") and not one.listed("features"):
             fields = self._inferred(one, keys, source)
         if not fields and not aggregations:
-            return self._out(one, f"{one.kind} `{one.name}` has no feature that can be carried over.", "")
+            raise self._out(one, f"{one.kind} `{one.name}` has no feature that can be carried over.", "")
         ttl = self._ttl(one)
         if ttl is not None and aggregations:
             self._note(one, "A `ttl` says nothing about windows; it is left out.")
@@ -481,16 +491,15 @@ class _Translator:
             tags={str(key): str(value) for key, value in tags.items()} if isinstance(tags, dict) else {},
         )  # fmt: skip
 
-    def _entities_of(self, view: Declared) -> tuple[TEntity, ...] | None:
+    def _entities_of(self, view: Declared) -> tuple[TEntity, ...]:
         found: list[TEntity] = []
         for one in view.listed("entities"):
             entity = one
             if isinstance(one, str):
                 entity = next((d for d in self._repository.declared if d.kind == "Entity" and d.name == one), None)
             if not isinstance(entity, Declared) or entity.kind != "Entity":
-                self._out(view, f"{view.kind} `{view.name}` names an entity that is not declared: {_shown(one)}.",
-                          "Declare the Entity.")  # fmt: skip
-                return None
+                raise self._out(view, f"{view.kind} `{view.name}` names an entity that is not declared: {_shown(one)}.",
+                                "Declare the Entity.")  # fmt: skip
             found.append(self._entity(entity))
         return tuple(found)
 
@@ -508,8 +517,8 @@ class _Translator:
                 continue
             where = f"`{one.name}` of `{view.name}`"
             if dtype is None:
-                self._note(one, f"{where} has the type {_shown(one.arguments.get('dtype'))}, which is not carried over.",
-                           "Split it into columns of numbers, texts, booleans or times, or keep it outside.")  # fmt: skip
+                self._note(one, f"{where} has the type {_shown(one.arguments.get('dtype'))}, which no feature has.",
+                           "Split it into columns of numbers, texts, booleans or times.")  # fmt: skip
             elif not COLUMN.fullmatch(one.name) or one.name.lower() in {name.lower() for name in made}:
                 self._note(one, f"{where} is a name that no column has here, or has twice.", "Rename the column.")
             elif one.name.lower() in {name.lower() for name in (*times, *keys)}:
@@ -531,7 +540,9 @@ class _Translator:
         if not found:
             self._note(view, f"`{view.name}` lists no features, and its columns cannot be looked up.",
                        "List them in `schema`.")  # fmt: skip
-        return tuple(TField(name=name, dtype=dtype) for name, dtype in found.items() if dtype and COLUMN.fullmatch(name))
+        return tuple(
+            TField(name=name, dtype=dtype) for name, dtype in found.items() if dtype and COLUMN.fullmatch(name)
+        )
 
     def _aggregations(self, view: Declared) -> tuple[TAggregation, ...]:
         made: dict[str, TAggregation] = {}
@@ -541,7 +552,7 @@ class _Translator:
             function, window = FUNCTIONS.get(one.text("function").lower()), one.arguments.get("time_window")
             over = duration_text(window.us) if isinstance(window, Duration) and window.us > 0 else None
             column = one.text("column")
-            if function is None or over is None or not COLUMN.fullmatch(column):
+            if function is None or over is None or not isinstance(window, Duration) or not COLUMN.fullmatch(column):
                 self._note(one, f"The aggregation `{one.text('function')}` of `{column}` is not carried over.",
                            f"Functions are {', '.join(AGGREGATIONS)}, over whole seconds.")  # fmt: skip
                 continue
@@ -572,23 +583,21 @@ class _Translator:
             return udf
         return Unknown("function") if udf is not None or transformation is not None else None
 
-    def _on_demand(self, one: Declared) -> TFunction | None:
+    def _on_demand(self, one: Declared) -> TFunction:
         udf = self._function_of(one)
         head = f"OnDemandFeatureView `{one.name}`"
         if not isinstance(udf, FunctionAt):
-            return self._out(one, f"{head} has no function that can be read.", "Declare it by hand.")
+            raise self._out(one, f"{head} has no function that can be read.", "Declare it by hand.")
         transformation = one.arguments.get("feature_transformation")
         mode = one.arguments.get("mode")
         if isinstance(transformation, Declared):
             mode = mode or transformation.kind.removesuffix("Transformation").lower()
         if mode != "python":
-            return self._out(
+            raise self._out(
                 one, f"{head} computes on data frames ({mode or 'pandas'}), and is not carried over.",
                 'Its source is a comment in the module: write it for one row, `{"feature": value}` out.', udf,
             )  # fmt: skip
         parts = self._sources_of(one)
-        if parts is None:
-            return None
         requested = self._fields(one, one.listed("input_schema"), set())
         if requested:
             request = TRequest(at=one, name=f"{one.name}_input", fields=requested)
@@ -596,10 +605,15 @@ class _Translator:
             parts = (*parts, request)
         fields = self._fields(one, [*one.listed("schema"), *one.listed("features")], set())
         if not fields or not parts:
-            return self._out(one, f"{head} has no source or no feature that can be carried over.", "", udf)
+            raise self._out(one, f"{head} has no source or no feature that can be carried over.", "", udf)
         code = carry(self._repository.source(udf.file), udf.line, f"compute_{re.sub(r'[^A-Za-z0-9_]', '_', one.name)}")
         if not isinstance(code, Carried):
-            return self._out(one, f"The function of {head} is not carried over: {code.why}.",
+            raise self._out(one, f"The function of {head} is not carried over: {code.why}.",
+                             "Its source is a comment in the module.", udf)  # fmt: skip
+        texts = {code.name: code.text, **code.imports, **code.before}
+        clash = [name for name, text in texts.items() if self._texts.setdefault(name, text) != text]
+        if clash:
+            raise self._out(one, f"The function of {head} needs a `{clash[0]}` of its own, and another has that name.",
                              "Its source is a comment in the module.", udf)  # fmt: skip
         if code.clock:
             self._note(one, f"The function of {head} seems to read a clock or dice: training and serving would differ.",
@@ -610,7 +624,7 @@ class _Translator:
             description=one.text("description"), owner=one.text("owner"),
         )  # fmt: skip
 
-    def _sources_of(self, one: Declared) -> tuple[TPart | TRequest, ...] | None:
+    def _sources_of(self, one: Declared) -> tuple[TPart | TRequest, ...]:
         parts: list[TPart | TRequest] = []
         for source in [*one.listed("sources"), *one.listed("inputs")]:
             if isinstance(source, Declared) and source.kind in REQUESTS:
@@ -618,9 +632,8 @@ class _Translator:
                 continue
             part = self._part(source, one)
             if part is None or isinstance(part.view, TFunction):
-                self._out(one, f"OnDemandFeatureView `{one.name}` reads something that is not carried over: "
-                          f"{_shown(source)}.", "", self._function_of(one))  # fmt: skip
-                return None
+                raise self._out(one, f"OnDemandFeatureView `{one.name}` reads {_shown(source)}, which is not carried over.",
+                                function=self._function_of(one))  # fmt: skip
             parts.append(part)
         return tuple(parts)
 
@@ -646,8 +659,7 @@ class _Translator:
                            "Declare a second Entity and FeatureView with those keys.")  # fmt: skip
                 return None
             if source.alias:
-                self._note(reader, f"The alias `{source.alias}` of `{source.view.name}` is not carried over: its features "
-                           f"keep the view's name.")  # fmt: skip
+                self._note(reader, f"The alias `{source.alias}` of `{source.view.name}` is not carried over.")
             view = self._view(source.view) if source.view.kind in VIEWS else None
             if view is None:
                 return None
@@ -704,7 +716,11 @@ class _Translator:
             if name in carried or name in _SAYS_NOTHING or value in (None, False, "", [], {}) or not carried:
                 continue
             self._note(one, f"`{name}` of {one.kind} `{one.name}` is not carried over.")
-        if one.kind != "FeatureView" and one.listed("tags") and one.kind in ("Entity", "FeatureService", "OnDemandFeatureView"):
+        if (
+            one.kind != "FeatureView"
+            and one.listed("tags")
+            and one.kind in ("Entity", "FeatureService", "OnDemandFeatureView")
+        ):
             self._note(one, f"The tags of {one.kind} `{one.name}` are not carried over.")
 
     def _dtype(self, declared: Any) -> str | None:
@@ -736,13 +752,14 @@ class _Translator:
         taken.add(made)
         return made
 
-    def _out(self, one: Declared, what: str, do: str, function: FunctionAt | Unknown | None = None) -> None:
-        """Leaves a view out, with a note, and its function's source for a comment."""
+    def _out(self, one: Declared, what: str, do: str, function: FunctionAt | Unknown | None = None) -> _LeftOut:
+        """Notes why a view is left out, and its function's source for a comment; to be raised."""
         self._note(one, what, do)
         text = ""
         if isinstance(function, FunctionAt):
             text = function_source(self._repository.source(function.file), function.line)
         self._left_out.append((one, text))
+        return _LeftOut()
 
     def _note(self, one: Declared, what: str, do: str = "") -> None:
         self._notes.append(Note(file=one.file, line=one.line, what=what, do=do))
@@ -759,11 +776,11 @@ def duration_text(us: int) -> str | None:
 def _renamed(parts: Sequence[TPart | TRequest], strings: frozenset[str]) -> dict[str, str]:
     """Columns that the function reads by `VIEW__FEATURE`, which here have short names where these are unique."""
     read = [(part.view, name) for part in parts if isinstance(part, TPart) for name in part.names or part.view.features]
-    every = [name for _, name in read] + [one.name for part in parts if isinstance(part, TRequest) for one in part.fields]
+    every = [name for _, name in read] + [
+        one.name for part in parts if isinstance(part, TRequest) for one in part.fields
+    ]
     return {
-        full: name
-        for view, name in read
-        if (full := f"{view.at.name}__{name}") in strings and every.count(name) == 1
+        full: name for view, name in read if (full := f"{view.at.name}__{name}") in strings and every.count(name) == 1
     }
 
 

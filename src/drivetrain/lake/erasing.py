@@ -251,7 +251,8 @@ class LakeErasing:
         named = self._subject.named_in("business_key")
         keys = connection.execute(
             f"(SELECT workflow, business_key FROM their_calls WHERE {fresh} "
-            f"EXCEPT SELECT workflow, business_key FROM {calls} WHERE {fresh} AND NOT {has}) "
+            f"EXCEPT SELECT workflow, business_key FROM {calls} WHERE NOT {has} AND (workflow, business_key) IN "
+            f"(SELECT (workflow, business_key) FROM their_calls WHERE {fresh})) "
             f"UNION SELECT workflow, business_key FROM {calls} WHERE {fresh} AND {named} "
             f"UNION SELECT workflow, business_key FROM {outcomes} WHERE {fresh} AND {named}"
         ).fetchall()

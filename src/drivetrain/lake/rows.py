@@ -48,10 +48,6 @@ __all__ = [
 ]
 
 
-TAIL_BATCH_ROWS = 1_024
-"""Made anew by each look until they are so many: 5 ms."""
-
-
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What one roll may hold: it is in memory as a whole, and one commit per table."""
 
@@ -218,8 +214,8 @@ class Tail:
         self._outcomes_plan = outcomes or Plan(number=0)
         self._ledger = ledger
         self._fold: _OpenFold | None = None
-        self._ended = CallRows(ledger, None, batch_rows=TAIL_BATCH_ROWS)
-        self._outcomes = OutcomeRows(ledger, None, batch_rows=TAIL_BATCH_ROWS)
+        self._ended = CallRows(ledger, None)
+        self._outcomes = OutcomeRows(ledger, None)
         self._ends: dict[str, int] = {}
         self._sealed: set[str] = set()
         self._doubtful: list[str] = []
