@@ -17,6 +17,7 @@ from drivetrain.core.times import NS_PER_S, iso
 from drivetrain.ledger.journal import FrameJournal
 from drivetrain.limits.accounts import account_of
 from drivetrain.limits.standing import account_standing
+from support.lakes import lake_at
 
 BERLIN = ZoneInfo("Europe/Berlin")
 
@@ -47,7 +48,7 @@ def write(folder: Path, *calls: tuple[int, int], tags: tuple[str, ...] = ()) -> 
 
 def burn(folder: Path, limit: Limit, now_ns: int, value: str = "") -> Burn:
     account = account_of(limit, value, now_ns)
-    return burned(account, folder, account_standing(limit, value, None, now_ns), now_ns)
+    return burned(account, lake_at(folder), account_standing(limit, value, None, now_ns), now_ns)
 
 
 def test_days_are_the_zones_and_the_period_is_exact(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 from budget_world import CENT, Project, run, who
 
 from drivetrain.core.money import NANO_PER_USD, usd
-from drivetrain.ledger.queries import LedgerQueries
+from drivetrain.lake.costs import LedgerQueries
+from support.lakes import lake_at
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_with_nothing_running_every_limit_is_shown_and_nothing_is_written(projec
 
 def test_settled_is_what_the_ledger_says_and_left_is_the_rest(project: Project) -> None:
     spend(project, ("ann", 30), ("bob", 12), ("ann", 7), ("", 3))
-    ledger = LedgerQueries(project.data)
+    ledger = LedgerQueries(lake_at(project.data))
     month = project.run("show", "all", "--json").json
     assert month["settled_nano_usd"] == ledger.cost().total.cost_nano_usd == 52 * CENT
     team = ledger.cost(where={"team": "support"}).total.cost_nano_usd
@@ -171,7 +172,7 @@ def test_a_top_up_of_somebody_unknown_says_so(project: Project) -> None:
 
 def test_the_burn_down_is_the_ledgers_to_the_nano_dollar(project: Project) -> None:
     spend(project, ("ann", 30), ("bob", 12), ("ann", 7))
-    ledger = LedgerQueries(project.data)
+    ledger = LedgerQueries(lake_at(project.data))
     burn = project.run("burn", "all", "--json").json
     total = ledger.cost().total.cost_nano_usd
     assert burn["ledger_nano_usd"] == burn["settled_nano_usd"] == total == 49 * CENT

@@ -23,8 +23,9 @@ from drivetrain.cli.demo_report import read_report
 from drivetrain.cli.demo_traffic import CHATS, CONCURRENCY, Seen
 from drivetrain.cli.demo_trials import BROKEN, FALLING_BACK, FALLING_BACK_CALLS, TEAM, Told
 from drivetrain.core.money import nano_usd
-from drivetrain.ledger.queries import ATTEMPT_DIMENSIONS, CALL_DIMENSIONS, LedgerQueries
+from drivetrain.lake.costs import ATTEMPT_DIMENSIONS, CALL_DIMENSIONS, LedgerQueries
 from drivetrain.providers.pricing import price_book
+from support.lakes import lake_at
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BANKING77 = REPOSITORY.parent / "shared" / "data" / "banking77"
@@ -84,7 +85,7 @@ def test_the_table_adds_up(report: dict[str, Any]) -> None:
 
 
 def test_it_shows_the_ledgers_own_totals(report: dict[str, Any]) -> None:
-    queries = LedgerQueries(Path(report["project"]) / ".drivetrain" / "data")
+    queries = LedgerQueries(lake_at(Path(report["project"]) / ".drivetrain" / "data"))
     total = queries.cost().total
     assert (total.calls, total.cost_nano_usd) == (report["calls"], report["cost_nano_usd"])
     for name in ("team", "workflow", "use_case", "variant"):
@@ -137,7 +138,7 @@ def test_a_budget_bites_and_is_not_overspent(report: dict[str, Any]) -> None:
     needed = re.search(r"needs up to ([\d.]+) USD", told["message"])
     assert needed
     assert nano_usd(needed[1]) > told["left_nano_usd"]
-    queries = LedgerQueries(Path(report["project"]) / ".drivetrain" / "data")
+    queries = LedgerQueries(lake_at(Path(report["project"]) / ".drivetrain" / "data"))
     rows = {row.keys: row for row in queries.cost(("team", "status")).rows}
     answered, refused = rows[TEAM, "answered"], rows[TEAM, "refused"]
     assert (answered.calls, answered.cost_nano_usd) == (budget["answered"], budget["spent_nano_usd"])
@@ -152,7 +153,7 @@ def test_a_provider_fails_and_every_call_is_answered(report: dict[str, Any]) -> 
     assert 5 <= fault["failed"] < FALLING_BACK_CALLS, "its circuit opens after five failures in a row"
     assert fault["withheld"] == FALLING_BACK_CALLS - fault["failed"]
     assert "circuit open after" in fault["why"]
-    queries = LedgerQueries(Path(report["project"]) / ".drivetrain" / "data")
+    queries = LedgerQueries(lake_at(Path(report["project"]) / ".drivetrain" / "data"))
     rows = {row.keys[0]: row for row in queries.cost(("model",), where={"workflow": FALLING_BACK}).rows}
     assert rows[BROKEN].cost_nano_usd == 0
     assert sum(row.cost_nano_usd for row in rows.values()) == fault["cost_nano_usd"] > 0
@@ -168,7 +169,7 @@ def test_a_difference_of_one_nano_dollar_is_told(report: dict[str, Any]) -> None
     def wrong(calls: int = 0, client: int = 0, provider: int = 0) -> list[str]:
         seen = Seen(calls=report["calls"] + calls, cost_nano_usd=total + client, told=told)
         invoice = {"models": models, "cost_nano_usd": total + provider}
-        return [check.what for check in read_report(folder, seen, invoice, {}).checks if not check.ok]
+        return [check.what for check in read_report(lake_at(folder), seen, invoice, {}).checks if not check.ok]
 
     assert wrong() == []
     assert wrong(calls=1) == wrong(client=1) == ["the clients' own count"]
@@ -190,7 +191,9 @@ def test_what_does_not_hold_is_told(report: dict[str, Any]) -> None:
             }
         )
         seen = Seen(calls=report["calls"], cost_nano_usd=report["cost_nano_usd"], told=told)
-        return read_report(folder, seen, {"models": models, "cost_nano_usd": report["cost_nano_usd"]}, {}).holds
+        return read_report(
+            lake_at(folder), seen, {"models": models, "cost_nano_usd": report["cost_nano_usd"]}, {}
+        ).holds
 
     assert holds()
     assert not holds(cap=-said["left_nano_usd"] - 1, left=-said["left_nano_usd"]), "a nano-dollar above its cap"

@@ -14,10 +14,11 @@ from typer.testing import CliRunner, Result
 from drivetrain.cli import calls, cost
 from drivetrain.core.calls import Outcome
 from drivetrain.core.times import iso
+from drivetrain.lake.costs import LedgerQueries
 from drivetrain.ledger.frames import segments
-from drivetrain.ledger.queries import LedgerQueries
 from drivetrain.ledger.reader import LedgerReader, collect_outcomes
 from support import wire
+from support.lakes import lake_at
 from support.projects import model, provider, settings, workflow
 from support.served import Served, served
 
@@ -179,7 +180,7 @@ def test_sending_the_same_again_changes_nothing(gateway: Served, call_id: str) -
     for _ in range(3):
         recorded(gateway, [one, one])
     assert values(gateway, call_id) == {("solved", "api"): 3.0}
-    table = LedgerQueries(gateway.data_folder).outcomes("solved", ("variant",))
+    table = LedgerQueries(lake_at(gateway.data_folder)).outcomes("solved", ("variant",))
     assert sum(row.count for row in table.rows) == len(
         [found for held in all_outcomes(gateway).values() for found in held if found.metric == "solved"]
     )
@@ -330,7 +331,7 @@ def test_an_outcome_of_a_call_that_nobody_knows_is_kept_and_harms_nothing(gatewa
     priced = command(gateway, "cost", "--json")
     assert priced.exit_code == 0, priced.output
     assert json.loads(priced.stdout)["total"]["calls"] == len(before)
-    counted = LedgerQueries(gateway.data_folder).outcomes("lost", ("variant",))
+    counted = LedgerQueries(lake_at(gateway.data_folder)).outcomes("lost", ("variant",))
     assert sum(row.count for row in counted.rows) in (0, 1)
 
 
@@ -341,7 +342,7 @@ def test_every_outcome_that_was_taken_can_be_read_and_counted(gateway: Served, c
         good(call_id, metric="wide", source=at, event_time=at, value=value) for at in times for value in (1e308,)
     ]
     recorded(gateway, [*extreme, good(call_id, metric="wide", source="text", value="\x00\x1b[2J' OR 1=1 --")])
-    counted = LedgerQueries(gateway.data_folder).outcomes("wide", ("variant", "value"))
+    counted = LedgerQueries(lake_at(gateway.data_folder)).outcomes("wide", ("variant", "value"))
     assert sum(row.count for row in counted.rows) == 5
     for arguments in (("calls",), ("calls", "--json"), ("calls", "show", call_id), ("cost",)):
         said = command(gateway, *arguments)
@@ -354,7 +355,7 @@ def test_outcomes_are_counted_by_what_answered(gateway: Served, call_id: str) ->
     recorded(gateway, good(call_id, metric="counted", value=2))
     recorded(gateway, good(call_id, metric="counted", value=4))
     recorded(gateway, good(call_id, metric="counted", source="agent", value=6))
-    (row,) = LedgerQueries(gateway.data_folder).outcomes("counted", ("variant",)).rows
+    (row,) = LedgerQueries(lake_at(gateway.data_folder)).outcomes("counted", ("variant",)).rows
     assert row.keys == ("all",)
     assert row.count == 2
 

@@ -21,7 +21,6 @@ from drivetrain.ledger import blocks, frames, journal
 from drivetrain.ledger.blocks import BLOCK_BODIES_MIN, BLOCK_TAG
 from drivetrain.ledger.frames import HEAD, Damage, records, segments
 from drivetrain.ledger.journal import FrameJournal
-from drivetrain.ledger.queries import LedgerQueries
 from drivetrain.ledger.reader import LedgerReader
 
 
@@ -289,28 +288,6 @@ def test_a_short_write_confirms_exactly_the_blocks_that_stand(tmp_path: Path, mo
         assert reader.problems == ()
         confirmed_counts.add(sum(seen))
     assert len(confirmed_counts) > 3
-
-
-def test_queries_add_up_over_blocks_that_a_part_ends_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls that run across blocks, parts and segments are counted once, with all of their money."""
-    from drivetrain.ledger import parts
-
-    monkeypatch.setattr(parts, "PART_BYTES", 2_000)
-    queries = LedgerQueries(tmp_path)
-    made = FrameJournal(tmp_path, segment_bytes_max=5_000)
-    for number in range(900):
-        made.append(opened(number))
-        if number >= 30:
-            made.append(closed(number - 30, attempt("v", number)))
-        if number % 60 == 59:
-            made.flush()
-            table = queries.cost(["variant"])
-            assert table.total.calls == number + 1
-            assert table.total.cost_nano_usd == sum(range(30, number + 1))
-            assert table.problems == ()
-    assert len(list((tmp_path / "cache").rglob("*.halves"))) > 2
-    assert len(list((tmp_path / "calls").glob("*.seg"))) > 2
-    made.close()
 
 
 def test_a_compressor_serves_many_blocks(tmp_path: Path) -> None:

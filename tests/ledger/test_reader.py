@@ -30,10 +30,11 @@ from drivetrain.core.calls import (
 from drivetrain.core.codec import MSGPACK
 from drivetrain.core.features import FeaturesSeenV1
 from drivetrain.core.money import Usage
+from drivetrain.lake.costs import LedgerQueries
 from drivetrain.ledger.frames import HEAD, NewerRecord, records, segments
 from drivetrain.ledger.journal import FrameJournal
-from drivetrain.ledger.queries import LedgerQueries
 from drivetrain.ledger.reader import LedgerReader
+from support.lakes import lake_at
 
 
 def frame(record: object) -> bytes:
@@ -73,7 +74,7 @@ def test_an_empty_ledger_is_no_error(tmp_path: Path) -> None:
     reader = LedgerReader(tmp_path / "nowhere")
     assert list(reader.calls()) == []
     assert reader.poll() == []
-    assert LedgerQueries(tmp_path / "nowhere").cost(["team"]).total.calls == 0
+    assert LedgerQueries(lake_at(tmp_path / "nowhere")).cost(["team"]).total.calls == 0
 
 
 def test_a_torn_end_at_every_byte_keeps_every_whole_frame(tmp_path: Path) -> None:
@@ -130,7 +131,7 @@ def test_a_newer_record_is_named(tmp_path: Path) -> None:
     for read in (
         lambda: list(LedgerReader(tmp_path).calls()),
         lambda: LedgerReader(tmp_path).poll(),
-        lambda: LedgerQueries(tmp_path).cost(),
+        lambda: LedgerQueries(lake_at(tmp_path)).cost(),
     ):
         with pytest.raises(NewerRecord, match=r"closed\.2"):
             read()
@@ -217,7 +218,7 @@ def test_law_each_call_once_whatever_was_written_twice(
     assert {name: call.status for name, call in found.items()} == expected
     assert sum(call.cost_nano_usd for call in found.values()) == cost
     for _ in range(2):
-        table = LedgerQueries(folder).cost(["status"])
+        table = LedgerQueries(lake_at(folder)).cost(["status"])
         assert (table.total.calls, table.total.cost_nano_usd) == (len(expected), cost)
         assert {row.keys[0]: row.calls for row in table.rows} == {
             status: list(expected.values()).count(status) for status in set(expected.values())

@@ -25,7 +25,7 @@ from promise_gateway import Gateway, eventually, gateway, simulated
 from drivetrain.cli.main import main
 from drivetrain.core.calls import Call
 from drivetrain.core.money import nano_usd
-from drivetrain.ledger.queries import ATTEMPT_DIMENSIONS, CALL_DIMENSIONS
+from drivetrain.lake.costs import ATTEMPT_DIMENSIONS, CALL_DIMENSIONS
 from drivetrain.simulator import SimulatorProcess
 from support import books, wire
 from support.projects import model, provider, settings, workflow

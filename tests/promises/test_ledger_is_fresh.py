@@ -13,10 +13,11 @@ import pytest
 from promise_gateway import Gateway, chat_project, gateway, simulated
 
 from drivetrain.core.calls import Call
-from drivetrain.ledger.queries import COST_DIMENSIONS, LedgerQueries
+from drivetrain.lake.costs import COST_DIMENSIONS, LedgerQueries
 from drivetrain.ledger.reader import LedgerReader
 from drivetrain.simulator import SimulatorProcess
 from support import wire
+from support.lakes import lake_at
 from support.projects import model, workflow
 
 FRESH_S = 1.0
@@ -84,7 +85,7 @@ def test_outcomes_hold_by_their_latest_arrival(served: Gateway) -> None:
     found = LedgerReader(served.data_folder).call(call_id)
     assert found is not None
     assert {(one.source, one.value) for one in found.outcomes} == {("user", 3.0), ("judge", 5.0)}
-    rows = LedgerQueries(served.data_folder).outcomes("stars", ("source",)).rows
+    rows = LedgerQueries(lake_at(served.data_folder)).outcomes("stars", ("source",)).rows
     assert {row.keys[0] for row in rows} == {"user", "judge"}
 
 
@@ -128,7 +129,7 @@ def test_every_dimension_of_cost_shows_the_ledgers_total(served: Gateway) -> Non
     calls = served.calls()
     total = sum(one.cost_nano_usd for one in calls)
     assert total == sum(attempt.cost_nano_usd for one in calls for attempt in one.attempts) > 0
-    queries = LedgerQueries(served.data_folder)
+    queries = LedgerQueries(lake_at(served.data_folder))
     single = [(name.replace("tag:NAME", "tag:env"),) for name in COST_DIMENSIONS]
     pairs = [(*one, *other) for one, other in itertools.combinations(single, 2)]
     for by in (*single, *dice.sample(pairs, 25)):

@@ -18,9 +18,10 @@ from promise_gateway import Gateway, chat_project, eventually, gateway, simulate
 from promise_load import Load, Told
 
 from drivetrain.adapters.files import FileVault
-from drivetrain.ledger.queries import LedgerQueries
+from drivetrain.lake.costs import LedgerQueries
 from drivetrain.ledger.reader import LedgerReader
 from drivetrain.simulator import SimulatorProcess
+from support.lakes import lake_at
 
 SEED = int(os.environ.get("DRIVETRAIN_SEED") or random.SystemRandom().randrange(2**32))
 LIVE_S = (0.05, 0.8)
@@ -100,7 +101,7 @@ class Lives:
                 assert one.text not in self.invoiced, f"the provider knows a call that the ledger does not: {one}"
         unknown = set(self.invoiced) - set(texts)
         assert not unknown, f"the provider knows {len(unknown)} calls that the ledger does not"
-        total = LedgerQueries(self.served.data_folder).cost(("workflow",)).total
+        total = LedgerQueries(lake_at(self.served.data_folder)).cost(("workflow",)).total
         assert total.cost_nano_usd == sum(call.cost_nano_usd for call in calls)
         assert total.calls == len(calls)
         return Counter(call.status for call in calls)

@@ -331,7 +331,8 @@ def test_the_choices_that_a_variant_asks_for_count_in_its_worst_case(gateway: Se
 
 
 def test_the_ledgers_total_is_the_sum_of_its_calls(gateway: Served, upstream: Upstream) -> None:
-    from drivetrain.ledger.queries import LedgerQueries
+    from drivetrain.lake.costs import LedgerQueries
+    from support.lakes import lake_at
 
     upstream.on("/openai", http(completion(usage=openai_usage(4, 5))))
     answers = [wire.one(gateway.port, request("mini")) for _ in range(7)]
@@ -339,7 +340,7 @@ def test_the_ledgers_total_is_the_sum_of_its_calls(gateway: Served, upstream: Up
         gateway.call(answer.headers["x-request-id"])
     total = sum(call.cost_nano_usd for call in gateway.calls())
     assert total > 77_000
-    queries = LedgerQueries(gateway.data_folder)
+    queries = LedgerQueries(lake_at(gateway.data_folder))
     table = queries.cost(["workflow"])
     assert table.total.cost_nano_usd == total
     assert sum(row.cost_nano_usd for row in table.rows) == total

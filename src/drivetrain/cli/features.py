@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import msgspec
 import typer
 
+from drivetrain.cli.feast import import_feast_command
 from drivetrain.cli.places import moment_ns, plain
 from drivetrain.cli.tables import Column, print_table
 from drivetrain.core.errors import DrivetrainError
@@ -32,6 +33,7 @@ PARITY_EXIT = 3
 """Exit code where online and offline differ, as against 1 where it could not be told."""
 
 app = typer.Typer(help="Features: declared once, the same in training and in serving.", no_args_is_help=True)
+app.command("import-feast")(import_feast_command)
 
 Project = Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -1,4 +1,7 @@
-"""`drivetrain forget`: make what a person said unreadable, and leave every total as it is."""
+"""`drivetrain forget`: make what a person said unreadable at once, and leave every total as it is.
+
+It touches nothing but keys; `drivetrain erase` takes everything else that is known of a person as well.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ def forget_command(
     user: Annotated[str, typer.Argument(help="The user, as x-drivetrain-user named them; else the key's name.")],
     project: Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")] = None,
 ) -> None:
-    """Destroy the keys of a person's prompts and answers. It cannot be undone."""
+    """Destroy the keys of a person's prompts and answers. It cannot be undone. `erase` removes the rest as well."""
     from drivetrain.adapters.files import FileVault
     from drivetrain.adapters.sqlite import SqliteControlLog
     from drivetrain.cli.places import ledger_places
@@ -29,3 +32,4 @@ def forget_command(
         kind="forget", actor=person(), subject=vault.digest(user.encode()).hex()[:16], body={"keys": keys}
     )
     typer.echo(f"{keys} keys destroyed; the payloads sealed with them cannot be read any more")
+    typer.echo("who it was, Outcomes, Datasets and features stay: `drivetrain erase --subject` removes them", err=True)

@@ -31,7 +31,7 @@ def show_command(project: Project = None, as_json: AsJson = False) -> None:
     try:
         upkeep = Upkeep(project)
         found = {name: upkeep.tables.info(name) for name in upkeep.tables.tables()}
-        waiting = upkeep.roller().waiting_bytes()
+        waiting = upkeep.waiting_bytes()
     except DrivetrainError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None

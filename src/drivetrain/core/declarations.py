@@ -355,7 +355,7 @@ class Workflow(Generic[In, Out]):
         Raises: RequestError where the call is refused or no variant answers.
         """
         # By name: the room that wires a call stands above this one, and importing a project loads no machinery.
-        embedded = importlib.import_module("drivetrain.embedded")
+        embedded = importlib.import_module("drivetrain.embedded.calls")
         return embedded.answer(self, input)  # type: ignore[no-any-return]
 
     def __repr__(self) -> str:

@@ -175,6 +175,8 @@ class Aggregation(msgspec.Struct, frozen=True, kw_only=True):
     """Empty: `COLUMN_FUNCTION_OVER`, `count_OVER` for `*`."""
     default: Any = None
     """Served where the window has no event; None: null, and 0 for `count` and `approx_distinct`."""
+    dtype: Dtype | None = None
+    """Of the column; None: as the source declares it, else `float64`."""
 
     @property
     def feature(self) -> str:

@@ -1,5 +1,1 @@
-"""A workflow as a plain Python call: the same route, records and costs, without any server."""
-
-from drivetrain.embedded.calls import answer, call, close
-
-__all__ = ["answer", "call", "close"]
+"""Without any server: a workflow as a plain Python call, questions to the lake, features, upkeep; each wired here."""

@@ -36,6 +36,15 @@ class Upkeep:
 
         return Roller(self.data_folder, self.tables)
 
+    def waiting_bytes(self) -> int:
+        """How much the segments hold that no roll covers; costs a listing of the folder."""
+        from drivetrain.lake import plans
+        from drivetrain.ledger.frames import segments
+
+        plan = plans.newest(self.data_folder)
+        ends = {} if plan is None else plan.ends
+        return sum(max(segment.size - ends.get(segment.name, 0), 0) for segment in segments(self.data_folder))
+
     def due(self, now_s: float, every_s: float) -> bool:
         """Whether the last upkeep is longer ago."""
         try:

@@ -37,7 +37,7 @@ def as_of(scratch: Scratch, points: str, rows: Rows, *, ttl_us: int | None = Non
     asked = scratch.table(f"SELECT n, id, t_us FROM {points} JOIN {entities} USING ({keys})")
     latest = scratch.value(f"SELECT max(t_us) FROM {asked}")
     known = f"event_us <= {latest}" if latest is not None else "false"
-    if strict:
+    if strict and latest is not None:
         known += f" AND created_us <= {latest}"
     times = scratch.table(
         f"SELECT id, event_us{', created_us' if strict else ''} FROM ({rows.sql}) JOIN {entities} USING ({keys})"

@@ -389,10 +389,13 @@ def _field(field: Field, where: str) -> FeatureDefinition:
 
 
 def column_dtype(aggregation: Aggregation, source: AnySource) -> str:
-    """The type of an aggregation's column: as a PushSource declares it, else float64, or any where it is only counted.
+    """The type of an aggregation's column: as it says, or as a PushSource declares it, else float64; any where it is
+    only counted.
 
     Raises: ValueError, with what to write.
     """
+    if aggregation.dtype is not None:
+        return dtype_name(aggregation.dtype)
     for field in source.schema if isinstance(source, PushSource) else ():
         if field.name == aggregation.column:
             return dtype_name(field.dtype)

@@ -9,11 +9,11 @@ import builtins
 import keyword
 import re
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 from drivetrain.features.feast_reading import Declared
-from drivetrain.features.feast_text import Call, Code, rendered
-from drivetrain.features.feast_translate import (
+from drivetrain.features.feast_records import (
     TAggregation,
     TEntity,
     TField,
@@ -21,8 +21,9 @@ from drivetrain.features.feast_translate import (
     Translation,
     TRequest,
     TSource,
-    duration_text,
 )
+from drivetrain.features.feast_text import Call, Code, rendered
+from drivetrain.features.feast_translate import duration_text
 
 _HELPER = '''\
 def _one_row(function, names=None):
@@ -68,8 +69,12 @@ class _Writer:
             list(self._entities()), list(self._sources()), list(self._views()), list(self._requests()),
             list(self._functions()), list(self._services()), list(self._left_out()),
         ]  # fmt: skip
-        body = "\n\n".join("\n\n".join(part.rstrip("\n") for part in section) for section in sections if section)
-        return f"{self._head()}\n\n{body}\n"
+        parts = [self._head(), *(part.strip("\n") for section in sections for part in section)]
+        text = parts[0]
+        for before, part in pairwise(parts):
+            apart = "\n\n\n" if _is_block(before) or _is_block(part) else "\n\n"
+            text += apart + part
+        return f"{text}\n"
 
     def _head(self) -> str:
         imports = {one for function in self._all.functions for one in function.code.imports.values()}
@@ -124,7 +129,8 @@ class _Writer:
                 "dt.Source",
                 [("", one.name), ("owner", one.outside_owner), ("location", one.outside), ("readers", readers or None)],
             )  # fmt: skip
-            yield f"{self._variable(f'{one.name}_outside')} = {rendered(outside)}"
+            variable = self._variable(f"{one.name}_outside")
+            yield f"{variable} = {rendered(outside, 0, len(variable) + 3)}"
         yield self._declared(one, one.at, f"{one.name or one.reads}", call)
 
     def _views(self) -> Iterator[str]:
@@ -150,16 +156,16 @@ class _Writer:
 
     def _functions(self) -> Iterator[str]:
         if any(one.columns for one in self._all.functions):
-            yield f"\n{_HELPER}"
+            yield _HELPER
         if any(one.renamed and not one.columns for one in self._all.functions):
-            yield f"\n{_HELPER_ROWS}"
+            yield _HELPER_ROWS
         before: set[str] = set()
         for one in self._all.functions:
             for name, text in one.code.before.items():
                 if name not in before:
                     before.add(name)
-                    yield text if not text.startswith("def ") else f"\n{text}\n"
-            yield f"\n# {_place(one.at)}\n{one.code.text}\n"
+                    yield text
+            yield f"# {_place(one.at)}\n{one.code.text}"
             function: Any = Code(one.code.name)
             if one.columns or one.renamed:
                 names = dict(one.renamed) or None
@@ -210,6 +216,11 @@ class _Writer:
             made = f"{name}_{number}"
         self._taken.add(made)
         return made
+
+
+def _is_block(part: str) -> bool:
+    """Whether it is a function, which stands apart from what is around it."""
+    return re.search(r"^def ", part, re.MULTILINE) is not None
 
 
 def _fields(fields: Sequence[TField]) -> list[Call]:

@@ -6,12 +6,10 @@ Owns which argument means what. How the module reads is for `feast_module.py`. C
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
-
-import msgspec
 
 from drivetrain.core.features import AGGREGATIONS
 from drivetrain.features.checks import COLUMN, RESERVED
@@ -26,6 +24,18 @@ from drivetrain.features.feast_reading import (
     Projected,
     TypeName,
     Unknown,
+)
+from drivetrain.features.feast_records import (
+    TAggregation,
+    TEntity,
+    TField,
+    TFunction,
+    TPart,
+    Translation,
+    TRequest,
+    TService,
+    TSource,
+    TView,
 )
 from drivetrain.features.scratch import literal
 from drivetrain.project.settings import E_MAIL, NAME
@@ -73,133 +83,6 @@ _PHYSICAL = (
 )  # fmt: skip
 
 
-class TField(msgspec.Struct, frozen=True, kw_only=True):
-    """A Field."""
-
-    name: str
-    dtype: str
-    description: str = ""
-
-
-class TEntity(msgspec.Struct, frozen=True, kw_only=True):
-    """An Entity."""
-
-    at: Declared
-    name: str
-    join_keys: tuple[str, ...]
-    dtype: str
-    description: str
-    owner: str
-
-
-class TSource(msgspec.Struct, frozen=True, kw_only=True):
-    """A source of rows, and what stays outside behind it."""
-
-    at: Declared
-    kind: str
-    """`FileSource`, `TableSource` or `PushSource`."""
-    name: str
-    reads: str = ""
-    """Path or table."""
-    timestamp: str
-    created: str
-    description: str
-    owner: str
-    outside: str = ""
-    """Where the rows really are, as a Source outside says it; empty: in the file."""
-    outside_owner: str = ""
-    batch: TSource | None = None
-
-
-class TAggregation(msgspec.Struct, frozen=True, kw_only=True):
-    """A window."""
-
-    function: str
-    column: str
-    over: str
-    name: str
-
-
-class TView(msgspec.Struct, frozen=True, kw_only=True):
-    """A FeatureView."""
-
-    at: Declared
-    name: str
-    entities: tuple[TEntity, ...]
-    source: TSource
-    fields: tuple[TField, ...]
-    aggregations: tuple[TAggregation, ...]
-    ttl_us: int | None
-    online: bool
-    description: str
-    owner: str
-    tags: Mapping[str, str]
-
-    @property
-    def features(self) -> tuple[str, ...]:
-        return tuple(one.name for one in self.aggregations or self.fields)
-
-
-class TRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A RequestSource."""
-
-    at: Declared
-    name: str
-    fields: tuple[TField, ...]
-
-
-class TPart(msgspec.Struct, frozen=True):
-    """A view, or some of its features."""
-
-    view: TView | TFunction
-    names: tuple[str, ...]
-    """Empty: all."""
-
-
-class TFunction(msgspec.Struct, frozen=True, kw_only=True):
-    """An OnDemandFeatureView."""
-
-    at: Declared
-    name: str
-    parts: tuple[TPart | TRequest, ...]
-    fields: tuple[TField, ...]
-    code: Carried
-    columns: bool
-    """Whether the function takes and gives columns instead of one row."""
-    renamed: Mapping[str, str]
-    """`VIEW__FEATURE` as the function reads it -> the column's name here."""
-    description: str
-    owner: str
-
-    @property
-    def features(self) -> tuple[str, ...]:
-        return tuple(one.name for one in self.fields)
-
-
-class TService(msgspec.Struct, frozen=True, kw_only=True):
-    """A FeatureService."""
-
-    at: Declared
-    name: str
-    parts: tuple[TPart, ...]
-    description: str
-    owner: str
-
-
-class Translation(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that could be carried over, in the order of the definitions, and what could not."""
-
-    entities: tuple[TEntity, ...]
-    sources: tuple[TSource, ...]
-    views: tuple[TView, ...]
-    requests: tuple[TRequest, ...]
-    functions: tuple[TFunction, ...]
-    services: tuple[TService, ...]
-    left_out: tuple[tuple[Declared, str], ...]
-    """Views with their source, for a comment."""
-    notes: tuple[Note, ...]
-
-
 def translate(repository: FeastRepository, project: Path) -> Translation:
     """The repository's declarations as ours. project: the folder that paths of files become relative to."""
     return _Translator(repository, project.resolve()).run()
@@ -244,7 +127,7 @@ class _Translator:
             views=tuple(one for one in views if isinstance(one, TView)), requests=tuple(self._requests.values()),
             functions=tuple(one for one in views if isinstance(one, TFunction)),
             services=tuple(one for one in services if one is not None), left_out=tuple(self._left_out),
-            notes=tuple(dict.fromkeys((*self._repository.notes, *self._notes))),
+            notes=tuple(sorted(dict.fromkeys((*self._repository.notes, *self._notes)), key=lambda one: (one.file, one.line))),
         )  # fmt: skip
 
     def _wanted(self) -> list[Declared]:
@@ -338,7 +221,7 @@ class _Translator:
         known = self._sources.get(id(stream))
         if known is not None:
             return known
-        before = None if batch is None else self._batch(batch, view)
+        before = None if batch is None else self._batch(batch, view, stream)
         if stream.kind in STREAMS:
             self._note(stream, f"A {stream.kind} becomes a PushSource: nothing here reads the stream.",
                        "Have its consumer push rows, by `drivetrain features push`.")  # fmt: skip
@@ -352,7 +235,7 @@ class _Translator:
         self._sources[id(stream)] = made
         return made
 
-    def _batch(self, one: Declared, view: Declared) -> TSource:
+    def _batch(self, one: Declared, view: Declared, stream: Declared | None = None) -> TSource:
         known = self._sources.get(id(one))
         if known is not None:
             return known
@@ -364,12 +247,14 @@ class _Translator:
         times = [name for name, dtype in columns.items() if dtype == "timestamp"]
         created = one.text("created_timestamp_column")
         timestamp = one.text("timestamp_field") or one.text("event_timestamp_column")
+        if not timestamp and stream is not None:
+            timestamp = stream.text("timestamp_field") or view.text("timestamp_field")
         if not timestamp:
             rest = [name for name in times if name != created]
             timestamp = rest[0] if len(rest) == 1 else "event_timestamp"
             if len(rest) != 1:
                 self._note(one, "It names no `timestamp_field`; `event_timestamp` is taken.", "Correct it if need be.")
-        name = one.name or self._where(one) or f"{view.name}_source"
+        name = one.name or _without_secrets(self._where(one)) or f"{view.name}_source"
         path, outside = self._place(one)
         dataset = self._shape(name)
         shared: dict[str, Any] = {"timestamp": timestamp, "created": created, "description": one.text("description"),
@@ -427,7 +312,7 @@ class _Translator:
     def _outside(self, one: Declared, where: str, delta: bool) -> str:
         system = "Delta" if delta else one.kind.removesuffix("Source") or "a system"
         parts = [one.text(name) for name in ("database", "schema")]
-        named = ".".join(part for part in (*parts, where.partition("?")[0]) if part)
+        named = ".".join(part for part in (*parts, _without_secrets(where)) if part)
         text = f"{system} {named}" if named else f"{system}, by the query at {one.file}:{one.line}"
         if USER_IN_URL.search(text) or SECRET_IN_TEXT.search(text) or len(text) > 300:
             return f"{system}, as {one.file}:{one.line} says"
@@ -632,8 +517,8 @@ class _Translator:
                 continue
             part = self._part(source, one)
             if part is None or isinstance(part.view, TFunction):
-                raise self._out(one, f"OnDemandFeatureView `{one.name}` reads {_shown(source)}, which is not carried over.",
-                                function=self._function_of(one))  # fmt: skip
+                raise self._out(one, f"`{one.name}` reads {_shown(source)}, which is not carried over.",
+                                "Declare that first.", self._function_of(one))  # fmt: skip
             parts.append(part)
         return tuple(parts)
 
@@ -782,6 +667,11 @@ def _renamed(parts: Sequence[TPart | TRequest], strings: frozenset[str]) -> dict
     return {
         full: name for view, name in read if (full := f"{view.at.name}__{name}") in strings and every.count(name) == 1
     }
+
+
+def _without_secrets(where: str) -> str:
+    """A path or URL without what comes after `?`, and without a user."""
+    return re.sub(r"//[^/@\s]*@", "//", where.partition("?")[0])
 
 
 def _columns(path: Path) -> dict[str, str]:

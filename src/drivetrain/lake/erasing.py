@@ -13,7 +13,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +50,7 @@ AT_ONCE = 1_000
 
 Pseudonym = Callable[[str, str], str]
 """(workflow, business key) -> what stands for it; the same each time it is asked within one erasure."""
+Opened = Callable[[], AbstractContextManager["duckdb.DuckDBPyConnection"]]
 
 
 class LakeRows(msgspec.Struct, frozen=True, kw_only=True):
@@ -199,13 +200,9 @@ class LakeErasing:
         """Rows of them in every push source, whether it is still declared or not -> how many."""
         found = {}
         for table in self._tables.tables(PUSH):
-            theirs = self._pushed_is_theirs(table)
-            count = 0 if theirs is None else self._rewrite(
-                table, theirs, f"SELECT * FROM rows_of_part r WHERE NOT {theirs}"
-            )  # fmt: skip
-            if theirs is None:
-                self._tables.vacuum(table, keep_s=0)
-            if count:
+            theirs = self._pushed_is_theirs(table) or "false"
+            rows = f"SELECT * FROM rows_of_part r WHERE NOT {theirs}"
+            if count := self._rewrite(table, theirs, rows, opened=_private):
                 found[table.removeprefix(PUSH)] = count
         return found
 
@@ -306,15 +303,15 @@ class LakeErasing:
             self._prepare(connection, "lake_calls", "lake_outcomes")
             yield connection
 
-    def _rewrite(self, table: str, touched: str, rows: str) -> int:
+    def _rewrite(self, table: str, touched: str, rows: str, *, opened: Opened | None = None) -> int:
         """Write the parts of a table anew that have touched rows, then delete its history; how many were touched.
 
-        touched: a condition on rows `r`. rows: a SELECT over `rows_of_part`.
+        touched: a condition on rows `r`. rows: a SELECT over `rows_of_part`. opened: a connection that knows less.
         """
         changed = 0
         if self._tables.files(table) is None:
             return 0
-        with self._opened() as connection:
+        with (opened or self._opened)() as connection:
             for part in self._parts(connection, table, touched):
                 changed += self._rewrite_part(connection, table, part, touched, rows)
         self._tables.vacuum(table, keep_s=0)
