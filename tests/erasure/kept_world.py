@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,11 +48,13 @@ PEOPLE_SCHEMA = SchemaV1(
 )
 
 
-def build(root: Path, ids: Mapping[str, str] | None = None) -> None:
-    """The project's files and everything that it knows of two persons; `her` is rolled in part. ids: called otherwise."""
-    her, him = (ids or {}).get("her", HER), (ids or {}).get("him", HIM)
+def build(root: Path) -> None:
+    """The project's files and everything that it knows of two persons; a part of it is rolled."""
+    her, him = HER, HIM
     tables = provider("raw", "http://127.0.0.1:9/v1") + '[models."raw/m"]\nusd_per_million_input = "1"\n'
-    tables += 'usd_per_million_output = "1"\n' + limit("person", "each user", usd="9") + limit("shop", "team:shop", usd="9")
+    tables += (
+        'usd_per_million_output = "1"\n' + limit("person", "each user", usd="9") + limit("shop", "team:shop", usd="9")
+    )
     files = {
         "drivetrain.toml": settings(ledger='retention = "full"\n', tables=tables),
         "workflows/shop.py": CODE,
@@ -74,7 +76,9 @@ def build(root: Path, ids: Mapping[str, str] | None = None) -> None:
         store.materialize_incremental()
         store.push("clicks", [{"customer": id_, "page": planted(id_)["page"] + "-again"} for id_ in (her, him)])
         made = datasets_of(snapshot, vault)
-        made.create("people", FromFile("data/people.csv"), declared=Declared(schema=PEOPLE_SCHEMA), allow_quarantine=True)
+        made.create(
+            "people", FromFile("data/people.csv"), declared=Declared(schema=PEOPLE_SCHEMA), allow_quarantine=True
+        )
         made.create("asked", FromCalls("team = 'shop'"))
         Lineage(control_of(snapshot), snapshot).made("model:triage@14", inputs=["dataset:people@1"])
         spend_of(snapshot, her, him)
@@ -180,8 +184,9 @@ def totals(snapshot: Snapshot) -> dict[str, Any]:
     }
     found: dict[str, Any] = {name: lake.query(sql).rows for name, sql in asked.items()}
     store = SqliteCounters(limits_folder(snapshot.data_folder))
-    listed = store.accounts("person/", "", 100)
+    listed = store.accounts("person/", "@2026-01", 100)
     store.close()
+    assert listed.settled
     return {**found, "counters": (listed.count, listed.settled, listed.held)}
 
 
@@ -223,9 +228,8 @@ class Halting:
 def erasure(snapshot: Snapshot, tick: Any = None) -> Iterator[Erasure]:
     """The project's Erasure. tick: called before and after everything that it changes."""
     with stores_of(snapshot) as stores:
-        if tick is not None:
-            stores = _halting(stores, tick)
-        yield Erasure(stores, actor="tests", on_step=lambda _: tick() if tick is not None else None)
+        used = stores if tick is None else _halting(stores, tick)
+        yield Erasure(used, actor="tests", on_step=lambda _: tick() if tick is not None else None)
 
 
 def _halting(stores: Stores, tick: Any) -> Stores:

@@ -34,11 +34,11 @@ with loaded(Path({root!r})) as snapshot, erasure(snapshot, tick) as work:
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("erasure") / "project"
     root.mkdir()
     build(root)
-    yield root
+    return root
 
 
 @pytest.fixture
@@ -46,6 +46,7 @@ def root(template: Path, tmp_path: Path) -> Path:
     return copied(template, tmp_path / "project")
 
 
+@pytest.mark.slow
 def test_each_try_comes_one_change_further_and_the_last_one_ends_it(root: Path) -> None:
     with loaded(root) as snapshot:
         before = totals(snapshot)
@@ -77,7 +78,7 @@ def test_killed_at_random_moments_it_goes_on(root: Path) -> None:
     with loaded(root) as snapshot:
         before = totals(snapshot)
     code, here = -signal.SIGKILL, Path(__file__).parent
-    for _ in range(4):
+    for _ in range(2):
         script = KILLED.format(
             folder=str(here), tests=str(here.parent), root=str(root), id=HER, at=dice.randrange(2, 30)
         )
@@ -91,6 +92,7 @@ def test_killed_at_random_moments_it_goes_on(root: Path) -> None:
     _is_gone(root, before)
 
 
+@pytest.mark.slow
 def test_whoever_is_asked_next_finishes_it_first(root: Path) -> None:
     steps = itertools.count(1)
 
@@ -110,6 +112,7 @@ def test_whoever_is_asked_next_finishes_it_first(root: Path) -> None:
         _is_gone(root, before, note.id)
 
 
+@pytest.mark.slow
 def test_only_one_erases_at_a_time(root: Path) -> None:
     refused = []
 

@@ -8,6 +8,7 @@ import threading
 import pytest
 from erasure_world import HER, HIM, World, needles, planted, project
 
+from drivetrain.core.errors import DrivetrainError
 from support import wire
 
 PLAIN = ("order", "label", "late", "tag", "page", "note", "city", "mail", "badmail", "prompt", "answer")
@@ -32,7 +33,7 @@ def test_nothing_of_a_person_is_left_and_everything_else_is() -> None:
             while not stop.is_set():
                 try:
                     assert lake.query("SELECT count(*), sum(cost_nano_usd) FROM calls").rows == before["calls_of"]
-                except Exception as error:
+                except (DrivetrainError, AssertionError) as error:
                     failed.append(error)
                     return
 

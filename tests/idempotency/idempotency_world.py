@@ -79,6 +79,12 @@ class ModelStore:
                 rows[one].sealed = None
         return found
 
+    def drop_answers(self) -> int:
+        kept = [row for row in self._shared.rows.values() if row.sealed is not None]
+        for row in kept:
+            row.sealed = None
+        return len(kept)
+
     def close(self) -> None:
         self._shared.alive.discard(self._worker)
 

@@ -178,3 +178,21 @@ def test_it_answers_as_the_model_does_whatever_is_asked(kind: str) -> None:
     finally:
         real.close()
         model.close()
+
+
+def test_dropped_answers_are_gone_and_their_keys_stay_known(stores: Stores) -> None:
+    first, other = stores.worker("a"), stores.worker("b")
+    for id_ in (b"one", b"two"):
+        claim(first, id_)
+        one(first, Keep(id_, b"an answer to " + id_))
+    claim(first, b"runs")
+    claim(first, b"unkept")
+    one(first, Keep(b"unkept", None))
+    assert other.drop_answers() == 2
+    assert [claim(other, id_) for id_ in (b"one", b"two", b"unkept")] == [Found(ANSWERED)] * 3
+    assert claim(other, b"one", b"another body") == Found(OTHER_BODY)
+    assert claim(other, b"runs") == Found(RUNNING)
+    one(first, Keep(b"runs", b"an answer of later"))
+    assert claim(other, b"runs") == Found(ANSWERED, b"an answer of later")
+    assert other.drop_answers() == 1
+    assert other.drop_answers() == 0

@@ -437,3 +437,62 @@ def test_a_second_handle_in_a_process_lets_no_lock_of_the_first_go(tmp_path) -> 
     fresh = stores.handle()
     assert fresh.account(PURSE.account) == AccountState(settled=30, held=30, over=0)
     stores.close()
+
+
+def test_an_account_that_got_another_name_goes_on_and_its_old_name_is_gone(stores: Stores) -> None:
+    one, other = both(stores)
+    hers = Terms("person/mary@2026-03", MONEY, 100, ends_ns=NOW_NS + 10 * NS_PER_S)
+    his, tagged = Terms("person/mary-ann@2026-03", MONEY, 100), Terms("tagged/customer=mary@2026-03", MONEY, 100)
+    assert one.want(hers, 60).verdicts[0].outcome == GRANTED
+    other.want(his, 10, slice_=1)
+    other.want(tagged, 10, number=2, slice_=2)
+    other.want(hers, 30, number=3, slice_=3)
+    one.sync(reports=(Report(1, hers, booked=20),), alerts=((hers.account, 50),))
+    assert one.store.named("mary") == (hers.account, tagged.account)
+    assert one.store.rename({hers.account: "person/erased-1@2026-03", "person/nobody@2026-03": "x/y@z"}) == 1
+    assert one.store.account(hers.account) is None
+    assert one.store.account("person/erased-1@2026-03") == AccountState(20, 70, 0)
+    # Who holds some of it calls it as ever.
+    reply = one.sync(reports=(Report(1, hers, booked=45),), alerts=((hers.account, 50),))
+    assert (reply.leases[0].settled, reply.alerts) == (45, ())
+    assert one.want(hers, 20, number=2, last=True).verdicts[0].outcome == REFUSED, "45 spent, 15 and 30 held"
+    assert one.want(hers, 10, number=3).verdicts[0].outcome == GRANTED
+    one.sync(reports=(Report(1, hers, returned=25, booked=45, dropped=True),))
+    assert one.store.account(hers.account) is None
+    assert one.store.account("person/erased-1@2026-03") == AccountState(45, 30, 0)
+    # Somebody who comes later opens the name anew.
+    assert one.want(hers, 100, number=4, slice_=2).verdicts[0].outcome == GRANTED
+    assert one.store.account(hers.account) == AccountState(0, 100, 0)
+    assert one.store.account(his.account) == AccountState(0, 10, 0)
+
+
+def test_what_workers_told_is_known_of_all_of_them(stores: Stores) -> None:
+    one, other = both(stores)
+    one.sync(7, open=(3, 5), position="segment-2")
+    assert set(other.store.told()) == {DeadWorker("a", 7, (3, 5), "segment-2"), DeadWorker("b", 0, (), "segment-1")}
+
+
+def test_a_full_report_that_was_prepared_before_a_renaming_is_booked(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    from drivetrain.adapters.sqlite_counter_batch import WORTH_IT
+    from drivetrain.adapters.sqlite_counters import SqliteCounters
+
+    terms = [Terms(f"person/{number}@2026-03", MONEY, 100) for number in range(WORTH_IT + 2)]
+    store, other = SqliteCounters(tmp_path), SqliteCounters(tmp_path)
+    store.join("a", "segment-1")
+    lines = tuple(Line(number, one, 10, 10, 10) for number, one in enumerate(terms, 1))
+    store.sync(SyncRequest("a", 0, wants=tuple(Want(line.slice, (line,)) for line in lines)))
+    prepared = store._prepared
+
+    def renamed_meanwhile(request: SyncRequest) -> object:
+        batch = prepared(request)
+        assert other.rename({terms[1].account: "person/erased@2026-03"}) == 1
+        return batch
+
+    store._prepared = renamed_meanwhile  # type: ignore[method-assign,assignment]
+    reports = tuple(Report(line.slice, line.terms, booked=3) for line in lines)
+    store.sync(SyncRequest("a", 0, reports=reports))
+    listed = other.accounts("person/", "@2026-03", 10_000)
+    assert (listed.count, listed.settled, listed.held) == (len(terms), 3 * len(terms), 7 * len(terms))
+    assert other.account(terms[1].account) is None
+    store.close()
+    other.close()

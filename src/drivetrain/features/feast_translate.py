@@ -122,12 +122,13 @@ class _Translator:
                 self._leave(one)
         self._note_settings()
         views = [one for one in self._views.values() if one is not None]
+        notes = (*self._repository.notes, *self._notes)
         return Translation(
             entities=tuple(self._entities.values()), sources=tuple(self._sources.values()),
             views=tuple(one for one in views if isinstance(one, TView)), requests=tuple(self._requests.values()),
             functions=tuple(one for one in views if isinstance(one, TFunction)),
             services=tuple(one for one in services if one is not None), left_out=tuple(self._left_out),
-            notes=tuple(sorted(dict.fromkeys((*self._repository.notes, *self._notes)), key=lambda one: (one.file, one.line))),
+            notes=tuple(sorted(dict.fromkeys(notes), key=lambda one: (one.file, one.line))),
         )  # fmt: skip
 
     def _wanted(self) -> list[Declared]:
