@@ -64,6 +64,10 @@ class Gateway:
 
     @property
     def worker_pids(self) -> list[int]:
+        return [pid for pid in self._children() if b"roll" not in _command_line(pid)]
+
+    def _children(self) -> list[int]:
+        """Workers, and the process that rolls records into the lake while there is one."""
         try:
             children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
         except OSError:
@@ -104,13 +108,13 @@ class Gateway:
         assert self._child is not None
         if self._child.poll() is None:
             self.signal(signal.SIGSTOP)  # so that it starts no other while its workers are killed
-            workers = self.worker_pids
-            for pid in [self.pid, *workers]:
+            children = self._children()
+            for pid in [self.pid, *children]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             self._child.wait()
-            for pid in workers:
-                assert gone(pid), f"worker {pid} lives on"
+            for pid in children:
+                assert gone(pid), f"process {pid} lives on"
         self._close()
 
     def stop(self) -> int:
@@ -155,6 +159,13 @@ def gateway(
         if made.alive:
             made.stop()
         shutil.rmtree(root, ignore_errors=True)
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def gone(pid: int, wait_s: float = 3.0) -> bool:
