@@ -1,4 +1,4 @@
-"""Features before the route, through a real gateway: rules see them, records keep them, parity recomputes them.
+"""Promise 22: features before the route, through a real gateway: rules see them, records keep them, parity recomputes them.
 
 The provider is not asked: rules answer from features alone, so what a client gets is what the vectors hold.
 """
