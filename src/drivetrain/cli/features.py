@@ -184,7 +184,9 @@ def historical_command(
                 labels, _features(features), connection=connection, full_feature_names=full_names
             )
             found.to_parquet(to)
-            typer.echo(f"{len(found)} rows with {len(found.names)} features in {to}")
+            rows, count = len(found), len(found.names)
+        _remember(store, to, labels, features, rows)
+        typer.echo(f"{rows} rows with {count} features in {to}")
     except DrivetrainError as error:
         _end(error)
 
@@ -272,6 +274,31 @@ def _print_parity(report: ParityReport) -> None:
     typer.echo(f"{report.calls} Calls compared: {verdict}")
     for why, count in report.skipped.items():
         typer.echo(f"{count} Calls not compared: {why}", err=True)
+
+
+def _remember(store: FeatureStore, path: Path, labels: str, features: str, rows: int) -> None:
+    """Records which features and labels a training set is of: a Dataset that is made from the file knows it then."""
+    import hashlib
+
+    from drivetrain.adapters.sqlite import SqliteControlLog
+    from drivetrain.embedded.applying import person
+    from drivetrain.lineage.lineage import Lineage
+
+    snapshot = store.snapshot
+    chosen = store.definitions.select(_features(features))
+    views: dict[str, Any] = {**store.definitions.views, **store.definitions.on_demand}
+    inputs = [f"service:{chosen.name}@{chosen.fingerprint}"] if chosen.name else [
+        f"features:{name}@{views[name].fingerprint}" for name in dict.fromkeys(one.view for one in chosen.features)
+    ]  # fmt: skip
+    if labels.startswith("dataset:"):
+        inputs.append(labels)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    whole = path.resolve()
+    told = whole.relative_to(snapshot.root).as_posix() if whole.is_relative_to(snapshot.root) else whole.name
+    control = SqliteControlLog(snapshot.data_folder / "control.db", snapshot.keys_folder)
+    lineage = Lineage(control, actor=person())
+    lineage.made(f"file:{told}@{digest}", inputs=inputs, code_hash=snapshot.hash, facts={"rows": rows})
 
 
 def _listed(store: FeatureStore) -> list[dict[str, Any]]:

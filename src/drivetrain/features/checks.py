@@ -29,8 +29,9 @@ from drivetrain.core.features import (
     SqlSource,
     TableSource,
 )
+from drivetrain.core.times import span_us
 from drivetrain.features.definitions import ServiceDefinition, aggregated_dtype, column_dtype, define
-from drivetrain.features.dtypes import coerce, dtype_name, duration_us
+from drivetrain.features.dtypes import coerce, dtype_name
 from drivetrain.project.settings import NAME, NAME_HELP
 from drivetrain.project.snapshot import Features, Snapshot
 
@@ -109,7 +110,7 @@ class _Notes:
 
     def duration(self, declaration: Any, argument: str, declared: Any) -> None:
         try:
-            duration_us(declared)
+            span_us(declared)
         except ValueError as error:
             self.note(declaration, f"has a wrong `{argument}`.", value=declared, do=str(error))
 

@@ -31,7 +31,8 @@ from drivetrain.core.features import (
     SqlSource,
     TableSource,
 )
-from drivetrain.features.dtypes import coerce, dtype_name, duration_us
+from drivetrain.core.times import span_us
+from drivetrain.features.dtypes import coerce, dtype_name
 from drivetrain.project.snapshot import Features
 
 FINGERPRINT_HEX = 16
@@ -443,7 +444,7 @@ def _dtype(declared: Any, where: str) -> str:
 
 def _duration(declared: Any, where: str) -> int:
     try:
-        return duration_us(declared)
+        return span_us(declared)
     except ValueError as error:
         raise DrivetrainError(f"{where} has a wrong duration: {declared!r}.", do=str(error)) from None
 

@@ -1,6 +1,6 @@
 """Types of features: what a declaration may write, how DuckDB calls it, and how a Python value becomes one.
 
-Owns durations too. Defaults, keys, request columns and what on-demand functions return all pass `coerce`, offline and
+Defaults, keys, request columns and what on-demand functions return all pass `coerce`, offline and
 online alike: one implementation, so that neither side rounds, truncates or guesses differently.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import operator
-import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -26,9 +25,6 @@ SQL_TYPES: Mapping[str, str] = {
 }
 """What DuckDB calls each of `DTYPES`."""
 
-DURATION_DAYS_MAX = 36_500
-"""A hundred years; beyond it times overflow, and nobody means it."""
-
 _PYTHON_TYPES: Mapping[type, str] = {
     int: "int64",
     float: "float64",
@@ -36,8 +32,6 @@ _PYTHON_TYPES: Mapping[type, str] = {
     bool: "bool",
     datetime: "timestamp",
 }
-_UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
-_DURATION = re.compile(r"([1-9][0-9]{0,9})([smhdw])")
 _INT64_MAX = 2**63 - 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -52,20 +46,6 @@ def dtype_name(declared: Dtype) -> str:
     if name is None:
         raise ValueError(did_you_mean("", DTYPES))
     return name
-
-
-def duration_us(declared: timedelta | str) -> int:
-    """`90s`, `10m`, `6h`, `2d`, `1w` or a timedelta, in microseconds. Raises: ValueError, with what to write."""
-    if isinstance(declared, timedelta):
-        microseconds = declared // timedelta(microseconds=1)
-    else:
-        found = _DURATION.fullmatch(declared) if isinstance(declared, str) else None
-        if found is None:
-            raise ValueError("Write a whole number and a unit: `90s`, `10m`, `6h`, `2d`, `1w`.")
-        microseconds = int(found[1]) * _UNITS_S[found[2]] * 1_000_000
-    if not 0 < microseconds <= DURATION_DAYS_MAX * 86_400_000_000:
-        raise ValueError(f"It is more than nothing and at most `{DURATION_DAYS_MAX}d`.")
-    return microseconds
 
 
 def coerce(dtype: str, value: Any) -> Any:

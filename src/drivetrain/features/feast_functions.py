@@ -1,6 +1,7 @@
 """The functions of a Feast repository: their source, and what they need to stand in a module of ours.
 
-Nothing is run here. Called by `feast_translate.py`.
+Nothing is run here, and what is carried runs nothing when it is imported: functions, written-out constants and imports
+of the standard library. Called by `feast_translate.py`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import msgspec
 
 HELPERS_MAX = 50
 """Functions that one function calls, all told; one with more is a library, not a feature."""
+_ACTING = ("antigravity", "idlelib", "this", "turtledemo")
+"""Modules of the standard library that do something when they are imported."""
 _CLOCKS = ("random", "secrets", "time", "uuid")
 _NOW = re.compile(r"\.(now|utcnow|today)\(")
 
@@ -63,6 +66,8 @@ def carry(source: str, line: int, name: str) -> Carried | Refused:
     waiting, done = [function], {function.name}
     while waiting:
         one = waiting.pop()
+        if not all(_is_plain(default) for default in _defaults(one)):
+            return Refused(f"a default of `{one.name}` is computed when it is defined")
         for needed in sorted(_needed(source, one)):
             if hasattr(builtins, needed) or needed in done:
                 if needed == function.name:
@@ -76,7 +81,7 @@ def carry(source: str, line: int, name: str) -> Carried | Refused:
                 before[needed] = _text(source, found)
                 waiting.append(found)
             elif isinstance(found, ast.Assign | ast.AnnAssign) and _is_plain(found.value):
-                before[needed] = _text(source, found)
+                before[needed] = ast.get_source_segment(source, found) or ""
             elif isinstance(found, str):
                 imports[needed] = found
             else:
@@ -86,9 +91,12 @@ def carry(source: str, line: int, name: str) -> Carried | Refused:
         if isinstance(statement, str):
             imports[annotation] = statement
     text = _text(source, function)
+    renamed, count = re.subn(rf"\Adef\s+{re.escape(function.name)}\s*\(", f"def {name}(", text, count=1)
+    if not count:
+        return Refused("it is written as no plain function is")
     return Carried(
         name=name,
-        text=re.sub(rf"def\s+{re.escape(function.name)}\s*\(", f"def {name}(", text, count=1),
+        text=renamed,
         imports=imports,
         before={one: before[one] for one in sorted(before, key=lambda one: _line_of(tree, one))},
         clock=bool(_NOW.search(text)) or any(one.split()[1].partition(".")[0] in _CLOCKS for one in imports.values()),
@@ -122,7 +130,7 @@ def _text(source: str, node: ast.stmt) -> str:
 def _needed(source: str, function: ast.FunctionDef) -> set[str]:
     """Names that the function takes from its module, those in its annotations aside."""
     table = symtable.symtable(_text(source, function), "function", "exec")
-    found = {one.id for default in _defaults(function) for one in ast.walk(default) if isinstance(one, ast.Name)}
+    found: set[str] = set()
     waiting = list(table.get_children())
     while waiting:
         scope = waiting.pop()
@@ -160,7 +168,8 @@ def _defined(tree: ast.Module, name: str) -> ast.stmt | str | None:
 
 def _import(statement: ast.Import | ast.ImportFrom, alias: ast.alias) -> str | None:
     module = alias.name if isinstance(statement, ast.Import) else statement.module or ""
-    if getattr(statement, "level", 0) or module.partition(".")[0] not in sys.stdlib_module_names:
+    top = module.partition(".")[0]
+    if getattr(statement, "level", 0) or top not in sys.stdlib_module_names or top in _ACTING:
         return None
     named = f"{alias.name} as {alias.asname}" if alias.asname else alias.name
     return f"import {named}" if isinstance(statement, ast.Import) else f"from {module} import {named}"
@@ -169,7 +178,9 @@ def _import(statement: ast.Import | ast.ImportFrom, alias: ast.alias) -> str | N
 def _is_plain(value: ast.expr | None) -> bool:
     """Whether a constant is written out, so that it can be copied."""
     try:
-        return value is not None and ast.literal_eval(value) is not None
+        if value is not None:
+            ast.literal_eval(value)
+        return value is not None
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return False
 

@@ -203,7 +203,13 @@ def _files(root: Path, notes: list[Note]) -> list[str]:
     waiting, walked = [(root, 0)], 0
     while waiting:
         folder, depth = waiting.pop()
-        for entry in sorted(os.scandir(folder), key=lambda one: one.name):
+        try:
+            entries = sorted(os.scandir(folder), key=lambda one: one.name)
+        except OSError as error:
+            where = folder.relative_to(root).as_posix()
+            notes.append(Note(file=where, what=f"The folder cannot be read: {error.strerror}.", do="Make it readable."))
+            continue
+        for entry in entries:
             walked += 1
             if walked > WALKED_MAX:
                 raise DrivetrainError(

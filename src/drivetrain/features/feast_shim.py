@@ -12,6 +12,7 @@ curious scripts; it is no sandbox against native code, of which there is none he
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import datetime
 import importlib
@@ -34,6 +35,8 @@ TEXT_MAX = 100_000
 """Characters of one value."""
 OBJECTS_MAX = 20_000
 PROBLEMS_MAX = 200
+_MARK = "\0absent\0"
+"""Stands in a text that was made of something absent."""
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _READABLE = ("/dev/null", "/dev/urandom", "/dev/zero", "/usr/share/zoneinfo")
 _REFUSED = re.compile(
@@ -114,7 +117,7 @@ class Absent:
 
     __bool__ = lambda self: False  # noqa: E731
     __setitem__ = __delitem__ = lambda self, *given: None
-    __repr__ = __str__ = lambda self: "<something absent>"
+    __repr__ = __str__ = lambda self: _MARK
     __hash__ = object.__hash__
 
 
@@ -339,7 +342,7 @@ def told(value: Any, depth: int = 0) -> Any:
     if isinstance(value, int):
         return value if -(2**63) <= value < 2**64 else {"$": "other", "text": "a large number"}
     if isinstance(value, str):
-        return str(value)[:TEXT_MAX]
+        return {"$": "absent", "name": "a text of a missing value"} if _MARK in value else str(value)[:TEXT_MAX]
     if isinstance(value, datetime.timedelta):
         return {"$": "duration", "us": value // datetime.timedelta(microseconds=1)}
     if isinstance(value, Recorded):
@@ -411,7 +414,8 @@ def _confine(root: str, memory_bytes: int, seconds: int) -> None:
         ("RLIMIT_FSIZE", 0), ("RLIMIT_CORE", 0), ("RLIMIT_NOFILE", 128), ("RLIMIT_AS", memory_bytes),
         ("RLIMIT_CPU", seconds),
     ):  # fmt: skip
-        resource.setrlimit(getattr(resource, name), (most, most))
+        with contextlib.suppress(OSError, ValueError):  # not every system has each of them
+            resource.setrlimit(getattr(resource, name), (most, most))
     allowed = tuple(
         f"{os.path.realpath(one).rstrip('/')}/" for one in (root, sys.base_prefix, os.path.dirname(os.__file__))
     )

@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from drivetrain.core.features import AGGREGATIONS
+from drivetrain.core.times import DURATION_DAYS_MAX
 from drivetrain.features.checks import COLUMN, RESERVED
-from drivetrain.features.dtypes import DURATION_DAYS_MAX
 from drivetrain.features.feast_functions import Carried, carry, function_source
 from drivetrain.features.feast_reading import (
     Declared,
@@ -108,7 +108,13 @@ class _Translator:
         self._texts: dict[str, str] = {}
 
     def run(self) -> Translation:
-        wanted = self._wanted()
+        wanted = []
+        for one in self._wanted():
+            if one.name or one.kind not in ("Entity", "FeatureService", *VIEWS):
+                wanted.append(one)
+            else:
+                self._note(one, f"The name of this {one.kind} cannot be read: {_shown(one.arguments.get('name'))}.",
+                           "Write it out.")  # fmt: skip
         for one in wanted:
             self._learn_keys(one)
         for one in wanted:
@@ -282,9 +288,12 @@ class _Translator:
         """(path in the project, "") of a file that can stand there; ("", where it is) of everything else."""
         where = self._where(one)
         formatted = one.arguments.get("file_format")
-        delta = isinstance(formatted, Declared) and formatted.kind not in ("ParquetFormat", "CsvFormat")
-        if one.kind != "FileSource" or "://" in where.removeprefix("file://") or delta or not where:
-            return "", self._outside(one, where, delta)
+        kind = formatted.kind.removesuffix("Format") if isinstance(formatted, Declared) else str(formatted or "parquet")
+        delta = kind.lower() not in ("parquet", "csv")
+        # Spark and Ray read local files too.
+        local = one.kind == "FileSource" or one.text("path") == where
+        if not where or not local or delta or "://" in where.removeprefix("file://"):
+            return "", self._outside(one, where, kind if delta else "")
         file = Path(where.removeprefix("file://"))
         absolute = Path(self._lexical(file if file.is_absolute() else self._repository.root / file))
         pattern = absolute.is_dir() or not PurePosixPath(where).suffix
@@ -310,11 +319,11 @@ class _Translator:
                 parts.append(part)
         return str(Path(*parts))
 
-    def _outside(self, one: Declared, where: str, delta: bool) -> str:
-        system = "Delta" if delta else one.kind.removesuffix("Source") or "a system"
+    def _outside(self, one: Declared, where: str, kind: str) -> str:
+        system = kind or one.kind.removesuffix("Source") or "a system"
         parts = [one.text(name) for name in ("database", "schema")]
         named = ".".join(part for part in (*parts, _without_secrets(where)) if part)
-        text = f"{system} {named}" if named else f"{system}, by the query at {one.file}:{one.line}"
+        text = f"{system} {named}" if named else f"{system}, as {one.file}:{one.line} says"
         if USER_IN_URL.search(text) or SECRET_IN_TEXT.search(text) or len(text) > 300:
             return f"{system}, as {one.file}:{one.line} says"
         return text
@@ -322,7 +331,7 @@ class _Translator:
     def _file_columns(self, one: Declared) -> dict[str, str]:
         """Column -> dtype of a Parquet file in the repository; nothing where there is none."""
         where = self._where(one)
-        if one.kind != "FileSource" or not where.endswith(".parquet"):
+        if not where.endswith(".parquet") or "://" in where.removeprefix("file://"):
             return {}
         path = (self._repository.root / where.removeprefix("file://")).resolve()
         if not path.is_file() or not path.is_relative_to(self._repository.root):
@@ -334,7 +343,7 @@ class _Translator:
     # Views.
 
     def _view(self, one: Declared) -> TView | TFunction | None:
-        if id(one) not in self._views:
+        if id(one) not in self._views and one.name:
             self._views[id(one)] = None  # a view that reads itself is left out
             self._check_arguments(one)
             made: TView | TFunction | None = None
@@ -342,7 +351,7 @@ class _Translator:
                 made = self._on_demand(one) if one.kind == "OnDemandFeatureView" else self._plain_view(one)
             self._views.pop(id(one))
             self._views[id(one)] = made
-        return self._views[id(one)]
+        return self._views.get(id(one))
 
     def _plain_view(self, one: Declared) -> TView:
         if one.kind == "LabelView":
@@ -383,7 +392,7 @@ class _Translator:
             entity = one
             if isinstance(one, str):
                 entity = next((d for d in self._repository.declared if d.kind == "Entity" and d.name == one), None)
-            if not isinstance(entity, Declared) or entity.kind != "Entity":
+            if not isinstance(entity, Declared) or entity.kind != "Entity" or not entity.name:
                 raise self._out(view, f"{view.kind} `{view.name}` names an entity that is not declared: {_shown(one)}.",
                                 "Declare the Entity.")  # fmt: skip
             found.append(self._entity(entity))
@@ -426,6 +435,9 @@ class _Translator:
         if not found:
             self._note(view, f"`{view.name}` lists no features, and its columns cannot be looked up.",
                        "List them in `schema`.")  # fmt: skip
+        for name, dtype in found.items():
+            if not dtype or not COLUMN.fullmatch(name):
+                self._note(view, f"`{name}` of `{view.name}` has a type that no feature has, or a name.")
         return tuple(
             TField(name=name, dtype=dtype) for name, dtype in found.items() if dtype and COLUMN.fullmatch(name)
         )
@@ -684,7 +696,10 @@ def _columns(path: Path) -> dict[str, str]:
             rows = connection.execute(f"DESCRIBE SELECT * FROM read_parquet({literal(str(path))})").fetchall()  # noqa: S608
         except duckdb.Error:
             return {}
-    return {row[0]: next((dtype for names, dtype in _PHYSICAL if row[1].startswith(names)), "") for row in rows}
+    return {
+        name: "" if "[" in kind else next((dtype for names, dtype in _PHYSICAL if kind.startswith(names)), "")
+        for name, kind, *_ in rows
+    }
 
 
 def _shown(value: Any) -> str:

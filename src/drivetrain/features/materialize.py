@@ -10,7 +10,7 @@ feature server and FeatureStore.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ from drivetrain.ports.online import ABSENT, OnlineStore, PartRow, entity_key
 if TYPE_CHECKING:
     import duckdb
 
+    from drivetrain.features.snapshots import Snapshots
+
 BATCH_ROWS = 5_000
 """Rows that are in Python at a time."""
 
@@ -39,6 +41,8 @@ class MaterializedView(msgspec.Struct, frozen=True):
     """Entities with a row as of the moment."""
     newest_us: int | None
     """The newest event time among them."""
+    snapshot: str = ""
+    """The file in the lake with these rows, which `feature.NAME` shows in SQL; none of persons."""
 
 
 class Materialized(msgspec.Struct, frozen=True):
@@ -60,12 +64,15 @@ def materialize(
     now_us: int,
     start_us: int | None = None,
     views: Sequence[str] | None = None,
+    snapshots: Snapshots | None = None,
+    persons: Collection[str] = (),
 ) -> Materialized:
     """Write the vectors of these views (by default of all that are online) as of `end_us`, one table after the other.
 
     start_us: entities whose newest row is older are only written where they were before; None: all are. Each table is
     replaced whole; where a view fails, tables that were written before it stand, and all others are as they were. A
-    service whose tables hold a chosen view is written whole. Raises: DrivetrainError.
+    service whose tables hold a chosen view is written whole. snapshots: take each view's rows too, but those of views
+    with one of the join keys `persons`. Raises: DrivetrainError.
     """
     if end_us > now_us:
         raise DrivetrainError("Nothing can be materialized as of a moment to come.", do="Name a moment until now.")
@@ -87,6 +94,14 @@ def materialize(
         if start_us is not None:
             rows = _since(store, table, rows, start_us)
         counts[table.layout.table] = store.replace(table.layout, rows, (end_us,) * len(table.reads))
+    if snapshots is not None:
+        open_views = {
+            name for name, view in definitions.views.items() if not any(key.name in persons for key in view.keys)
+        }
+        snapshots.remove(but=open_views)
+        rows_of = {name: connection.view(relation) for name, relation in relations.items() if name in open_views}
+        written = snapshots.write(rows_of, end_us)
+        made = [msgspec.structs.replace(view, snapshot=written.get(view.name, "")) for view in made]
     return Materialized(end_us, tuple(made), counts)
 
 
@@ -186,6 +201,8 @@ def view_facts(view: MaterializedView) -> dict[str, Any]:
     facts: dict[str, Any] = {"rows": view.rows}
     if view.newest_us is not None:
         facts["newest_event_ns"] = view.newest_us * 1_000
+    if view.snapshot:
+        facts["snapshot"] = view.snapshot
     return facts
 
 

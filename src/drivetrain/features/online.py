@@ -21,6 +21,7 @@ import msgspec
 
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.features import ViewSeen
+from drivetrain.core.times import span_us
 from drivetrain.features.definitions import (
     EntityGroup,
     FeatureDefinition,
@@ -30,7 +31,7 @@ from drivetrain.features.definitions import (
     ViewDefinition,
     ViewRead,
 )
-from drivetrain.features.dtypes import coerce, duration_us
+from drivetrain.features.dtypes import coerce
 from drivetrain.features.on_demand import compute, request_columns
 from drivetrain.ports.online import ABSENT, Layout, OnlineStore, Part, Vectors, entity_key, entity_keys
 
@@ -279,7 +280,7 @@ def output_names(service: ServiceDefinition, *, full: bool = False) -> list[tupl
 def fresh_us(view: ViewDefinition) -> int | None:
     """The oldest that a view's values may be before they count as stale; None: nothing was promised."""
     declared = view.source.fresh_within
-    return None if declared is None else duration_us(declared)
+    return None if declared is None else span_us(declared)
 
 
 def stored(dtype: str, value: Any) -> Any:

@@ -34,7 +34,7 @@ from drivetrain.features.pushing import PushedRows, make_empty, push
 from drivetrain.lineage.made import record_made
 from drivetrain.ports.control import ControlLog
 from drivetrain.ports.online import OnlineStore
-from drivetrain.ports.tables import TableStore
+from drivetrain.ports.tables import ObjectStore, TableStore
 from drivetrain.project.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class FeatureLake(Protocol):
     """What the store needs of the lake: `lake.Lake` has it."""
 
     tables: TableStore | None
+    objects: ObjectStore | None
 
     def connect(self, *, trusted: bool = False) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
         """A private DuckDB with every named table."""
@@ -259,13 +260,19 @@ class FeatureStore:
 
         Entities that were online before stay up to date whatever their age. Raises: DrivetrainError.
         """
+        from drivetrain.datasets.workplaces import staging_folder
+        from drivetrain.features.erasing import subject_keys
         from drivetrain.features.materialize import materialize, view_facts
+        from drivetrain.features.snapshots import Snapshots
 
+        objects, scratch = self._lake.objects, staging_folder(self.snapshot.data_folder)
         with self.connect() as connection:
             made = materialize(
                 connection, self.online, self.definitions, root=self.snapshot.root,
                 start_us=None if start_date is None else moment_us(start_date),
                 end_us=moment_us(end_date), now_us=self._now_ns() // 1_000, views=feature_views,
+                snapshots=None if objects is None else Snapshots(objects, scratch=scratch),
+                persons=subject_keys(self.snapshot.features.entities),
             )  # fmt: skip
         if self._control is not None:
             control = self._control()
