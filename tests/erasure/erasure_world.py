@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ from drivetrain.datasets.sources import FromCalls, FromFile
 from drivetrain.embedded.asking import lake_for
 from drivetrain.embedded.feature_store import feature_store
 from drivetrain.lake.lake import Lake
-from drivetrain.ledger.frames import calls_folder, frames, segments
+from drivetrain.ledger.frames import frames, segments
 from drivetrain.lineage.lineage import Lineage
 from drivetrain.project import load
 from drivetrain.project.snapshot import Snapshot
@@ -200,7 +199,7 @@ class World:
         ]
         sent = wire.one(self.gateway.port, wire.request(json.dumps(outcomes), path="/v1/outcomes"))
         assert sent.status == 200, sent
-        return call_id
+        return str(call_id)
 
     def push(self, *people: str) -> None:
         store = feature_store(self.root)
@@ -278,14 +277,6 @@ class World:
     def left(self, texts: Sequence[str]) -> dict[str, list[str]]:
         """Files of the data folder that still have any of them; segments of living writers are let settle."""
         return files_with(self.data_folder, texts)
-
-    def bytes_rolled(self) -> bool:
-        return any(calls_folder(self.data_folder).glob("*.seg"))
-
-
-def settled_counters(world: World) -> None:
-    """Workers tell the counters of what ended within half a second."""
-    time.sleep(0.8)
 
 
 def _answer(body: bytes) -> str:

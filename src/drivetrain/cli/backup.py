@@ -119,7 +119,7 @@ def restore_command(
     if as_json:
         import msgspec
 
-        more = {"aside": done.aside, "cut": done.cut, "forgotten": done.forgotten}
+        more = {"aside": done.aside, "cut": done.cut, "forgotten": done.forgotten, "erasures": done.erasures}
         _print_json({**_described(done.generation), **more, "rejoined": msgspec.to_builtins(done.rejoined)})
         return
     _say(done)
@@ -167,12 +167,13 @@ def stores_of(project: Path | None) -> Stores:
 
     root = find_root(project or Path.cwd())
     settings = settings_of(root)
-    data_folder = root / settings.ledger.folder
+    # Where a link leads: a folder that is put in its place stands on the same disk.
+    data_folder = (root / settings.ledger.folder).resolve()
     lake = _lake(root, data_folder, settings.lake)
     return Stores(
         root=root,
         data_folder=data_folder,
-        keys_folder=root / settings.ledger.keys_folder,
+        keys_folder=(root / settings.ledger.keys_folder).resolve(),
         snapshots_folder=root / ".drivetrain" / "snapshots",
         lake=lake,
         lake_folder=None if lake.is_remote else _lake_folder(settings.lake.url, data_folder),
@@ -348,6 +349,8 @@ def _say(done: Restored) -> None:
         typer.echo(f"{done.cut:,} Calls ran at that moment; they count as interrupted, at what was reserved for them")
     if done.forgotten:
         typer.echo(f"{done.forgotten:,} subjects were forgotten since, and stay so")
+    if done.erasures:
+        typer.echo(f"{done.erasures:,} erasures were made since; make them again: `drivetrain erase --subject ID`")
     if done.rejoined is not None and done.rejoined.went_on:
         typer.echo(
             f"the lake went on since: it has {done.rejoined.calls_known:,} of the restored Calls already; "

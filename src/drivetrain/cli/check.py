@@ -60,17 +60,21 @@ def check_project(root: Path, environment: str | None) -> CheckAnswer:
 
 def _check_snapshot(snapshot: Snapshot) -> CheckAnswer:
     from drivetrain import providers
+    from drivetrain.erasure.note import unfinished
     from drivetrain.features import checks as feature_checks
     from drivetrain.project.secrets import missing
 
     problems = (*providers.check(snapshot), *feature_checks.check(snapshot))
+    notices = [str(one) for one in missing(snapshot, os.environ)]
+    if unfinished(snapshot.keys_folder) is not None:
+        notices.append("an erasure was cut off; run `drivetrain erase --resume` to finish it")
     return CheckAnswer(
         ok=not problems,
         snapshot="" if problems else snapshot.hash,
         environment=snapshot.environment,
         workflows=tuple(name for name in snapshot.workflows if name not in snapshot.direct),
         problems=problems,
-        notices=tuple(str(one) for one in missing(snapshot, os.environ)),
+        notices=tuple(notices),
     )
 
 

@@ -221,7 +221,7 @@ def _datasets(project: Path | None) -> Datasets:
     from drivetrain.adapters.files import FileVault
     from drivetrain.adapters.sqlite import SqliteControlLog
     from drivetrain.cli.lake_place import lake_of
-    from drivetrain.datasets import Datasets
+    from drivetrain.datasets import Datasets, staging_folder
     from drivetrain.embedded.applying import person
 
     places = ledger_places(project)
@@ -233,6 +233,7 @@ def _datasets(project: Path | None) -> Datasets:
         SqliteControlLog(places.control_log, places.keys_folder),
         vault=FileVault(places.keys_folder, payload_days=places.payload_days),
         root=places.root,
+        scratch=staging_folder(places.data_folder),
         actor=person(),
     )
 

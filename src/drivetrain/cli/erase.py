@@ -135,10 +135,11 @@ def _show_elsewhere(others: Elsewhere) -> None:
         ("was made from these Datasets; train or report anew", others.models),
         ("rows in which a column that is not marked `subject` is this id; they stay", list(others.unmarked)),
         ("has personal columns, and none that says whose a row is", others.untold),
+        ("cannot be read, and may have rows of anybody: restore or delete it", others.unreadable),
         ("was exported from these Datasets", others.exports),
         ("the project reads", others.files),
         ("stays outside", others.sources),
-        ("got their Calls", others.providers),
+        ("were sent their Calls", others.providers),
         ("of the project names them", others.declared),
         ("records of the control log name them, and cannot be changed", list(map(str, others.control_records))),
     ]

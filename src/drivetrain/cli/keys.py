@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import contextlib
 import sys
 import time
 import tomllib
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import msgspec
 import typer
 
-from drivetrain.cli.places import UNITS_S, LedgerPlaces, ledger_places, plain
+from drivetrain.cli.places import LedgerPlaces, ledger_places, plain
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.keys import IssuedKey, new_key
-from drivetrain.core.times import NS_PER_S, iso, parse_iso
+from drivetrain.core.times import NS_PER_S, duration_us, iso, parse_iso
 from drivetrain.ports.keys import IssuedKeys, KeyTerms
 
 if TYPE_CHECKING:
@@ -238,9 +238,11 @@ def _moment_ns(text: str, now_ns: int) -> int | None:
     """When a key expires; None: never. Raises: DrivetrainError."""
     if text == "never":
         return None
-    after = re.fullmatch(r"(\d{1,9})([smhdw])", text)
+    moment = None
+    with contextlib.suppress(ValueError):
+        moment = now_ns + duration_us(text) * 1_000
     try:
-        moment = now_ns + int(after[1]) * UNITS_S[after[2]] * NS_PER_S if after else parse_iso(text)
+        moment = parse_iso(text) if moment is None else moment
     except ValueError:
         raise DrivetrainError(
             f"`{plain(text)}` is no time to expire.",
@@ -253,10 +255,10 @@ def _moment_ns(text: str, now_ns: int) -> int | None:
 
 
 def _overlap_ns(text: str) -> int:
-    found = re.fullmatch(r"(\d{1,9})([smhdw])", text)
-    if found is None:
-        raise DrivetrainError(f"`{plain(text)}` is no duration.", do="Write for example `1h`, `7d` or `0s`.")
-    overlap_ns = int(found[1]) * UNITS_S[found[2]] * NS_PER_S
+    try:
+        overlap_ns = duration_us(text) * 1_000
+    except ValueError:
+        raise DrivetrainError(f"`{plain(text)}` is no duration.", do="Write for example `1h`, `7d` or `0s`.") from None
     if overlap_ns > OVERLAP_DAYS_MAX * DAY_NS:
         raise DrivetrainError(
             f"`{text}` is longer than {OVERLAP_DAYS_MAX} days.", do="Issue a second key, and revoke this one later."

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import re
 import time
 import tomllib
 from datetime import UTC, datetime
@@ -13,11 +13,9 @@ from typing import Any
 import msgspec
 
 from drivetrain.core.errors import DrivetrainError
-from drivetrain.core.times import NS_PER_S, parse_iso
+from drivetrain.core.times import NS_PER_S, duration_us, parse_iso
 from drivetrain.project.files import find_root
 from drivetrain.project.snapshot import LedgerSettings
-
-UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 
 class LedgerPlaces(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,9 +64,8 @@ def moment_ns(text: str, now_ns: int | None = None) -> int:
     midnight = now // (86_400 * NS_PER_S) * 86_400 * NS_PER_S
     if text in {"now", "today", "yesterday"}:
         return {"now": now, "today": midnight, "yesterday": midnight - 86_400 * NS_PER_S}[text]
-    ago = re.fullmatch(r"(\d{1,9})([smhdw])", text)
-    if ago:
-        return max(0, now - int(ago[1]) * UNITS_S[ago[2]] * NS_PER_S)
+    with contextlib.suppress(ValueError):
+        return max(0, now - duration_us(text) * 1_000)
     try:
         return parse_iso(text)
     except ValueError:

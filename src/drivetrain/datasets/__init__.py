@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from drivetrain.datasets.checks import DatasetRefused, Violation
 from drivetrain.datasets.datasets import Created, Datasets
-from drivetrain.datasets.numbers import parquet_paths
+from drivetrain.datasets.numbers import parquet_paths, sweep_strays
 from drivetrain.datasets.schema import NOTHING_DECLARED, Declared, parse_schema, read_schema
 from drivetrain.datasets.sources import FromCalls, FromFile, FromQuery
+from drivetrain.datasets.workplaces import staging_folder, sweep_staging
 
 __all__ = [
     "NOTHING_DECLARED",
@@ -21,4 +22,7 @@ __all__ = [
     "parquet_paths",
     "parse_schema",
     "read_schema",
+    "staging_folder",
+    "sweep_staging",
+    "sweep_strays",
 ]

@@ -70,7 +70,8 @@ class Datasets:
     """The Datasets of a project.
 
     lake: where `FromQuery` and `FromCalls` ask; None: only files. vault: opens what Calls were asked and answered.
-    root: the folder that files must be in. scratch: where rows are staged; None: the system's folder for that.
+    root: the folder that files must be in. scratch: where rows are staged, `staging_folder` of a data folder;
+    None: the system's place for that.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class Datasets:
                 f"`{name[:100]}` is no name for a Dataset.",
                 do="A name starts with a small letter and has at most 64 of a-z, 0-9, `_` and `-`.",
             )
+        self._shelf.sweep(self._now_ns(), name)
         with open_bench(self._scratch) as bench:
             source = self._stage(bench, origin, declared)
             schema = settle(bench, source.staged, source.declared)
@@ -319,7 +321,7 @@ class Datasets:
             split_rows=dict(bench.rows(parts)) if parts else {},
             newest=newest,
         )
-        published = self._shelf.publish(whole, files, self._entropy(8).hex())
+        published = self._shelf.publish(whole, files, self._entropy(8).hex(), self._now_ns)
         try:
             self._note(published)
         except BaseException:

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from drivetrain.core.datasets import SPLIT, DatasetV1, ErasedRowsV1, FileV1, QuarantineV1, Reference
+from drivetrain.core.errors import DrivetrainError
 from drivetrain.datasets.checks import CALL_ID
 from drivetrain.datasets.content import content_hash
 from drivetrain.datasets.numbers import FOLDER, Shelf, file_of
@@ -29,6 +30,7 @@ from drivetrain.lineage import made
 from drivetrain.ports.control import ControlLog
 from drivetrain.ports.tables import ObjectStore
 
+FILE = re.compile(r"(rows|quarantine)-[0-9a-f]+\.parquet")
 ROW_GROUP_ROWS = 100_000
 AT_ONCE = 10_000
 """Ids of one INSERT."""
@@ -71,6 +73,8 @@ class DatasetErasing:
         self._shelf = Shelf(objects)
         self._control = control
         self._subject = subject
+        self.unreadable: dict[str, None] = {}
+        """Numbers that were passed over: `dataset:golden@3`."""
         self._call_ids = call_ids
         self._actor = actor
         self._now_ns = now_ns
@@ -80,7 +84,7 @@ class DatasetErasing:
         """Every number that has anything of them; changes nothing. Reads each Dataset."""
         with open_bench() as bench:
             self._prepare(bench)
-            found = [self._count(bench, dataset) for dataset in self._all()]
+            found = [counted for dataset in self.readable() if (counted := self._count(bench, dataset)) is not None]
         return [one for one in found if one.any or one.unmarked]
 
     def erase(self) -> list[DatasetRows]:
@@ -88,20 +92,28 @@ class DatasetErasing:
         changed = []
         with open_bench() as bench:
             self._prepare(bench)
-            for dataset in self._all():
+            for dataset in self.readable():
                 found = self._count(bench, dataset)
                 left = dataset
-                if found.any:
+                if found is not None and found.any:
                     left = self._write(bench, dataset, found)
                     changed.append(found)
                 self._tell(left)
             self._sweep(bench)
         return changed
 
-    def _all(self) -> Iterator[DatasetV1]:
+    def readable(self) -> Iterator[DatasetV1]:
+        """Every number of every Dataset whose manifest and files are there; the others are in `unreadable`."""
         for name, numbers in self._shelf.numbers().items():
             for number in numbers:
-                yield self._shelf.read(Reference(name, number))
+                try:
+                    dataset = self._shelf.read(Reference(name, number))
+                    for file in _files(dataset):
+                        self._shelf.local(file)
+                except DrivetrainError:
+                    self.unreadable[f"dataset:{name}@{number}"] = None
+                else:
+                    yield dataset
 
     def _prepare(self, bench: Bench) -> None:
         import arro3.core as arrow
@@ -132,23 +144,30 @@ class DatasetErasing:
             "coalesce(list_has_any(whose, (SELECT list(id) FROM their_calls)), false))"
         )
 
-    def _count(self, bench: Bench, dataset: DatasetV1) -> DatasetRows:
+    def _count(self, bench: Bench, dataset: DatasetV1) -> DatasetRows | None:
+        """What it has of them; None where its files are damaged."""
+        import duckdb
+
         theirs = self._is_theirs(dataset)
         cells = [
             self._subject.equals(identifier(one.name))
             for one in dataset.schema.columns
             if not one.subject and one.type in ("string", "int64")
         ]
-        unmarked = f"NOT {theirs} AND ({' OR '.join(cells)})" if cells else "false"
-        ((rows, others),) = bench.connection.execute(
-            f"SELECT count(*) FILTER (WHERE {theirs}), count(*) FILTER (WHERE {unmarked}) FROM {self._read(dataset)}"
-        ).fetchall()
+        other = f"NOT {theirs} AND ({' OR '.join(cells)})" if cells else "false"
+        counted = f"SELECT count(*) FILTER (WHERE {theirs}), count(*) FILTER (WHERE {other}) FROM {self._read(dataset)}"
         violations = 0
-        if dataset.quarantine is not None:
-            violations = bench.one(f"SELECT count(*) FROM {self._quarantine(dataset)} WHERE {self._is_in_quarantine()}")
+        try:
+            ((rows, unmarked),) = bench.connection.execute(counted).fetchall()
+            if dataset.quarantine is not None:
+                quarantine = f"{self._quarantine(dataset)} WHERE {self._is_in_quarantine()}"
+                violations = bench.one(f"SELECT count(*) FROM {quarantine}")
+        except duckdb.Error:
+            self.unreadable[dataset.artifact] = None
+            return None
         named = bench.one(f"SELECT {self._subject.named_in('origin')} FROM (SELECT ? AS origin)", [dataset.origin])
         return DatasetRows(
-            artifact=dataset.artifact, rows=rows, violations=violations, named=bool(named), unmarked=others
+            artifact=dataset.artifact, rows=rows, violations=violations, named=bool(named), unmarked=unmarked
         )
 
     def _read(self, dataset: DatasetV1) -> str:
@@ -226,15 +245,17 @@ class DatasetErasing:
     def _sweep(self, bench: Bench) -> None:
         """Delete files that no manifest names: what was written anew, and what killed makers left, as far as it is
         in a number that is made or has anything of them. Who makes a Dataset of their rows just now makes it again."""
-        named = {file.path for dataset in self._all() for file in _files(dataset)}
+        named = {file.path for dataset in self.readable() for file in _files(dataset)}
         folders = {path.rpartition("/")[0] for path in named}
+        spared = {f"{FOLDER}/{one.removeprefix('dataset:').replace('@', '/')}" for one in self.unreadable}
         for folder in folders:
             self._objects.delete(f"{folder}/rows-0.parquet")  # nobody's: takes along what was left half written beside
         for path in self._objects.list(FOLDER):
-            if not re.search(r"/(rows|quarantine)-[0-9a-f]+\.parquet$", path) or path in named:
+            folder = path.rpartition("/")[0]
+            if not FILE.fullmatch(path.rpartition("/")[2]) or path in named or folder in spared:
                 continue
             local = self._objects.local(path)
-            if local is not None and (path.rpartition("/")[0] in folders or self._may_hold(bench, local)):
+            if local is not None and (folder in folders or self._may_hold(bench, local)):
                 self._objects.delete(path)
 
     def _may_hold(self, bench: Bench, path: Path) -> bool:

@@ -13,10 +13,9 @@ import msgspec
 
 from drivetrain.core.datasets import TYPES, ColumnV1, SchemaV1, Value
 from drivetrain.core.errors import DrivetrainError, did_you_mean
+from drivetrain.core.times import span_us
 
 OTHERS = ("refuse", "infer", "drop")
-DURATION = re.compile(r"([1-9]\d{0,6})([smhdw])")
-UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 REFERENCED = re.compile(r"([a-z][a-z0-9_-]{0,63}@[1-9][0-9]{0,8})\.(.+)")
 SCHEMA_BYTES_MAX = 1024 * 1024
 """A schema that people wrote is smaller."""
@@ -76,10 +75,7 @@ def parse_schema(document: Mapping[str, Any], where: str = "the schema") -> Decl
 
 def seconds_of(duration: str) -> int:
     """`90s`, `6h`, `2d` in seconds. Raises: ValueError."""
-    found = DURATION.fullmatch(duration)
-    if found is None:
-        raise ValueError(f"`{duration}` is no duration: write `90s`, `10m`, `6h`, `2d`")
-    return int(found[1]) * UNITS_S[found[2]]
+    return span_us(duration) // 1_000_000
 
 
 def _column(name: str, table: Any, problems: list[str]) -> ColumnV1:
@@ -123,8 +119,11 @@ def _contradictions(column: ColumnV1) -> list[str]:
         found.append(f"references` is `DATASET@NUMBER.COLUMN`, not {column.references!r}.")
     if column.fresh_within and column.type not in ("timestamp", "date"):
         found.append("fresh_within` holds for timestamp and date only.")
-    elif column.fresh_within and DURATION.fullmatch(column.fresh_within) is None:
-        found.append(f"fresh_within` is no duration such as `6h`: {column.fresh_within!r}.")
+    elif column.fresh_within:
+        try:
+            span_us(column.fresh_within)
+        except ValueError as error:
+            found.append(f"fresh_within` is no duration such as `6h`: {column.fresh_within!r}. {error}")
     return found
 
 

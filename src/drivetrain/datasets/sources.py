@@ -84,7 +84,7 @@ def _artifact(schema: str, name: str, tables: TableStore | None) -> str:
     if schema == "dataset":
         return f"dataset:{name}"
     if schema == "feature":
-        return f"features:{name}"
+        return f"features:{name.partition('@')[0]}"  # what follows is a moment, and no version of a definition
     table = f"{schema}/{name}" if schema not in ("", "main", "temp") else _DERIVED.get(name, name)
     info = tables.info(table) if tables is not None else None
     return f"table:{table}@{info.version}" if info is not None else f"table:{table}"

@@ -8,7 +8,6 @@ so that no name from outside is ever part of a statement. What passed stands in 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from drivetrain.core.errors import DrivetrainError
+from drivetrain.datasets.workplaces import working_folder
 
 if TYPE_CHECKING:
     import duckdb
@@ -79,13 +79,13 @@ class Bench(msgspec.Struct, frozen=True):
 
 @contextmanager
 def open_bench(scratch: Path | None = None) -> Iterator[Bench]:
-    """A bench; its folder, which only this user may read, is gone afterwards. Raises: DrivetrainError."""
+    """A bench; its folder, which only this user may read, is gone afterwards. Raises: DrivetrainError.
+
+    scratch: where that folder is; None: the system's place for that.
+    """
     import duckdb
 
-    if scratch is not None:
-        scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="drivetrain-dataset-", dir=scratch) as name:
-        folder = Path(name)
+    with working_folder(scratch) as folder:
         config: dict[str, Any] = {
             "threads": THREADS,
             "memory_limit": MEMORY_MAX,
@@ -108,7 +108,7 @@ def open_bench(scratch: Path | None = None) -> Iterator[Bench]:
             raise DrivetrainError(
                 f"The rows cannot be kept while they are checked: {str(error).splitlines()[0]}",
                 looked=[str(folder)],
-                do="Make room on that disk, or set TMPDIR to a folder on another.",
+                do="Make room on that disk.",
             ) from None
         finally:
             connection.close()

@@ -73,7 +73,24 @@ def lake_in(
 
         return parquet_paths(place.objects)
 
-    return Lake(data_folder, place.tables, place.objects, control=control, registered={"dataset": datasets})
+    def features() -> Mapping[str, Sequence[Path]]:
+        from drivetrain.features.snapshots import snapshot_paths
+
+        return snapshot_paths(place.objects)
+
+    def catch_up() -> None:
+        from drivetrain.lake.roller import Roller
+
+        Roller(data_folder, place.tables).roll()
+
+    return Lake(
+        data_folder,
+        place.tables,
+        place.objects,
+        control=control,
+        registered={"dataset": datasets, "feature": features},
+        catch_up=catch_up,
+    )
 
 
 def lake_for(snapshot: Snapshot, environ: Mapping[str, str] | None = None) -> Lake:

@@ -34,7 +34,7 @@ DAY_NS = 86_400 * 1_000_000_000
 LOOK_S = 1.0
 """Between two looks whether somebody asks this writer to leave its segment, or a person was forgotten."""
 FORGOTTEN = "forgotten"
-"""In the keys folder: it grows when a person is forgotten, and then no answer in memory may be given again."""
+"""In the keys folder: it changes when a person is forgotten, and then no answer in memory may be given again."""
 PURGE_S = 60.0
 """Between two looks for cached answers that are of no more use."""
 KEPT_DAYS = 35
@@ -64,7 +64,7 @@ class Runtime:
         self.limits: Limits | None = self._limits(snapshot)
         """None while the project declares none."""
         self._purging = loop.call_later(PURGE_S, self._purge)
-        self._forgotten = _size(snapshot.keys_folder / FORGOTTEN)
+        self._forgotten = _state(snapshot.keys_folder / FORGOTTEN)
         self._looking = loop.call_later(LOOK_S, self._look)
         self.next_call_id = call_ids(time.time_ns)
         self.environment = self._environment()
@@ -154,7 +154,7 @@ class Runtime:
     def _look(self) -> None:
         self._looking = self.loop.call_later(LOOK_S, self._look)
         self.journal.look()
-        forgotten = _size(self.plans.snapshot.keys_folder / FORGOTTEN)
+        forgotten = _state(self.plans.snapshot.keys_folder / FORGOTTEN)
         if forgotten != self._forgotten:
             self._forgotten = forgotten
             self.cache.clear()
@@ -173,12 +173,13 @@ def compiled(snapshot: Snapshot) -> Plans:
     return compile_plans(snapshot, secret)
 
 
-def _size(path: Path) -> int:
-    """In bytes; 0 where there is no file."""
+def _state(path: Path) -> tuple[int, int]:
+    """Size and time; zeros where there is no file."""
     try:
-        return path.stat().st_size
+        found = path.stat()
     except OSError:
-        return 0
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
 
 
 def _models(plans: Plans) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +29,9 @@ class Upkeep:
         self._environ = os.environ if environ is None else environ
         self.settings = settings_of(self.root, self._environ)
         self.data_folder = self.root / self.settings.ledger.folder
-        self.tables = lake_stores(self.root, self.data_folder, self.settings.lake, self._environ).tables
+        place = lake_stores(self.root, self.data_folder, self.settings.lake, self._environ)
+        self.tables = place.tables
+        self._objects = place.objects
 
     def roller(self) -> Roller:
         """What rolls its records."""
@@ -39,11 +42,9 @@ class Upkeep:
     def waiting_bytes(self) -> int:
         """How much the segments hold that no roll covers; costs a listing of the folder."""
         from drivetrain.lake import plans
-        from drivetrain.ledger.frames import segments
+        from drivetrain.lake.waiting import waiting_bytes
 
-        plan = plans.newest(self.data_folder)
-        ends = {} if plan is None else plan.ends
-        return sum(max(segment.size - ends.get(segment.name, 0), 0) for segment in segments(self.data_folder))
+        return waiting_bytes(self.data_folder, plans.newest(self.data_folder))
 
     def due(self, now_s: float, every_s: float) -> bool:
         """Whether the last upkeep is longer ago."""
@@ -53,9 +54,12 @@ class Upkeep:
             return True
 
     def maintain(self) -> Maintained:
-        """Delete what is over, make few files of many. Raises: DrivetrainError."""
+        """Delete what is over, and what killed processes left; make few files of many. Raises: DrivetrainError."""
+        from drivetrain.datasets import sweep_staging, sweep_strays
         from drivetrain.lake.retention import maintain
 
+        sweep_staging(self.data_folder)
+        sweep_strays(self._objects, time.time_ns())
         done = maintain(
             self.data_folder,
             self.tables,

@@ -29,9 +29,13 @@ def elsewhere(
     changed: Sequence[str],
     unmarked: Mapping[str, int],
     datasets: Iterable[DatasetV1],
+    unreadable: Sequence[str],
     providers: Sequence[str],
 ) -> Elsewhere:
-    """changed: Datasets that lose rows. providers: whom the person's Calls were sent to. Raises: DrivetrainError."""
+    """changed: Datasets that lose rows. datasets: all but the unreadable. providers: whom the Calls were sent to.
+
+    Raises: DrivetrainError.
+    """
     records = list(control.records())
     return Elsewhere(
         models=_made_from(snapshot, control, changed),
@@ -43,6 +47,7 @@ def elsewhere(
         providers=tuple(providers),
         unmarked=dict(unmarked),
         untold=tuple(one.artifact for one in datasets if _is_untold(one)),
+        unreadable=tuple(unreadable),
         declared=tuple(sorted(path for path, content in snapshot.files.items() if id_.encode() in content)),
         control_records=tuple(one.seq for one in records if _names(one, id_))[:RECORDS_MAX],
     )

@@ -18,10 +18,8 @@ from typing import Any, Protocol
 import msgspec
 
 from drivetrain.core.calls import OpenedV1, ReservedV1
-from drivetrain.core.datasets import DatasetV1, Reference
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.datasets.erasing import DatasetErasing
-from drivetrain.datasets.numbers import Shelf
 from drivetrain.erasure.elsewhere import elsewhere
 from drivetrain.erasure.note import Note, alone, fresh_note, remove_note, unfinished, write_note
 from drivetrain.erasure.receipt import ERASE, Elsewhere, Places, Receipt
@@ -144,21 +142,32 @@ class Erasure:
 
     def _finish(self, note: Note) -> Receipt:
         under_way = _UnderWay(self, note)
-        for step in STEPS:
-            if step not in under_way.note.done:
-                self._on_step(step)
-                getattr(under_way, step)()
-                under_way.tick(step)
+        if "calls" not in note.done:
+            # What was rolled since it was cut off may be theirs too, and is found as long as their Calls are.
+            under_way.redo(LAKE_STEPS)
+        for step in FIRST_STEPS:
+            self._do(step, under_way)
+        with self._not_rolling():
+            for step in LAKE_STEPS:
+                self._do(step, under_way)
+        for step in LAST_STEPS:
+            self._do(step, under_way)
         self._on_step("end")
-        receipt = under_way.receipt
         remove_note(self._keys_folder)
-        return receipt
+        return under_way.receipt
+
+    def _do(self, step: str, under_way: _UnderWay) -> None:
+        if step not in under_way.note.done:
+            self._on_step(step)
+            getattr(under_way, step)()
+            under_way.tick(step)
 
     def _look(self, subject: Subject, pseudonym: Callable[[str, str], str]) -> tuple[Places, Elsewhere]:
         stores = self._stores
         lake = self._lake_erasing(subject, pseudonym)
         rows = lake.count(stores.lake)
-        found = self._dataset_erasing(subject, lake.call_ids(stores.lake)).count()
+        in_datasets = self._dataset_erasing(subject, lake.call_ids(stores.lake))
+        found = in_datasets.count()
         places = Places(
             keys=self._keys.keys_of(subject.id),
             calls=rows.calls,
@@ -178,7 +187,8 @@ class Erasure:
             subject.id,
             changed=[one.artifact for one in found if one.any],
             unmarked={one.artifact: one.unmarked for one in found if one.unmarked},
-            datasets=self._datasets(),
+            datasets=list(in_datasets.readable()),
+            unreadable=list(in_datasets.unreadable),
             providers=lake.providers(stores.lake),
         )
 
@@ -198,12 +208,6 @@ class Erasure:
 
     def _online_erasing(self, subject: Subject) -> OnlineErasing:
         return OnlineErasing(self._stores.online, self._definitions, self._snapshot.features.entities, subject.id)
-
-    def _datasets(self) -> Iterator[DatasetV1]:
-        shelf = Shelf(self._stores.objects)
-        for name, numbers in shelf.numbers().items():
-            for number in numbers:
-                yield shelf.read(Reference(name, number))
 
     def _accounts(self, subject: Subject) -> list[str]:
         """Accounts under their name, but those of limits that count something else."""
@@ -242,22 +246,11 @@ class Erasure:
             self._sleep(LOOK_S)
 
 
-STEPS = (
-    "keys",
-    "segments",
-    "count",
-    "outcomes",
-    "spend",
-    "pushed",
-    "datasets",
-    "online",
-    "calls",
-    "answers",
-    "accounts",
-    "mark",
-    "tell",
-)
-"""In their order; each is a method of `_UnderWay` that may be cut off and done again."""
+FIRST_STEPS = ("keys", "segments")
+LAKE_STEPS = ("count", "outcomes", "spend", "pushed", "datasets", "online", "calls")
+"""Under the rolling lock as a whole, or an Outcome could come in after the Outcomes and its Call before the Calls."""
+LAST_STEPS = ("answers", "accounts", "mark", "tell")
+"""Steps in their order; each is a method of `_UnderWay` that may be cut off and done again."""
 
 
 class _UnderWay:
@@ -269,6 +262,11 @@ class _UnderWay:
         self._stores = erasure._stores
         self._subject = Subject(note.subject)
         self._lake = erasure._lake_erasing(self._subject, self._pseudonym)
+
+    def redo(self, steps: Sequence[str]) -> None:
+        """These steps are not done."""
+        if not set(steps).isdisjoint(self.note.done):
+            self._keep(done=tuple(step for step in self.note.done if step not in steps))
 
     def tick(self, step: str) -> None:
         """A step is done."""
@@ -302,12 +300,10 @@ class _UnderWay:
         self._find("elsewhere", msgspec.to_builtins(others))
 
     def outcomes(self) -> None:
-        with self._erasure._not_rolling():
-            self._lake.erase_outcomes()
+        self._lake.erase_outcomes()
 
     def spend(self) -> None:
-        with self._erasure._not_rolling():
-            self._lake.erase_spend()
+        self._lake.erase_spend()
 
     def pushed(self) -> None:
         self._lake.erase_pushed()
@@ -320,8 +316,7 @@ class _UnderWay:
         self._erasure._online_erasing(self._subject).erase()
 
     def calls(self) -> None:
-        with self._erasure._not_rolling():
-            self._lake.erase_calls()
+        self._lake.erase_calls()
 
     def answers(self) -> None:
         store = self._stores.answers

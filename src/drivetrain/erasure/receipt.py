@@ -61,6 +61,8 @@ class Elsewhere(msgspec.Struct, frozen=True, kw_only=True):
     """Dataset -> rows in which a cell is their id, in a column that is not marked `subject`."""
     untold: tuple[str, ...] = ()
     """Datasets with personal columns, and none that says whose a row is."""
+    unreadable: tuple[str, ...] = ()
+    """Datasets whose manifest or files are missing or damaged; what is left of them may have rows of anybody."""
     declared: tuple[str, ...] = ()
     """Files of the project that name them."""
     control_records: tuple[int, ...] = ()

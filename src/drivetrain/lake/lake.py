@@ -3,7 +3,8 @@
 Owns which version of each table a question sees, and that it sees each Call once: it fixes a version of a table, takes
 from that very version how far the roller has come, and reads the segments beyond it. Where files vanish meanwhile, as
 after an erasure, it begins again with a newer version. What it has read of the segments it keeps until the next roll,
-so that the next question decodes only what is new. Called by the commands and by the rooms above.
+so that the next question decodes only what is new; where much waits, it has that rolled first. Called by the commands
+and by the rooms above.
 """
 
 from __future__ import annotations
@@ -20,9 +21,8 @@ from drivetrain.core.errors import DrivetrainError
 from drivetrain.lake import sandbox
 from drivetrain.lake.answers import Answer, Stream, collected
 from drivetrain.lake.engines import Engines, private
-from drivetrain.lake.fresh import FreshTail
 from drivetrain.lake.plans import Ledger, Plan, PlanGone, ledger_of, read_plan
-from drivetrain.lake.rows import TailRows
+from drivetrain.lake.rows import Tail, TailRows
 from drivetrain.lake.sandbox import FileGone
 from drivetrain.lake.views import (
     NAMED,
@@ -35,6 +35,7 @@ from drivetrain.lake.views import (
     stored_for,
     table_columns,
 )
+from drivetrain.lake.waiting import ROLL_FIRST_BYTES, waiting_bytes
 from drivetrain.ledger.frames import Damage
 from drivetrain.ports.control import ControlRecord
 from drivetrain.ports.tables import ObjectStore, TableStore
@@ -61,7 +62,8 @@ class Lake:
     """The named tables of a data folder. It may be kept: each question sees what was written before it.
 
     tables, objects: None where nothing was ever rolled: then the segments are all there is. control: gives the records
-    of the table `control`. registered: tables of other rooms. Safe to use from several threads.
+    of the table `control`. registered: tables of other rooms. catch_up: rolls what waits, unless another process does;
+    None: this one only reads. Safe to use from several threads.
     """
 
     def __init__(
@@ -72,15 +74,17 @@ class Lake:
         *,
         control: Callable[[], Iterable[ControlRecord]] | None = None,
         registered: Registered | None = None,
+        catch_up: Callable[[], object] | None = None,
     ) -> None:
         self.data_folder = data_folder
         self.tables = tables
         self.objects = objects
         self._control = control
         self._registered = dict(registered or {})
+        self._catch_up = catch_up
         self._lock = threading.Lock()
         self._engines = Engines()
-        self._tails: dict[tuple[int, ...], FreshTail] = {}
+        self._tails: dict[tuple[int, ...], Tail] = {}
         """By the plans that they begin at, the last used one last."""
         self._problems: tuple[Damage, ...] = ()
 
@@ -222,18 +226,10 @@ class Lake:
         named = [name for name in ROLLED if name in wanted]
         if not named:
             return found
+        ledger, at = self._standing(named, days)
+        if self._rolled_first(at):
+            ledger, at = self._standing(named, days)
         with self._lock:
-            ledger = ledger_of(self.data_folder)
-            if ledger is not None and self.tables is None:
-                raise DrivetrainError(
-                    "Records of this folder were rolled into a lake, and no lake was given.",
-                    looked=[str(self.data_folder)],
-                    do="Make the Lake with the tables of the project's lake.",
-                )
-            # One tail serves both, and usually all three.
-            at = {name: self._at(name, ledger, days) for name in {"calls", "outcomes", *named}}
-            if ledger is None and ledger_of(self.data_folder) is not None:
-                raise PlanGone("The first roll came between.", do="Ask again.")
             problems: dict[tuple[str, int], Damage] = {}
             for name in named:
                 place = at[name]
@@ -250,6 +246,34 @@ class Lake:
                 found[name] = Rows(rows.calls, place.paths, rows.doubtful, known)
             self._problems = tuple(problems[where] for where in sorted(problems))
         return found
+
+    def _standing(self, named: Collection[str], days: Sequence[str] | None) -> tuple[Ledger | None, dict[str, _At]]:
+        """Where the tables stand now. Raises: PlanGone where a roll came between."""
+        with self._lock:
+            ledger = ledger_of(self.data_folder)
+            if ledger is not None and self.tables is None:
+                raise DrivetrainError(
+                    "Records of this folder were rolled into a lake, and no lake was given.",
+                    looked=[str(self.data_folder)],
+                    do="Make the Lake with the tables of the project's lake.",
+                )
+            # One tail serves both, and usually all three.
+            at = {name: self._at(name, ledger, days) for name in {"calls", "outcomes", *named}}
+            if ledger is None and ledger_of(self.data_folder) is not None:
+                raise PlanGone("The first roll came between.", do="Ask again.")
+            return ledger, at
+
+    def _rolled_first(self, at: Mapping[str, _At]) -> bool:
+        """Whether a long tail was rolled. Where that cannot be, the segments are read as they are."""
+        plans = [one.plan for one in at.values()]
+        if self._catch_up is None or waiting_bytes(self.data_folder, *plans) <= ROLL_FIRST_BYTES:
+            return False
+        try:
+            self._catch_up()
+        except (DrivetrainError, OSError):
+            # A folder or a lake that cannot be written stays so for a while; what is wrong with it, its upkeep tells.
+            self._catch_up = None
+        return True
 
     def _at(self, table: str, ledger: Ledger | None, days: Sequence[str] | None) -> _At:
         """A table's newest version, and how far the roller had come in it."""
@@ -270,7 +294,7 @@ class Lake:
         at = tuple(0 if plan is None else plan.number for plan in (calls, outcomes))
         tail = self._tails.pop(at, None)
         if tail is None:
-            tail = FreshTail(self.data_folder, calls, outcomes, ledger="" if ledger is None else ledger.id)
+            tail = Tail(self.data_folder, calls, outcomes, ledger="" if ledger is None else ledger.id)
         rows = tail.read()
         self._tails[at] = tail  # not where reading failed: it may have read half
         while len(self._tails) > TAILS_MAX:

@@ -244,7 +244,7 @@ class Tail:
             unfinished.add(pair, running=pair.writer in live)
         return TailRows(
             calls=table_of(CALL_COLUMNS, [*self._ended.batches(), *unfinished.batches()]),
-            outcomes=self._outcomes.table(),
+            outcomes=table_of(OUTCOME_COLUMNS, self._outcomes.batches()),
             doubtful=(*self._doubtful, *(pair.opened.call_id for pair in lone)),
             problems=tuple(self._damage[place] for place in sorted(self._damage)),
         )
