@@ -73,6 +73,16 @@ def last_record(path: Path) -> tuple[int, str]:
     return (0, "") if row is None else (int(row[0]), str(row[1]))
 
 
+def count_after(path: Path, seq: int, kind: str) -> int:
+    """How many records of a kind a control log has after one. Raises: DrivetrainError."""
+    try:
+        with contextlib.closing(_opened(path)) as database:
+            query = "SELECT count(*) FROM control WHERE seq > ? AND kind = ?"
+            return int(database.execute(query, (seq, kind)).fetchone()[0])
+    except sqlite3.Error as error:
+        raise _damaged(path, str(error)) from error
+
+
 def _opened(path: Path) -> sqlite3.Connection:
     """Never made where it is not there."""
     uri = f"{path.absolute().as_uri()}?mode=rw"

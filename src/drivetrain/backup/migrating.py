@@ -73,7 +73,7 @@ def migrate(data_folder: Path, *, roll: Callable[[], str], dry_run: bool = False
             detail = f"{len(waiting)} segments, {sum(one.size for one in waiting):,} bytes, into the lake"
             done.append(Step("roll", detail if dry_run else f"{detail}: {roll()}"))
         if before < layout.LAYOUT:
-            done.append(Step("layout", f"{before} -> {layout.LAYOUT}"))
+            done.append(Step("note layout", f"{before} -> {layout.LAYOUT}"))
             if not dry_run:
                 layout.write_layout(data_folder)
     except OSError as error:

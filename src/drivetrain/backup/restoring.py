@@ -21,16 +21,24 @@ from pathlib import Path
 import msgspec
 
 from drivetrain.backup import layout
+from drivetrain.backup.databases import count_after
 from drivetrain.backup.generations import FileV1, Generations, GenerationV1
 from drivetrain.backup.keys import ANCHOR, fingerprints, merge_forgotten
 from drivetrain.backup.rejoining import Rejoined, rejoin
 from drivetrain.backup.stores import Stores
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.times import NS_PER_S
+from drivetrain.lake import plans
 from drivetrain.ledger.frames import segments
 
 SPARE_BYTES = 64 * 1024 * 1024
 """Left free on the disk that is restored to."""
+COPIES = ("cache", "lake-mirror", "run")
+"""Folders below the data folder whose content says nothing that does not stand elsewhere."""
+HIDDEN = (".restoring-", ".before-restore-")
+"""How folders begin that a restore makes inside of a mounted disk."""
+ERASED = "erase"
+"""Kind of the control log's records of erasures."""
 SettleOpen = Callable[[Path, str], int]
 """(data folder, boot) -> resolves what workers that are gone had reserved; how many Calls were cut."""
 
@@ -45,6 +53,8 @@ class Restored(msgspec.Struct, frozen=True, kw_only=True):
     """Calls that ran at the generation's moment: interrupted, and charged at what was reserved for them."""
     forgotten: int = 0
     """Subjects that were forgotten since, and stay so."""
+    erasures: int = 0
+    """Made since, as the control log that was moved aside tells; they are undone by this, and to be made again."""
     rejoined: Rejoined | None = None
     """Where the lake is not this generation's own copy."""
 
@@ -122,13 +132,29 @@ def _put(
         key_folder = made.folder(stores.keys_folder, "keys/", keys, key_files)
         key_folder.chmod(0o700)
     forgotten = merge_forgotten(stores.keys_folder, key_folder) if key_folder is not None else 0
+    erasures = _erasures_since(stores.data_folder / "control.db", generation)
     made.snapshots()
     made.sync()
     aside = made.swap()
     anchor = next((one for one in generation.files if one.path == f"anchor/{ANCHOR}"), None)
     if anchor is not None and stores.keys_folder.is_dir():
         aside += _put_anchor(made, anchor)
-    return Restored(generation=generation, aside=tuple(aside), cut=cut, forgotten=forgotten, rejoined=rejoined)
+    return Restored(
+        generation=generation,
+        aside=tuple(aside),
+        cut=cut,
+        forgotten=forgotten,
+        erasures=erasures,
+        rejoined=rejoined,
+    )
+
+
+def _erasures_since(log: Path, generation: GenerationV1) -> int:
+    """0 where nobody can tell: the log is gone, or cannot be read, which may be why something is restored."""
+    try:
+        return count_after(log, generation.control, ERASED) if log.exists() else 0
+    except DrivetrainError:
+        return 0
 
 
 class _Made:
@@ -145,7 +171,8 @@ class _Made:
 
     def need_space(self) -> None:
         size = sum(one.size for one in self.generation.files)
-        parent = self.stores.data_folder.parent
+        place = self.stores.data_folder
+        parent = place if place.is_mount() else place.parent
         parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(parent).free
         if free < size + SPARE_BYTES:
@@ -159,7 +186,7 @@ class _Made:
     ) -> Path:
         """The files of the generation whose paths begin so, in a new folder."""
         inside = any(made in place.parents for made, _ in self._places)
-        made = place if inside else place.with_name(f"{place.name}.restoring-{self._token}")
+        made = place if inside else _beside(place, f"restoring-{self._token}")
         made.mkdir(parents=True, exist_ok=inside, mode=0o700)
         if not inside:
             self._places.append((made, place))
@@ -199,6 +226,9 @@ class _Made:
         """Move what is there aside, and what was made to its place."""
         aside = []
         for made, place in self._places:
+            if place.is_mount():
+                aside += _swap_content(made, place, _free(place, self.stamp))
+                continue
             if place.exists():
                 old = _free(place, self.stamp)
                 place.rename(old)
@@ -233,6 +263,12 @@ def _check_places(stores: Stores, generation: GenerationV1, replace: bool, *, wi
             looked=[str(data)],
             do="Stop its gateway and whatever else uses it, then run it again.",
         )
+    if plans.plans_folder(data).is_dir():
+        with plans.locked(data) as is_quiet:
+            if not is_quiet:
+                raise DrivetrainError(
+                    "Records of this project are being rolled into its lake.", do="Run it again when that has ended."
+                )
     folders = [data, *([stores.lake_folder] if generation.lake.copied and stores.lake_folder is not None else [])]
     if with_keys:
         folders.append(stores.keys_folder)
@@ -291,20 +327,42 @@ def _put_anchor(made: _Made, anchor: FileV1) -> list[str]:
 
 
 def _holds_data(folder: Path) -> bool:
-    """Whether there is any file, but for hidden ones and the one that every data folder begins with."""
-    return any(
-        path.is_file() and path.name != layout.NAME and not path.name.startswith(".") for path in folder.rglob("*")
-    )
+    """Whether there is any file, but for hidden ones, copies, and the one that every data folder begins with."""
+    for path in folder.rglob("*"):
+        parts = path.relative_to(folder).parts
+        hidden = any(part.startswith(".") for part in parts)
+        if path.is_file() and not hidden and parts != (layout.NAME,) and parts[0] not in COPIES:
+            return True
+    return False
+
+
+def _swap_content(made: Path, place: Path, old: Path) -> list[str]:
+    """As a move of the folders themselves, entry by entry, since a mounted disk cannot be moved."""
+    moved = [one for one in place.iterdir() if not one.name.startswith(HIDDEN)]
+    if moved:
+        old.mkdir(mode=0o700)
+    for one in moved:
+        one.rename(old / one.name)
+    for one in list(made.iterdir()):
+        one.rename(place / one.name)
+    made.rmdir()
+    _sync_folder(place)
+    return [str(old)] if moved else []
 
 
 def _free(place: Path, stamp: str) -> Path:
     """A name beside it that nothing has."""
-    found = place.with_name(f"{place.name}.before-restore-{stamp}")
+    found = _beside(place, f"before-restore-{stamp}")
     count = 1
     while found.exists():
         count += 1
-        found = place.with_name(f"{place.name}.before-restore-{stamp}-{count}")
+        found = _beside(place, f"before-restore-{stamp}-{count}")
     return found
+
+
+def _beside(place: Path, word: str) -> Path:
+    """On the same disk: of a disk's own mount point that is inside of it, where no store looks."""
+    return place / f".{word}" if place.is_mount() else place.with_name(f"{place.name}.{word}")
 
 
 def _sync_folder(folder: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from drivetrain.backup import layout
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.times import NS_PER_S, duration_us, parse_iso
 from drivetrain.project.files import find_root
@@ -50,6 +51,7 @@ def ledger_places(project: Path | None, environ: dict[str, str] | None = None) -
         settings = msgspec.convert({**_table(document, "ledger"), **overlay}, LedgerSettings)
     except msgspec.ValidationError as error:
         raise DrivetrainError(f"`[ledger]` in {path} cannot be read: {error}.", do="Run `drivetrain check`.") from None
+    layout.read_layout(root / settings.folder)
     return LedgerPlaces(
         root=root,
         data_folder=root / settings.folder,

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from drivetrain.backup import layout
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.project.files import SETTINGS_FILE, find_root
 from drivetrain.project.problems import Problems
@@ -60,6 +61,7 @@ def lake_in(
     """The lake of a project whose settings are known. Raises: DrivetrainError where a secret of it is missing."""
     from drivetrain.lake.lake import Lake
 
+    layout.read_layout(data_folder)
     place = lake_stores(root, data_folder, settings, environ)
 
     def control() -> Iterable[ControlRecord]:

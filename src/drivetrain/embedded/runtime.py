@@ -13,6 +13,7 @@ from drivetrain.adapters.files import FileVault
 from drivetrain.adapters.http_pool import HttpPool
 from drivetrain.adapters.sqlite_control_feed import SqliteControlFeed
 from drivetrain.adapters.sqlite_counters import SqliteCounters
+from drivetrain.backup import layout
 from drivetrain.cache.answers import AnswerCache
 from drivetrain.cache.flights import Flights
 from drivetrain.core.ids import call_ids
@@ -50,6 +51,7 @@ class Runtime:
         """Raises: DrivetrainError where a secret is missing or the ledger's folder cannot be written."""
         self.loop = loop
         self.plans = compiled(snapshot)
+        layout.opened(snapshot.data_folder)
         ledger = snapshot.ledger
         self.transport = HttpPool(loop)
         self.journal = FrameJournal(snapshot.data_folder, segment_bytes_max=ledger.segment_bytes_max, loop=loop)

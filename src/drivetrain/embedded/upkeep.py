@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from drivetrain.backup import layout
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.embedded.asking import lake_stores, settings_of
 from drivetrain.embedded.limiting import limits_folder
@@ -29,6 +30,7 @@ class Upkeep:
         self._environ = os.environ if environ is None else environ
         self.settings = settings_of(self.root, self._environ)
         self.data_folder = self.root / self.settings.ledger.folder
+        layout.read_layout(self.data_folder)
         place = lake_stores(self.root, self.data_folder, self.settings.lake, self._environ)
         self.tables = place.tables
         self._objects = place.objects

@@ -27,6 +27,7 @@ from drivetrain.features.definitions import define
 from drivetrain.features.erasing import OnlineErasing, subject_keys
 from drivetrain.lake import plans
 from drivetrain.lake.erasing import LakeErasing, settle
+from drivetrain.lake.holding import deleting
 from drivetrain.lake.lake import Lake
 from drivetrain.lake.subjects import ERASED, Subject, subject_of
 from drivetrain.ledger.frames import Segment, records, segments
@@ -230,16 +231,16 @@ class Erasure:
 
     @contextlib.contextmanager
     def _not_rolling(self) -> Iterator[None]:
-        """Nobody rolls or tidies up this folder meanwhile. Raises: DrivetrainError after `LOCK_S`."""
+        """Nobody rolls, tidies up or copies this folder meanwhile. Raises: DrivetrainError after `LOCK_S`."""
         deadline = self._monotonic() + LOCK_S
         while True:
-            with plans.locked(self._data_folder) as held:
-                if held:
+            with plans.locked(self._data_folder) as held, deleting(self._data_folder) as free:
+                if held and free:
                     yield
                     return
             if self._monotonic() >= deadline:
                 raise DrivetrainError(
-                    f"Another process has been rolling records into the lake for {LOCK_S:g} s.",
+                    f"Another process has been rolling records into the lake, or making a backup, for {LOCK_S:g} s.",
                     looked=[str(plans.plans_folder(self._data_folder))],
                     do="Run `drivetrain erase --resume` when it has ended.",
                 )

@@ -22,6 +22,7 @@ import msgspec
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.lake import plans
 from drivetrain.lake.columns import ATTEMPT_FIELDS, FEATURE_FIELDS
+from drivetrain.lake.holding import deleting
 from drivetrain.lake.lake import Lake
 from drivetrain.lake.roller import TABLES, Roller
 from drivetrain.lake.spend import summed_sql
@@ -91,8 +92,8 @@ def settle(
     gone = 0
     while True:
         roller.roll()
-        with plans.locked(data_folder) as held:
-            if held:
+        with plans.locked(data_folder) as held, deleting(data_folder) as free:
+            if held and free:
                 gone += _delete_rolled(data_folder, tables, before_ns, needed)
             left = _left(data_folder, before_ns)
         if not left:

@@ -21,6 +21,7 @@ import msgspec
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.times import NS_PER_S
 from drivetrain.lake import plans
+from drivetrain.lake.holding import deleting
 from drivetrain.lake.roller import TABLES
 from drivetrain.lake.spend import summed_sql
 from drivetrain.ledger.frames import segments
@@ -92,7 +93,8 @@ def maintain(
         with plans.locked(data_folder) as held:
             if not held:
                 return Maintained(elsewhere=True)
-            gone = _delete_segments(data_folder, tables, needed, now_ns())
+            with deleting(data_folder) as free:
+                gone = _delete_segments(data_folder, tables, needed, now_ns()) if free else 0
             today = datetime.fromtimestamp(now_ns() // NS_PER_S, UTC).date()
             # Outcomes first: which workflow theirs is stands in their Call.
             outcomes = _delete_outcomes(tables, keep, today)
@@ -100,7 +102,8 @@ def maintain(
             compacted = _add_sums(tables, today)
             for table in TABLES[:2]:
                 compacted += tables.compact(table)
-            vacuumed = sum(tables.vacuum(table, keep_s=history_s) for table in TABLES)
+            with deleting(data_folder) as free:
+                vacuumed = sum(tables.vacuum(table, keep_s=history_s) for table in TABLES) if free else 0
     except OSError as error:
         raise DrivetrainError(
             f"The lake cannot be tidied up: {error.strerror or error}.",

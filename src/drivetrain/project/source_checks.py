@@ -13,14 +13,13 @@ from typing import Any
 
 from drivetrain.core.errors import did_you_mean
 from drivetrain.core.sources import Source
+from drivetrain.core.times import span_us
 from drivetrain.project.problems import Problems
 from drivetrain.project.settings import E_MAIL, NAME, NAME_HELP
 from drivetrain.project.snapshot import Features
 from drivetrain.project.spots import Spots
 from drivetrain.project.workflow_notes import kind, written
 
-DURATION = re.compile(r"(\d{1,9})([smhdw])")
-UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 FRESH_DAYS_MAX = 3_660
 """Ten years: what may be older than that is promised nothing."""
 USER_IN_URL = re.compile(r"\w+://[^/\s]*[^/\s@:]*:[^/\s@]+@")
@@ -44,8 +43,10 @@ def check_sources(features: Features, workflows: Collection[str], spots: Spots, 
 
 def duration_s(text: object) -> int | None:
     """Seconds of `90s`, `10m`, `6h`, `2d` or `1w`; None where it is no such duration."""
-    found = DURATION.fullmatch(text) if isinstance(text, str) else None
-    seconds = int(found[1]) * UNITS_S[found[2]] if found is not None else 0
+    try:
+        seconds = span_us(text) // 1_000_000 if isinstance(text, str) else 0
+    except ValueError:
+        return None
     return seconds if 0 < seconds <= FRESH_DAYS_MAX * 86_400 else None
 
 
