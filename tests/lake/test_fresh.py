@@ -17,8 +17,7 @@ from named_lake import T0_NS, attempt, call_id, closed, ended, lake_in, opened, 
 
 from drivetrain.core.calls import OutcomeV1
 from drivetrain.core.errors import DrivetrainError
-from drivetrain.lake.columns import OUTCOME_COLUMNS, OutcomeRows
-from drivetrain.lake.fresh import pieces
+from drivetrain.lake.columns import OutcomeRows
 from drivetrain.lake.lake import TRIES, Lake
 from drivetrain.lake.roller import Roller
 from drivetrain.ports.tables import TableFiles, TableStore
@@ -174,13 +173,12 @@ def test_the_next_query_reads_only_what_is_new(tmp_path: Path) -> None:
 
 
 def test_many_looks_keep_few_pieces() -> None:
-    made: list[Any] = []
+    rows = OutcomeRows("", None)
     for number in range(1_000):
-        rows = OutcomeRows("", None)
         for _ in range(1 + number % 3):
             rows.add(outcome(number), "s")
-        made = pieces([*made, *rows.batches()], OUTCOME_COLUMNS)
-    assert len(made) <= 16
+        made = rows.batches()
+        assert len(made) <= 16
     values = [one for batch in made for one in batch["number"].to_pylist()]
     assert values == [float(number) for number in range(1_000) for _ in range(1 + number % 3)]
 

@@ -462,3 +462,36 @@ def test_spend_by_variant_model_and_purpose_counts_each_call_in_every_group_it_i
     assert counted("purpose") == {"answer": (2, 13), "retry": (1, 2), "": (2, 16)}
     assert spent(tmp_path)[()] == (3, 4, 200, 31)
     assert {row["day"].isoformat() for row in rows} == {"2026-01-01"}
+
+
+def test_columns_that_repeat_and_columns_made_of_several_attempts(tmp_path: Path) -> None:
+    """Many equal Calls and one that differs in the middle; what is summed up or chosen from Attempts is its own."""
+    first = attempt("small", 10, verdict="escalated", purpose="answer")
+    second = attempt("large", 30, verdict="accepted", purpose="escalation")
+    records: list[Stored] = []
+    for number in range(1, 8):
+        attempts = {4: (first, second), 5: ()}.get(number, (attempt("small", 10),))
+        status = "failed" if number == 5 else "answered"
+        who = Attribution(team="sales" if number == 4 else "support")
+        records += [opened(number, attribution=who), closed(number, *attempts, status=status)]
+    records += [outcome(1, 0.0), outcome(2, -0.0), outcome(3, 0.0)]
+    write(tmp_path, *records)
+    roller(tmp_path).roll()
+    calls = stores(tmp_path).files("calls")
+    outcomes = stores(tmp_path).files("outcomes")
+    assert calls is not None
+    assert outcomes is not None
+    names = ("team", "model", "escalated", "attempt_count", "output_tokens", "latency_us", "cost_nano_usd")
+    rows = sorted(table_rows(calls), key=lambda row: str(row["call_id"]))
+    usual = ("support", "openai/small", False, 1, 50, 7_000, 10)
+    assert [tuple(row[name] for name in names) for row in rows] == [
+        usual,
+        usual,
+        usual,
+        ("sales", "openai/large", True, 2, 100, 7_000, 40),
+        ("support", "", False, 0, 0, None, 0),
+        usual,
+        usual,
+    ]
+    signs = [str(row["number"]) for row in sorted(table_rows(outcomes), key=lambda row: str(row["call_id"]))]
+    assert signs == ["0.0", "-0.0", "0.0"]
