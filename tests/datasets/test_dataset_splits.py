@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import random
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -185,3 +187,42 @@ def test_a_sample_sees_what_is_rare_and_its_weights_add_up(tmp_path: Path) -> No
     assert ids != [row["id"] for row in place.datasets.rows("three")]
     with pytest.raises(DrivetrainError, match="Take at least 3"):
         place.datasets.create("four", FromFile(file), sampling=SampleV1(rows=2, by="label"))
+
+
+BANKING = Path(__file__).parents[3] / "shared" / "data" / "banking77" / "train.csv"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not BANKING.is_file(), reason="banking77 is not beside the repository")
+def test_ten_thousand_questions_of_customers_are_grouped_in_ten_seconds_of_cpu() -> None:
+    with BANKING.open(newline="") as file:
+        texts = [row["text"] for row in csv.DictReader(file)]
+    assert len(texts) == 10_003
+    started_s = time.process_time()
+    groups = similar_groups(texts, 0.7)
+    spent_s = time.process_time() - started_s
+    print(f"{len(set(groups)):,} groups in {spent_s:.1f} s")
+    assert 9_000 < len(set(groups)) < 9_700
+    assert spent_s <= 10
+
+
+@pytest.mark.slow
+def test_twenty_thousand_texts_of_the_same_few_thousand_words_are_grouped_in_twenty_seconds_of_cpu() -> None:
+    """Words as often as in a language, so that most texts share their most frequent shingles."""
+    random_ = dice()
+    words = ["".join(random_.choices("abcdefghijklmnoprstuvw", k=random_.randint(3, 9))) for _ in range(3_000)]
+    often = [1 / (place + 1) for place in range(len(words))]
+    texts: list[str] = []
+    for number in range(20_000):
+        text = " ".join(random_.choices(words, often, k=50))[:200]
+        if number % 10 == 9:  # one before with another letter
+            text = random_.choice(texts)
+            at = random_.randrange(len(text))
+            text = f"{text[:at]}z{text[at + 1 :]}"
+        texts.append(text)
+    started_s = time.process_time()
+    groups = similar_groups(texts, 0.7)
+    spent_s = time.process_time() - started_s
+    print(f"{len(set(groups)):,} groups in {spent_s:.1f} s")
+    assert 17_900 <= len(set(groups)) <= 18_000, "the changed ones, and hardly any other, are with another"
+    assert spent_s <= 20

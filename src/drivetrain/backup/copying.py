@@ -43,6 +43,7 @@ NOT_COPIED = (
     "lake-mirror",
     "lake-plans",
     "run",
+    "tmp",
     ONLINE,
     "limits/workers",
     "idempotency/workers",

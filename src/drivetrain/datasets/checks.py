@@ -16,8 +16,8 @@ import msgspec
 
 from drivetrain.core.datasets import ColumnV1, SchemaV1, Value
 from drivetrain.core.errors import DrivetrainError
-from drivetrain.core.times import NS_PER_S
-from drivetrain.datasets.schema import REFERENCED, Declared, seconds_of
+from drivetrain.core.times import span_us
+from drivetrain.datasets.schema import REFERENCED, Declared
 from drivetrain.datasets.staging import Bench, Staged, identifier, quoted
 from drivetrain.datasets.typed import STORED, Reading, infer, reading
 
@@ -240,7 +240,7 @@ def _old(bench: Bench, schema: SchemaV1, now_ns: int) -> Iterator[Violation]:
         if not column.fresh_within:
             continue
         newest_us = bench.one(f"SELECT epoch_us(CAST(max(v{place}) AS TIMESTAMPTZ)) FROM typed")
-        oldest_ns = now_ns - seconds_of(column.fresh_within) * NS_PER_S
+        oldest_ns = now_ns - span_us(column.fresh_within) * 1_000
         if newest_us is None or newest_us * 1_000 < oldest_ns:
             value = "null" if newest_us is None else datetime.fromtimestamp(newest_us / 1e6, tz=UTC).isoformat()
             yield Violation(0, column.name, f"fresh_within {column.fresh_within}", value)

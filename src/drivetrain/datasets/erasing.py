@@ -56,7 +56,10 @@ class DatasetRows(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DatasetErasing:
-    """What is to be erased of one subject in every Dataset of a store. call_ids: of their Calls."""
+    """What is to be erased of one subject in every Dataset of a store.
+
+    call_ids: of their Calls. scratch: where working folders are made.
+    """
 
     def __init__(
         self,
@@ -65,6 +68,7 @@ class DatasetErasing:
         subject: Subject,
         *,
         call_ids: Sequence[str] = (),
+        scratch: Path | None = None,
         actor: str = "",
         now_ns: Callable[[], int] = time.time_ns,
         entropy: Callable[[int], bytes] = secrets.token_bytes,
@@ -76,13 +80,14 @@ class DatasetErasing:
         self.unreadable: dict[str, None] = {}
         """Numbers that were passed over: `dataset:golden@3`."""
         self._call_ids = call_ids
+        self._scratch = scratch
         self._actor = actor
         self._now_ns = now_ns
         self._entropy = entropy
 
     def count(self) -> list[DatasetRows]:
         """Every number that has anything of them; changes nothing. Reads each Dataset."""
-        with open_bench() as bench:
+        with open_bench(self._scratch) as bench:
             self._prepare(bench)
             found = [counted for dataset in self.readable() if (counted := self._count(bench, dataset)) is not None]
         return [one for one in found if one.any or one.unmarked]
@@ -90,7 +95,7 @@ class DatasetErasing:
     def erase(self) -> list[DatasetRows]:
         """What went, of every number that changed; no file of the store has it afterwards."""
         changed = []
-        with open_bench() as bench:
+        with open_bench(self._scratch) as bench:
             self._prepare(bench)
             for dataset in self.readable():
                 found = self._count(bench, dataset)

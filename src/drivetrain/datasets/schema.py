@@ -73,11 +73,6 @@ def parse_schema(document: Mapping[str, Any], where: str = "the schema") -> Decl
     return Declared(schema=SchemaV1(columns=columns, unique=unique, timezone=timezone), others=others)
 
 
-def seconds_of(duration: str) -> int:
-    """`90s`, `6h`, `2d` in seconds. Raises: ValueError."""
-    return span_us(duration) // 1_000_000
-
-
 def _column(name: str, table: Any, problems: list[str]) -> ColumnV1:
     if not isinstance(table, dict):
         problems.append(f"`columns.{name}` is no table.")

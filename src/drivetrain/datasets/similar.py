@@ -75,12 +75,13 @@ def _joined(ranked: list[list[int]], threshold: float) -> list[int]:
     """A union-find forest over the sets; shorter ones come first, so that each meets only those of at most its size.
 
     Of a set that waits for longer ones n - ceil(2t / (1 + t) n) + 1 shingles are enough, and a pair whose first common
-    shingle stands too late in either to leave enough others is not compared (PPJoin; Xiao et al. 2008). Of the rest, the
-    bits in which two sets' bitmaps differ are shingles that only one of them has; most pairs differ in too many to be
-    alike, and their sets are never looked at (bitmap filter; Sandes, Teodoro, Melo 2020).
+    shingle stands too late in either to leave enough others is not compared (PPJoin; Xiao et al. 2008). Each bit in
+    which two sets' bitmaps differ is a shingle that only one of them has; most pairs differ in too many to be alike,
+    and their sets are never looked at (bitmap filter; Sandes, Teodoro, Melo 2020).
     """
     parents = list(range(len(ranked)))
     bitmaps = [_bitmap(one) for one in ranked]
+    sizes = [len(one) for one in ranked]
     share = threshold / (1 + threshold)
     having: dict[int, dict[int, list[tuple[int, int]]]] = {}
     """Shingle -> group -> (set, place of the shingle in it): what is in one's own group already is passed at once."""
@@ -88,21 +89,26 @@ def _joined(ranked: list[list[int]], threshold: float) -> list[int]:
     for at in sorted(range(len(ranked)), key=lambda one: (len(ranked[one]), one)):
         mine, size, own = ranked[at], len(ranked[at]), at
         mine_as_set, my_bits, met = frozenset(mine), bitmaps[at], set[int]()
+        shortest = threshold * size - ROUNDING
         for place, shingle in enumerate(mine[: size - math.ceil(threshold * size - ROUNDING) + 1]):
             for group, members in having.get(shingle, {}).items():
-                if _root(parents, group) == own:
+                root = parents[group]  # nearly always; a call for each group would be most of the work
+                if parents[root] != root:
+                    root = _root(parents, group)
+                if root == own:
                     continue
                 for other, other_place in members:
                     if other in met:
                         continue
                     met.add(other)
-                    theirs = len(ranked[other])
-                    rest = min(size - place, theirs - other_place)
-                    if theirs < threshold * size - ROUNDING or rest < share * (size + theirs) - ROUNDING:
+                    theirs = sizes[other]
+                    if theirs < shortest:
+                        continue
+                    least = share * (size + theirs) - ROUNDING
+                    if size - place < least or theirs - other_place < least:
                         continue
                     comparisons += 1
-                    most = (size + theirs) * (1 - 2 * share) + ROUNDING
-                    if (my_bits ^ bitmaps[other]).bit_count() > most:
+                    if (my_bits ^ bitmaps[other]).bit_count() > size + theirs - 2 * least:
                         continue
                     common = len(mine_as_set.intersection(ranked[other]))
                     if common / (size + theirs - common) >= threshold:

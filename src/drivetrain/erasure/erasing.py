@@ -20,6 +20,7 @@ import msgspec
 from drivetrain.core.calls import OpenedV1, ReservedV1
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.datasets.erasing import DatasetErasing
+from drivetrain.datasets.workplaces import staging_folder, sweep_staging
 from drivetrain.erasure.elsewhere import elsewhere
 from drivetrain.erasure.note import Note, alone, fresh_note, remove_note, unfinished, write_note
 from drivetrain.erasure.receipt import ERASE, Elsewhere, Places, Receipt
@@ -203,6 +204,7 @@ class Erasure:
             self._control,
             subject,
             call_ids=call_ids,
+            scratch=staging_folder(self._data_folder),
             actor=self._actor,
             now_ns=self._now_ns,
         )
@@ -310,6 +312,7 @@ class _UnderWay:
         self._lake.erase_pushed()
 
     def datasets(self) -> None:
+        sweep_staging(self._erasure._data_folder)
         call_ids = self._lake.call_ids(self._stores.lake)
         self._erasure._dataset_erasing(self._subject, call_ids).erase()
 

@@ -91,6 +91,8 @@ def _float64(value: Any) -> float:
 def _string(value: Any) -> str:
     if not isinstance(value, str):
         raise _refused(value, "string")
+    if not value.isascii() and any("\ud800" <= one <= "\udfff" for one in value):
+        raise ValueError("half of a surrogate pair is in it, which no UTF-8 text holds")
     return str(value)
 
 
@@ -108,7 +110,10 @@ def _timestamp(value: Any) -> datetime:
             raise _refused(value, "timestamp") from None
     if not isinstance(value, datetime):
         raise _refused(value, "timestamp")
-    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    try:
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    except OverflowError:
+        raise _refused(value, "timestamp") from None
 
 
 def _refused(value: Any, dtype: str) -> ValueError:

@@ -16,7 +16,7 @@ from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.features.definitions import KeyDefinition
 from drivetrain.features.dtypes import COERCE, microseconds
 from drivetrain.features.scratch import Scratch, explained, quoted
-from drivetrain.features.sources import column_types, is_time, reading, subquery, time_us, typed
+from drivetrain.features.sources import column_types, is_time, named_only, reading, time_us, typed
 
 DATASET = "dataset:"
 _QUERY = re.compile(r"\s*(select|with|from|values)[\s(]", re.IGNORECASE)
@@ -48,7 +48,7 @@ def read_labels(scratch: Scratch, rows: Any) -> Labels:
     connection = scratch.connection
     n, given = scratch.name(), ""
     if isinstance(rows, Path | str):
-        relation = _named(rows)
+        relation = _named(connection, rows)
     else:
         relation = given = scratch.name()
         connection.register(given, _arrow(rows))
@@ -80,9 +80,29 @@ def points_of(scratch: Scratch, labels: Labels, keys: Sequence[KeyDefinition], t
     outputs = ", ".join(
         [f"{labels.n} AS n", *(parts or ["0 AS k0"]), f"{time_us(quoted(name), labels.types[name])} AS t_us"]
     )
-    with explained("The labels"):
-        return scratch.table(
-            f"SELECT * FROM (SELECT {outputs} FROM {labels.table}) WHERE {' AND '.join(present)} ORDER BY n"
+    try:
+        with explained("The labels"):
+            return scratch.table(
+                f"SELECT * FROM (SELECT {outputs} FROM {labels.table}) WHERE {' AND '.join(present)} ORDER BY n"
+            )
+    except DrivetrainError:
+        for column, dtype in [*((key.name, key.dtype) for key in keys), (timestamp, "timestamp")]:
+            _refuse_wrong(scratch, labels, column, dtype)
+        raise
+
+
+def _refuse_wrong(scratch: Scratch, labels: Labels, name: str, dtype: str) -> None:
+    """Raises: DrivetrainError for the first label whose value is not of this type."""
+    right = typed(quoted(name), labels.types[name], dtype, attempt=True)
+    found = scratch.connection.execute(
+        f"SELECT {labels.n} + 1, CAST({quoted(name)} AS VARCHAR) FROM {labels.table}"
+        f" WHERE {quoted(name)} IS NOT NULL AND ({right}) IS NULL ORDER BY {labels.n} LIMIT 1"
+    ).fetchall()
+    if found:
+        row, value = found[0]
+        raise DrivetrainError(
+            f"The labels have a value that is no {dtype}: row {row}, column `{name}`: {value[:60]!r}.",
+            do="Correct the row.",
         )
 
 
@@ -102,12 +122,12 @@ def arrow_column(values: list[Any], dtype: str) -> Any:
     return Array(values, type=kinds[dtype])
 
 
-def _named(rows: Path | str) -> str:
+def _named(connection: Any, rows: Path | str) -> str:
     if isinstance(rows, str):
         if rows.startswith(DATASET):
             return f"dataset.{quoted(rows.removeprefix(DATASET))}"
         if _QUERY.match(rows):
-            return subquery(rows)
+            return named_only(connection, rows)
     path = Path(rows)
     if not path.is_file():
         raise DrivetrainError(
@@ -131,6 +151,8 @@ def _arrow(rows: Any) -> Any:
     if not rows:
         raise DrivetrainError("There are no labels.", do="Give at least one row.")
     names = dict.fromkeys(name for row in rows for name in row)
+    if not names or any("\0" in str(name) for name in names):
+        raise DrivetrainError("The labels have no columns, or one whose name has a NUL byte.", do="Name each column.")
     return Table.from_pydict({str(name): _column(str(name), [row.get(name) for row in rows]) for name in names})
 
 

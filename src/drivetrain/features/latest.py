@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from drivetrain.core.errors import DrivetrainError
 from drivetrain.features.definitions import ViewDefinition
 from drivetrain.features.points import chosen_windows, values_at
 from drivetrain.features.scratch import explained, quoted, scratch_of
-from drivetrain.features.sources import read_rows
+from drivetrain.features.sources import read_rows, wrong_value
 
 if TYPE_CHECKING:
     import duckdb
@@ -47,11 +48,17 @@ def latest(connection: duckdb.DuckDBPyConnection, view: ViewDefinition, at_us: i
         if oldest is not None:
             known.append(f"event_us >= {at_us - oldest}")
         keys = ", ".join(rows.key_names)
-        with explained(f"The source `{view.source.name}` of FeatureView `{view.name}`"):
-            points = scratch.table(
-                f"SELECT row_number() OVER () AS n, {keys}, CAST({at_us} AS BIGINT) AS t_us"
-                f" FROM (SELECT DISTINCT {keys} FROM ({rows.sql}) WHERE {' AND '.join(known)})"
-            )
+        try:
+            with explained(f"The source `{view.source.name}` of FeatureView `{view.name}`"):
+                points = scratch.table(
+                    f"SELECT row_number() OVER () AS n, {keys}, CAST({at_us} AS BIGINT) AS t_us"
+                    f" FROM (SELECT DISTINCT {keys} FROM ({rows.sql}) WHERE {' AND '.join(known)})"
+                )
+        except DrivetrainError:
+            wrong = wrong_value(connection, view, [], root)
+            if wrong is not None:
+                raise wrong from None
+            raise
         values = values_at(scratch, points, view, view.features, root=root)
         outputs = [f"k{number} AS {quoted(key.name)}" for number, key in enumerate(view.keys)]
         outputs += [f"c{number} AS {quoted(one.name)}" for number, one in enumerate(view.features)]

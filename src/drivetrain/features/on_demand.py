@@ -32,7 +32,7 @@ def compute(
         row[column.name] = request[column.name]
     try:
         answer = view.function(row)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a function never ends the process that serves others
         raise DrivetrainError(
             f"The function of OnDemandFeatureView `{view.name}` raised {type(error).__name__}.",
             do="It has to take every row that its types allow; a value may be None.",

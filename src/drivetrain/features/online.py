@@ -203,7 +203,13 @@ class OnlineService:
             raise DrivetrainError(
                 f"The join key `{error.args[0]}` is not given.", looked=list(entities), do=f"Give {names}."
             ) from None
-        keys = entity_keys(columns) if columns else [entity_key(())] * count
+        try:
+            keys = entity_keys(columns) if columns else [entity_key(())] * count
+        except UnicodeEncodeError:
+            names = ", ".join(f"`{key.name}`" for key in lookup.keys)
+            raise DrivetrainError(
+                f"The join key {names} is no text that UTF-8 holds.", do="Mend its encoding."
+            ) from None
         return self._store.read(lookup.layout, keys)
 
     def _with_computed(

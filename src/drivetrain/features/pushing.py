@@ -21,7 +21,7 @@ from drivetrain.features.materialize import tables_of
 from drivetrain.features.online import EPOCH, US, stored, stored_key
 from drivetrain.features.scratch import quoted
 from drivetrain.features.sources import PUSHED_CREATED
-from drivetrain.ports.online import OnlineStore, PartRow, Pushed
+from drivetrain.ports.online import STRING_BYTES_MAX, OnlineStore, PartRow, Pushed, entity_key
 from drivetrain.ports.tables import TableStore
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ PUSH_ROWS_MAX = 100_000
 """Rows of one push, which are in memory at once; more are a file."""
 FUTURE_US_MAX = 60_000_000
 """A row may be ahead of our clock by a minute: clocks differ. Later it would hide the truth until then."""
+KEY_BYTES_MAX = 60_000
+"""Of a row's join keys together: vectors have 16 bits for the length of theirs."""
 ERRORS_SHOWN = 20
 PUSHED = "push"
 """Where pushed rows are: the schema of SQL and the folder of the lake's tables."""
@@ -163,14 +165,21 @@ def _typed(shape: PushShape, rows: Iterable[Mapping[str, Any]], now_us: int) -> 
                 f"More than {PUSH_ROWS_MAX} rows are pushed at once.", do="Push fewer, or declare a `batch_source`."
             )
         made: dict[str, Any] = dict.fromkeys(types)
+        if not isinstance(row, Mapping):
+            raise DrivetrainError(
+                f"Nothing was pushed to `{shape.name}`: row {number} is a {type(row).__name__}.",
+                do='Give each row as {"column": value}.',
+            )
         for column, value in row.items():
             if column not in types:
-                wrong.append(f"row {number}: no column `{column}` is known. {did_you_mean(column, types)}")
+                wrong.append(f"row {number}: no column `{column}` is known. {did_you_mean(str(column), types)}")
                 continue
             try:
-                made[column] = coerce(types[column], value)
+                made[column] = _value(types[column], value)
             except ValueError as error:
                 wrong.append(f"row {number}, column `{column}`: {error}")
+        if len(entity_key([str(made[key.name]) for key in shape.keys])) > KEY_BYTES_MAX:
+            wrong.append(f"row {number}: its join keys have more than {KEY_BYTES_MAX:,} bytes")
         if all(made[key.name] is None for key in shape.keys) and shape.keys:
             wrong.append(f"row {number}: it has no join key")
         wrong += [
@@ -190,6 +199,14 @@ def _typed(shape: PushShape, rows: Iterable[Mapping[str, Any]], now_us: int) -> 
             f"Nothing was pushed to `{shape.name}`:\n" + "\n".join(f"  {one}" for one in wrong[:ERRORS_SHOWN]),
             do="Correct the rows, and push all of them again.",
         )
+    return typed
+
+
+def _value(dtype: str, value: Any) -> Any:
+    """As `coerce`. A text that the online store refuses may not get into the lake, which every later read sees."""
+    typed = coerce(dtype, value)
+    if isinstance(typed, str) and len(typed.encode()) > STRING_BYTES_MAX:
+        raise ValueError(f"it has {len(typed.encode()):,} bytes, and at most {STRING_BYTES_MAX:,} are kept")
     return typed
 
 

@@ -12,6 +12,9 @@ from drivetrain.core.errors import DrivetrainError
 if TYPE_CHECKING:
     import duckdb
 
+REASON_CHARS_MAX = 600
+"""DuckDB repeats a broken line whole, which may be megabytes."""
+
 _numbers = itertools.count(1)
 
 
@@ -67,7 +70,7 @@ def explained(where: str, done: str = "read") -> Iterator[None]:
         yield
     except duckdb.Error as error:
         reason = " ".join(itertools.takewhile(_tells, str(error).strip().splitlines()))
-        raise DrivetrainError(f"{where} cannot be {done}: {reason}") from error
+        raise DrivetrainError(f"{where} cannot be {done}: {reason[:REASON_CHARS_MAX]}") from error
 
 
 def _tells(line: str) -> bool:

@@ -21,6 +21,7 @@ from drivetrain.core.features import AnySource, FileSource, PushSource, TableSou
 from drivetrain.features.definitions import KeyDefinition, ViewDefinition
 from drivetrain.features.dtypes import SQL_TYPES
 from drivetrain.features.scratch import explained, literal, quoted
+from drivetrain.lake.sandbox import guarded
 
 if TYPE_CHECKING:
     import duckdb
@@ -120,7 +121,10 @@ def files_of(path: str, root: Path) -> list[Path]:
         if not relative.is_relative_to(base):
             raise _outside(path)
         relative = relative.relative_to(base)
-    found = sorted(base.glob(relative.as_posix())) if any(sign in path for sign in "*?[") else [base / relative]
+    try:
+        found = sorted(base.glob(relative.as_posix())) if any(sign in path for sign in "*?[") else [base / relative]
+    except (ValueError, NotImplementedError) as error:
+        raise DrivetrainError(f"`{path}` is no pattern of files: {error}.", do="`**` stands between slashes.") from None
     found = [one for one in found if one.is_file()]
     if not found:
         raise DrivetrainError(f"No file is called `{path}`.", looked=[str(base)], do="Write a path in the project.")
@@ -155,13 +159,34 @@ def _csv_options(files: Sequence[Path], guess: bool) -> str:
     first = next(iter(headers))
     delimiter = _delimiter(first)
     told = f"delim = '{delimiter}'"
+    for header in headers:
+        _check_header(header, delimiter)
     if guess:
         return f"{told}, sample_size = -1"
     names = next(csv.reader([first], delimiter=delimiter), [])
-    if len(headers) > 1 or len(set(names)) < len(names) or not names or not all(names):
+    if len(headers) > 1 or not names or not all(names):
         return f"{told}, all_varchar = true, union_by_name = true"
     columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in names)
     return f"{told}, auto_detect = false, columns = {{{columns}}}"
+
+
+def _check_header(header: str, delimiter: str) -> None:
+    """Whether each name stands once. Raises: DrivetrainError; else nobody could tell which of two columns is meant."""
+    try:
+        names = next(csv.reader([header], delimiter=delimiter), [])
+    except csv.Error:
+        raise DrivetrainError(
+            "The first line of the CSV file is no header: it has a carriage return without a line feed.",
+            do="Save it with the line ends of Unix or Windows.",
+        ) from None
+    seen: set[str] = set()
+    for name in filter(None, names):
+        if name.lower() in seen:
+            raise DrivetrainError(
+                f"The header of the CSV file has the column `{name[:100]}` twice.",
+                do="Names that differ only in capitals count as the same. Rename one of them.",
+            )
+        seen.add(name.lower())
 
 
 def _header(file: Path) -> str:
@@ -171,6 +196,8 @@ def _header(file: Path) -> str:
             header = content.readline(HEADER_BYTES_MAX + 1).decode("utf-8-sig", "replace").rstrip("\r\n")
     except (OSError, EOFError) as error:
         raise DrivetrainError(f"`{file.name}` cannot be read: {error}.") from error
+    if "\0" in header:
+        raise DrivetrainError(f"`{file.name}` is no UTF-8 text: its first line has a NUL byte.", do="Save it as UTF-8.")
     if len(header) >= HEADER_BYTES_MAX or header.count(_delimiter(header)) >= CSV_COLUMNS_MAX:
         raise DrivetrainError(
             f"`{file.name}` has more than {CSV_COLUMNS_MAX} columns, or its first line is too long.",
@@ -185,17 +212,23 @@ def _delimiter(header: str) -> str:
 
 def typed(column: str, physical: str, dtype: str, *, attempt: bool = False) -> str:
     """SQL of a column's value as a dtype. attempt: null instead of an error where it is none."""
-    if not dtype or physical == SQL_TYPES[dtype]:
+    if not dtype or (physical == SQL_TYPES[dtype] and dtype != "timestamp"):
         return column
     cast = "TRY_CAST" if attempt else "CAST"
     refused = "NULL" if attempt else f"error('a value of ' || {literal(column)} || ' is no {dtype}')"
     sql = f"{cast}({column} AS {SQL_TYPES[dtype]})"
     if dtype == "timestamp":
         if physical.startswith("TIMESTAMP") or physical == "DATE":
-            return f"make_timestamptz(epoch_us({column}))"  # a cast would ask for the time zone, row by row
-        return sql if physical == "VARCHAR" else f"CASE WHEN {column} IS NULL THEN NULL ELSE {refused} END"
+            # A cast would ask for the time zone, row by row. What is infinite is no time: it would turn into null.
+            finite = column if physical == SQL_TYPES[dtype] else f"make_timestamptz(epoch_us({column}))"
+            return f"CASE WHEN {column} IS NULL OR isfinite({column}) THEN {finite} ELSE {refused} END"
+        if physical == "VARCHAR":
+            return f"CASE WHEN {column} IS NULL OR isfinite({sql}) THEN {sql} ELSE {refused} END"
+        return f"CASE WHEN {column} IS NULL THEN NULL ELSE {refused} END"
     if dtype == "int64" and physical.startswith(_FRACTIONS):
         return f"CASE WHEN {column} IS NULL OR {column} = trunc({column}) THEN {sql} ELSE {refused} END"
+    if dtype == "bool" and physical not in ("BOOLEAN", "VARCHAR"):
+        return f"CASE WHEN {column} IS NULL OR {column} IN (0, 1) THEN {sql} ELSE {refused} END"
     if dtype == "int64" and physical == "VARCHAR":
         right = f"regexp_full_match({column}, {literal(_WHOLE_TEXT)})"
         return f"CASE WHEN {column} IS NULL OR {right} THEN {sql} ELSE {refused} END"
@@ -204,7 +237,7 @@ def typed(column: str, physical: str, dtype: str, *, attempt: bool = False) -> s
 
 def time_us(column: str, physical: str) -> str:
     """SQL of a column of times as UTC microseconds."""
-    return f"epoch_us({typed(column, physical, 'timestamp') if physical == 'VARCHAR' else column})"
+    return f"epoch_us({typed(column, physical, 'timestamp')})"
 
 
 def is_time(physical: str) -> bool:
@@ -221,6 +254,18 @@ def column_types(connection: duckdb.DuckDBPyConnection, relation: str) -> dict[s
 def subquery(query: str) -> str:
     """A query as it stands after FROM; its last line may be a comment."""
     return f"({query.strip().rstrip(';')}\n)"
+
+
+def named_only(connection: duckdb.DuckDBPyConnection, query: str) -> str:
+    """As `subquery`, of one SELECT over the connection's tables: it reads no file. Raises: DrivetrainError."""
+
+    def names(schema: str) -> set[str]:
+        rows = connection.execute(
+            "SELECT lower(table_name) FROM information_schema.tables WHERE lower(table_schema) = ?", [schema or "main"]
+        ).fetchall()
+        return {row[0] for row in rows}
+
+    return subquery(guarded(connection, query, names).sql)
 
 
 def table_name(name: str) -> str:
@@ -265,7 +310,7 @@ def _parts(connection: duckdb.DuckDBPyConnection, source: AnySource, root: Path,
     elif isinstance(source, TableSource):
         relation = table_name(source.table)
     else:
-        relation = subquery(source.query)
+        relation = named_only(connection, source.query)
     types = column_types(connection, relation)
     part = _Part(relation, types, source.timestamp_field, source.created_timestamp_column)
     for name in (part.event, part.created):
