@@ -88,7 +88,7 @@ class Roller:
     def roll(self) -> Rolled:
         """Everything that had ended when this was called is in the tables afterwards; running Calls stay behind.
 
-        Costs about 12 us of CPU a Call. Raises: DrivetrainError, NewerRecord; then the tables are as they were, or one
+        Costs 15 to 20 us of CPU a Call. Raises: DrivetrainError, NewerRecord; then the tables are as they were, or one
         roll further, and the next call goes on from there.
         """
         try:
