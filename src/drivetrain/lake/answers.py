@@ -5,7 +5,9 @@ Called by the lake; an answer is whole and needs no connection any more, a strea
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterator
+from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -67,10 +69,7 @@ class Answer:
     def rows(self) -> list[tuple[Any, ...]]:
         """Python's values, made when they are first asked for. Sums are ints, times with a time zone are UTC."""
         if self._rows is None:
-            import duckdb
-
-            with duckdb.connect(":memory:", config={"threads": 1, "python_enable_replacements": False}) as connection:
-                connection.execute("SET TimeZone = 'UTC'")
+            with _values().cursor() as connection:
                 relation = connection.from_arrow(self._table)
                 self._rows = _without_zones(relation, self.columns, self.types).fetchall()
         return self._rows
@@ -91,6 +90,22 @@ def collected(stream: Stream) -> Answer:
             )
         batches.append(batch)
     return Answer(stream.columns, stream.types, Table.from_batches(batches, schema=schema))
+
+
+@cache
+def _values() -> duckdb.DuckDBPyConnection:
+    """One instance that turns Arrow into Python's values, kept since opening one costs more than most answers."""
+    import duckdb
+
+    connection = duckdb.connect(":memory:", config={"threads": 1, "python_enable_replacements": False})
+    connection.execute("SET GLOBAL TimeZone = 'UTC'")
+    atexit.register(_let_go)  # the library complains of what outlives it
+    return connection
+
+
+def _let_go() -> None:
+    _values().close()
+    _values.cache_clear()
 
 
 def _without_zones(
