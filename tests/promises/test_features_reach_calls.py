@@ -152,6 +152,19 @@ def test_what_calls_saw_is_what_training_computes(gateway: Gateway) -> None:
     assert all(one["match"] == report["calls"] for one in features)
 
 
+def test_a_call_shows_what_it_saw(gateway: Gateway) -> None:
+    call_id = ask(gateway, "told", {"who": "nobody", "amount": 2})[1]["call_id"]
+    shown = json.loads(gateway.command("calls", "show", call_id, "--json", "--payload"))
+    assert shown["business_key"] == "nobody"
+    assert (shown["features"]["service"], shown["features"]["missing"]) == ("inputs", ["customer"])
+    seen = shown["seen"]
+    assert seen["values"]["orders"] == 0, "the values are among the payloads, whatever the retention"
+    assert seen["given"] == {"customer": "nobody", "amount": 2.0}
+    text = gateway.command("calls", "show", call_id)
+    assert "missing: customer" in text
+    assert "key       nobody" in text
+
+
 def test_an_outcome_reaches_its_call_by_business_key(gateway: Gateway) -> None:
     said(gateway, who="zoe")
     label = {"workflow": "told", "key": "zoe", "metric": "paid", "value": True, "source": "shop"}

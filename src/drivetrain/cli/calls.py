@@ -15,6 +15,7 @@ from drivetrain.cli.places import LedgerPlaces, ledger_places, moment_ns, plain
 from drivetrain.cli.tables import Column, print_table
 from drivetrain.core.calls import RETAINED_FULL, RETAINED_HASH, Answers, AttemptV1, Call
 from drivetrain.core.errors import DrivetrainError, did_you_mean
+from drivetrain.core.features import FeatureRecordV1, FeaturesSeenV1
 from drivetrain.core.money import usd
 from drivetrain.core.times import iso
 
@@ -133,6 +134,22 @@ def call_json(call: Call) -> dict[str, Any]:
         "saved_nano_usd": sum(attempt.saved_nano_usd for attempt in call.attempts),
         "attempts": [_attempt_json(attempt) for attempt in call.attempts],
         "outcomes": msgspec.to_builtins(call.outcomes),
+        "business_key": call.business_key,
+        "features": _features_json(call),
+    }
+
+
+def _features_json(call: Call) -> dict[str, Any] | None:
+    """Which features it saw; None where its workflow names none. The values are among the payloads."""
+    seen = call.features
+    if seen is None:
+        return None
+    return {
+        "service": seen.service,
+        "fingerprint": seen.fingerprint,
+        "as_of_ns": seen.as_of_ns,
+        "stale": list(seen.stale),
+        "missing": list(seen.missing),
     }
 
 
@@ -268,6 +285,10 @@ def _print_call(call: Call, payloads: dict[str, Any]) -> None:
         "snapshot": f"{call.snapshot or '-'}, prices of {call.prices_date or '-'}",
         "payload": {RETAINED_HASH: "kept as a hash", RETAINED_FULL: "kept, encrypted"}.get(call.retained, "not kept"),
     }
+    if call.business_key:
+        facts["key"] = call.business_key
+    if call.features is not None:
+        facts["features"] = _features_said(call.features)
     if call.degraded:
         facts["degraded"] = f"{call.degraded}: no variant answered, so the workflow's ladder did"
     for name, value in (*facts.items(), *(("note", note) for note in call.notes)):
@@ -317,6 +338,15 @@ def _print_call(call: Call, payloads: dict[str, Any]) -> None:
         typer.echo(plain(_pretty(content)))
 
 
+def _features_said(seen: FeaturesSeenV1) -> str:
+    """What was seen, how old it was, and what was not there."""
+    said = f"{seen.service}, as of {iso(seen.as_of_ns)}" if seen.as_of_ns else f"{seen.service}, never materialized"
+    for what, names in (("stale", seen.stale), ("missing", seen.missing)):
+        if names:
+            said += f"; {what}: {', '.join(names)}"
+    return said
+
+
 def _cost(call: Call) -> str:
     if call.status != "interrupted":
         return f"{usd(call.cost_nano_usd)} USD"
@@ -347,18 +377,27 @@ def _payloads(places: LedgerPlaces, call: Call) -> dict[str, Any]:
     """The request and the answers, opened. Raises: DrivetrainError where none is kept, ValueError where altered."""
     from drivetrain.adapters.files import FileVault
 
+    vault = FileVault(places.keys_folder, payload_days=places.payload_days)
+    gone = "not readable any more: its subject was forgotten, or its time is over"
+    sealed_features = call.features.sealed if call.features is not None else b""
+    features: dict[str, Any] = {}
+    if sealed_features:
+        record = vault.open(call.call_id, "features", sealed_features)
+        features["seen"] = (
+            gone if record is None else msgspec.to_builtins(msgspec.msgpack.decode(record, type=FeatureRecordV1))
+        )
     if call.retained == RETAINED_HASH:
-        return {"request": f"blake2b {call.request.hex()}", "answers": f"blake2b {call.answers.hex()}"}
+        return {**features, "request": f"blake2b {call.request.hex()}", "answers": f"blake2b {call.answers.hex()}"}
+    if call.retained != RETAINED_FULL and features:
+        return features
     if call.retained != RETAINED_FULL:
         raise DrivetrainError(
             f"Call {call.call_id} kept no payload.",
             do='A workflow keeps them with `retention="full"`, or all do with `[ledger] retention`.',
         )
-    vault = FileVault(places.keys_folder, payload_days=places.payload_days)
-    gone = "not readable any more: its subject was forgotten, or its time is over"
     request = vault.open(call.call_id, "request", call.request) if call.request else b""
     sealed = vault.open(call.call_id, "answers", call.answers) if call.answers else b""
-    opened: dict[str, Any] = {"request": gone if request is None else _content(request)}
+    opened: dict[str, Any] = {**features, "request": gone if request is None else _content(request)}
     if sealed is None:
         opened["answers"] = gone
     elif sealed:
