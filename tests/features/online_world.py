@@ -14,8 +14,9 @@ import msgspec
 from drivetrain.adapters.mapped_online import MappedOnline
 from drivetrain.core.features import FeatureRecordV1
 from drivetrain.embedded.feature_store import feature_store
+from drivetrain.features.online import online_folder
 from drivetrain.features.parity import Seeing
-from drivetrain.features.store import FeatureStore, online_folder
+from drivetrain.features.store import FeatureStore
 from drivetrain.ports.online import Layout, PartRow
 
 START = datetime(2026, 2, 1, 12, tzinfo=UTC)

@@ -401,7 +401,7 @@ def test_a_bad_file_is_named_with_its_line_and_the_others_are_read(
 )  # fmt: skip
 def test_what_ends_or_floods_the_process_is_a_clear_error(tmp_path: Path, code: str, said: str) -> None:
     with pytest.raises(DrivetrainError, match=said) as raised:
-        imported(tmp_path, {"a_bad.py": code, "good.py": GOOD}, file_seconds=0.2, run_seconds=1.5)
+        imported(tmp_path, {"a_bad.py": code, "good.py": GOOD}, file_seconds=1.0, run_seconds=1.5)
     assert "a_bad.py cannot be read" in str(raised.value)
 
 

@@ -8,19 +8,17 @@ there a file's age must tell.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from drivetrain.core.errors import DrivetrainError
+from drivetrain.ports.locks import locked
 
 WRITE_WAIT_S = 60.0
 """How long a writer waits for who cleans; cleaning lists and deletes, and takes seconds."""
 CLEAN_WAIT_S = 5.0
 """How long who cleans waits for a moment without writers."""
-LOOK_EVERY_S = 0.02
 
 
 class TableLocks:
@@ -33,7 +31,7 @@ class TableLocks:
     @contextlib.contextmanager
     def writing(self, table: str) -> Iterator[None]:
         """Others may write meanwhile, nobody cleans. Raises: DrivetrainError after `WRITE_WAIT_S`."""
-        with self._held(table, fcntl.LOCK_SH, WRITE_WAIT_S) as held:
+        with self._held(table, WRITE_WAIT_S, shared=True) as held:
             if self._folder is not None and not held:
                 raise DrivetrainError(
                     f"The table `{table}` is being cleaned up since more than {WRITE_WAIT_S:.0f} s.",
@@ -44,28 +42,15 @@ class TableLocks:
     @contextlib.contextmanager
     def cleaning(self, table: str) -> Iterator[bool]:
         """Whether nobody writes meanwhile; False after `CLEAN_WAIT_S`."""
-        with self._held(table, fcntl.LOCK_EX, CLEAN_WAIT_S) as held:
+        with self._held(table, CLEAN_WAIT_S, shared=False) as held:
             yield held
 
     @contextlib.contextmanager
-    def _held(self, table: str, how: int, wait_s: float) -> Iterator[bool]:
+    def _held(self, table: str, wait_s: float, *, shared: bool) -> Iterator[bool]:
         if self._folder is None:
             yield False
             return
         self._folder.mkdir(parents=True, exist_ok=True)
-        # `+` stands in no table's name.
-        fd = os.open(self._folder / table.replace("/", "+"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
-            yield self._lock(fd, how, wait_s)
-        finally:
-            os.close(fd)
-
-    def _lock(self, fd: int, how: int, wait_s: float) -> bool:
-        for _ in range(int(wait_s / LOOK_EVERY_S)):
-            try:
-                fcntl.flock(fd, how | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self._sleep(LOOK_EVERY_S)
-            else:
-                return True
-        return False
+        path = self._folder / table.replace("/", "+")  # which stands in no table's name
+        with locked(path, shared=shared, wait_s=wait_s, sleep=self._sleep) as held:
+            yield held

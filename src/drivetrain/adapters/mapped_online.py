@@ -5,7 +5,7 @@ at a time by `flock`. A table's folder holds:
 
     current          what holds now, as JSON: names of the two files below. Replaced by rename, so that `kill -9` leaves
                      the old or the new. Readers look at each read whether it is another file.
-    N.vectors        immutable: magic | blank vector | (key, vector) ... | index | footer as JSON | sizes, CRC, magic
+    N.vectors        immutable: magic | blank vector | (key, vector) ... | index | footer as msgpack | sizes, CRC, magic
     N.pushed         appended: frames of length, CRC and rows as msgpack; one `write` per push, so all rows or none
     lock             held by whoever writes
 
@@ -17,8 +17,6 @@ it until they look again.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import mmap
 import os
 import secrets
@@ -36,6 +34,8 @@ import msgspec
 
 from drivetrain.adapters.online_vectors import VectorFormat, check_rows, foreign, no_name, patch_columns, same_parts
 from drivetrain.core.errors import DrivetrainError
+from drivetrain.ports.disk import HALF_WRITTEN, write_whole
+from drivetrain.ports.locks import locked
 from drivetrain.ports.online import NAME, Layout, PartRow, Pushed, TableState, Vectors, newer, patched
 
 MAGIC = b"\xc1DTVEC01"
@@ -52,6 +52,8 @@ SUPERSEDED_S = 3_600.0
 """So long a reader goes on with the vectors of its own definition after others took their place: time to reload."""
 LOCK_S = 600.0
 """The longest that a writer waits for another, which may be writing millions of vectors."""
+LOOK_EVERY_S = 0.002
+"""How often a waiting writer looks again: a push takes less than a millisecond."""
 
 
 class _Current(msgspec.Struct, frozen=True):
@@ -121,8 +123,10 @@ class MappedOnline:
                     _publish(folder, _Current(f"{name}.vectors", f"{name}.pushed"))
                     _sweep(folder)
             except BaseException:
-                for kind in ("vectors", "pushed"):
-                    (folder / f"{name}.{kind}").unlink(missing_ok=True)
+                current = _current_of(folder)
+                if current is None or current.vectors != f"{name}.vectors":  # else it was published, and stays
+                    for kind in ("vectors", "pushed"):
+                        (folder / f"{name}.{kind}").unlink(missing_ok=True)
                 raise
         return count
 
@@ -627,55 +631,41 @@ def _write_whole(fd: int, data: bytes) -> None:
 
 
 def _publish(folder: Path, current: _Current) -> None:
-    fresh = folder / ".current.new"
     try:
-        with fresh.open("wb") as file:
-            file.write(msgspec.json.encode(current))
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.rename(folder / "current")
-        fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        write_whole(folder / "current", msgspec.json.encode(current))
     except OSError as error:
-        raise _not_written(fresh, error) from error
+        raise _not_written(folder / "current", error) from error
+
+
+def _current_of(folder: Path) -> _Current | None:
+    try:
+        return msgspec.json.decode((folder / "current").read_bytes(), type=_Current)
+    except FileNotFoundError:
+        return None
 
 
 def _sweep(folder: Path) -> None:
     """Unlink what `current` does not name: replaced files, and those of a writer that was killed. Under both locks."""
-    try:
-        current = msgspec.json.decode((folder / "current").read_bytes(), type=_Current)
-    except FileNotFoundError:
+    current = _current_of(folder)
+    if current is None:
         return
     kept = {current.vectors, current.pushed}
     for path in folder.iterdir():
         if path.suffix in (".vectors", ".pushed") and path.name not in kept:
             path.unlink(missing_ok=True)
+    for path in folder.glob(HALF_WRITTEN.format("current")):
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def _locked(folder: Path, name: str = "lock") -> Iterator[None]:
     """One writer at a time. Raises: DrivetrainError after `LOCK_S`."""
-    fd = os.open(folder / name, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        deadline = time.monotonic() + LOCK_S
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EACCES):
-                    raise
-                if time.monotonic() > deadline:
-                    raise DrivetrainError(
-                        f"Another process has been writing {folder} for {LOCK_S:.0f} s.", do="End it, and try again."
-                    ) from None
-                time.sleep(0.002)
+    with locked(folder / name, wait_s=LOCK_S, look_every_s=LOOK_EVERY_S) as held:
+        if not held:
+            raise DrivetrainError(
+                f"Another process has been writing {folder} for {LOCK_S:.0f} s.", do="End it, and try again."
+            )
         yield
-    finally:
-        os.close(fd)
 
 
 def _mapped(file: BinaryIO, path: Path) -> mmap.mmap:

@@ -22,6 +22,7 @@ from typing import IO, Any, NamedTuple, Protocol
 
 from drivetrain.adapters.mirror import Mirror
 from drivetrain.core.errors import DrivetrainError, did_you_mean
+from drivetrain.ports.disk import sync_folder
 from drivetrain.ports.tables import ObjectStore
 
 PATH_BYTES_MAX = 900
@@ -246,11 +247,7 @@ class FileObjects:
                     os.link(begun, place)
                 else:
                     begun.replace(place)
-            folder = os.open(place.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            sync_folder(place.parent)
         except OSError as error:
             if new and isinstance(error, FileExistsError):
                 raise FileExistsError(path) from None

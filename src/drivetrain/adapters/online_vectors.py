@@ -18,7 +18,7 @@ from operator import or_
 from typing import Any
 
 from drivetrain.core.errors import DrivetrainError
-from drivetrain.ports.online import ABSENT, STRING_BYTES_MAX, Layout, PartRow, Pushed, Vectors
+from drivetrain.ports.online import ABSENT, STRING_BYTES_MAX, Layout, PartRow, Pushed, Vectors, newer
 
 FLAGS = 62
 """Bits used of a flag word."""
@@ -193,9 +193,11 @@ def patch_columns(layout: Layout, found: Vectors, touched: Sequence[tuple[int, d
         first.append(first[-1] + len(part.columns))
     for row, patches in touched:
         for part_at, patch in patches.items():
-            if (patch.event_us, patch.created_us) >= (events[part_at][row], created[part_at][row]):
+            begin, end = first[part_at], first[part_at + 1]
+            held = tuple([column[row] for column in columns[begin:end]])
+            if newer(PartRow(events[part_at][row], created[part_at][row], held), patch) is patch:
                 events[part_at][row], created[part_at][row] = patch.event_us, patch.created_us
-                for at, value in enumerate(patch.values, start=first[part_at]):
+                for at, value in enumerate(patch.values, start=begin):
                     columns[at][row] = value
     has_null = [before or None in column for before, column in zip(found.has_null, columns, strict=True)]
     return Vectors(columns, has_null, events, created, found.as_of_us)

@@ -173,7 +173,7 @@ class SqliteControlLog:
             # A flipped byte in its catalogue makes SQLite quote text that is no UTF-8.
             raise DrivetrainError(
                 f"The control log in {self._path} cannot be used: {error}.",
-                do="Run `drivetrain audit verify`; where it was damaged, restore it from your backup.",
+                do="See whether its disk is full. `drivetrain audit verify` tells damage: restore that from a backup.",
             ) from error
 
     @contextmanager

@@ -14,6 +14,7 @@ used again without a restart. The flock outlives such failures: the worker did n
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -36,6 +37,7 @@ from drivetrain.ports.idempotency import (
     IdempotencyUnavailable,
     Keep,
 )
+from drivetrain.ports.locks import locked
 
 SCHEMA_VERSION = 1
 KEEP_NS = 86_400 * NS_PER_S
@@ -46,6 +48,8 @@ BYTES_MAX = 1024 * 1024 * 1024
 """Answers kept at once; beyond it the oldest are dropped, while their keys stay known."""
 BUSY_TIMEOUT_S = 0.15
 """How long a visit waits for others; each holds the file well under a millisecond. Below what a request waits."""
+LOOK_EVERY_S = 0.002
+"""Between two looks at whether another still opens."""
 SWEEP_MAX = 64
 """Rows that one visit takes away, so that none takes long; more than it can add."""
 DROP_MAX = 64
@@ -256,20 +260,10 @@ class SqliteIdempotency:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Nobody else opens meanwhile. Raises: OSError where another does not end opening."""
-        fd = os.open(self._folder / "open.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
-            deadline = time.monotonic() + BUSY_TIMEOUT_S
-            while True:
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise
-                    time.sleep(0.002)
+        with locked(self._folder / "open.lock", wait_s=BUSY_TIMEOUT_S, look_every_s=LOOK_EVERY_S) as held:
+            if not held:
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), str(self._folder / "open.lock"))
             yield
-        finally:
-            os.close(fd)
 
     def _let_file_go(self) -> None:
         if self._db is not None:

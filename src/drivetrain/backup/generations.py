@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -26,6 +24,8 @@ from typing import BinaryIO
 import msgspec
 
 from drivetrain.core.errors import DrivetrainError
+from drivetrain.ports.disk import sync_folder, write_whole
+from drivetrain.ports.locks import locked
 
 MARKER = "drivetrain-backup.json"
 FORMAT = 1
@@ -34,7 +34,6 @@ CHUNK_BYTES = 1024 * 1024
 SPARE_BYTES = 64 * 1024 * 1024
 """Left free beside what is about to be copied: manifests, and what grows meanwhile."""
 MANIFEST = "manifest.json"
-_HALF = re.compile(r"\.[0-9a-f]{16}\.new")
 
 
 class FileV1(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -195,22 +194,20 @@ class Generations:
             if not fresh:
                 self._check()
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            fd = os.open(self.folder / ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        with contextlib.ExitStack() as stack:
+            with self._told():
+                is_held = stack.enter_context(locked(self.folder / ".lock"))
+            if not is_held:
                 raise DrivetrainError(
                     f"Another backup to {self.folder} is running.", do="Wait for it to end, or choose another folder."
-                ) from None
+                )
             with self._told():
                 if not (self.folder / MARKER).exists():
-                    self._put(self.folder / MARKER, msgspec.json.encode(_Marker(f"drivetrain {self._kind}", FORMAT)))
-                for path in (*self.folder.glob("objects/.*.new"), *self.folder.glob("generations/*/.*.new")):
-                    path.unlink(missing_ok=True)
+                    write_whole(self.folder / MARKER, msgspec.json.encode(_Marker(f"drivetrain {self._kind}", FORMAT)))
+                for pattern in (".*.new", "objects/.*.new", "generations/*/.*.new"):
+                    for path in self.folder.glob(pattern):
+                        path.unlink(missing_ok=True)
             yield
-        finally:
-            os.close(fd)
 
     def need_space(self, size: int) -> None:
         """Raises: DrivetrainError where so much does not fit beside what is there."""
@@ -287,13 +284,13 @@ class Generations:
         """From now on it is there."""
         with self._told():
             for folder in sorted(self._made, key=lambda one: len(one.parts), reverse=True):
-                _sync_folder(folder)
+                sync_folder(folder)
             self._made.clear()
             path = self._manifest(generation.number)
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._put(path, msgspec.json.encode(generation))
+            write_whole(path, msgspec.json.encode(generation))
             for folder in (path.parent.parent, self.folder):
-                _sync_folder(folder)
+                sync_folder(folder)
 
     def delete(self, numbers: list[int]) -> int:
         """These generations, and the contents that no other has, are gone; how many contents. Call it while writing."""
@@ -328,18 +325,6 @@ class Generations:
             self._made |= {place.parent.parent, self.folder}
         half.replace(place)
         self._made.add(place.parent)
-
-    def _put(self, path: Path, content: bytes) -> None:
-        half = path.with_name(f".{secrets.token_hex(8)}.new")
-        try:
-            with half.open("xb") as target:
-                target.write(content)
-                target.flush()
-                os.fsync(target.fileno())
-            half.replace(path)
-            _sync_folder(path.parent)
-        finally:
-            half.unlink(missing_ok=True)
 
     def _manifest(self, number: int) -> Path:
         return self.folder / "generations" / str(number) / MANIFEST
@@ -379,11 +364,3 @@ class Generations:
                 if full
                 else "Look at the folder's owner and mode, and run it again.",
             ) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -8,13 +8,13 @@ log's anchor, which is no secret. Called by the backup and the restore.
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from drivetrain.backup.generations import FileV1, Generations, GenerationV1
 from drivetrain.core.errors import DrivetrainError
+from drivetrain.ports.disk import write_whole
 from drivetrain.version import VERSION
 
 RECORD_BYTES = 96
@@ -83,12 +83,7 @@ def merge_forgotten(before: Path, now: Path) -> int:
     known = _records(now / FORGOTTEN)
     missing = [record for record in _records(before / FORGOTTEN) if record not in set(known)]
     if missing:
-        fd = os.open(now / FORGOTTEN, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, b"".join([*known, *missing]))
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        write_whole(now / FORGOTTEN, b"".join([*known, *missing]))
     return len(missing)
 
 

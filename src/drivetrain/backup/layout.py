@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from pathlib import Path
 
 import msgspec
 
 from drivetrain.core.errors import DrivetrainError
+from drivetrain.ports.disk import write_whole
 from drivetrain.version import VERSION
 
 LAYOUT = 1
@@ -71,16 +71,7 @@ def opened(data_folder: Path) -> None:
 def write_layout(data_folder: Path) -> None:
     """From now on the folder has this version's layout. Raises: OSError."""
     data_folder.mkdir(parents=True, exist_ok=True)
-    content = msgspec.json.encode(LayoutV1(layout=LAYOUT, version=VERSION))
-    half = data_folder / f".{NAME}.{secrets.token_hex(8)}.new"
-    try:
-        with half.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        half.replace(data_folder / NAME)
-    finally:
-        half.unlink(missing_ok=True)
+    write_whole(data_folder / NAME, msgspec.json.encode(LayoutV1(layout=LAYOUT, version=VERSION)))
 
 
 def _holds_anything(data_folder: Path) -> bool:

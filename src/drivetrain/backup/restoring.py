@@ -30,6 +30,7 @@ from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.times import NS_PER_S
 from drivetrain.lake import plans
 from drivetrain.ledger.frames import segments
+from drivetrain.ports.disk import sync_folder, write_whole
 
 SPARE_BYTES = 64 * 1024 * 1024
 """Left free on the disk that is restored to."""
@@ -220,7 +221,7 @@ class _Made:
     def sync(self) -> None:
         for made, _ in self._places:
             for folder, _names, _files in os.walk(made):
-                _sync_folder(Path(folder))
+                sync_folder(Path(folder))
 
     def swap(self) -> list[str]:
         """Move what is there aside, and what was made to its place."""
@@ -234,7 +235,7 @@ class _Made:
                 place.rename(old)
                 aside.append(str(old))
             made.rename(place)
-            _sync_folder(place.parent)
+            sync_folder(place.parent)
         self._places.clear()
         return aside
 
@@ -314,15 +315,7 @@ def _put_anchor(made: _Made, anchor: FileV1) -> list[str]:
         old = _free(place, made.stamp)
         place.rename(old)
         aside.append(str(old))
-    half = place.with_name(f".{ANCHOR}.{made.stamp}.new")
-    fd = os.open(half, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(fd, content)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    half.rename(place)
-    _sync_folder(place.parent)
+    write_whole(place, content)
     return aside
 
 
@@ -346,7 +339,7 @@ def _swap_content(made: Path, place: Path, old: Path) -> list[str]:
     for one in list(made.iterdir()):
         one.rename(place / one.name)
     made.rmdir()
-    _sync_folder(place)
+    sync_folder(place)
     return [str(old)] if moved else []
 
 
@@ -363,11 +356,3 @@ def _free(place: Path, stamp: str) -> Path:
 def _beside(place: Path, word: str) -> Path:
     """On the same disk: of a disk's own mount point that is inside of it, where no store looks."""
     return place / f".{word}" if place.is_mount() else place.with_name(f"{place.name}.{word}")
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from drivetrain.cli.ending import end, print_json
 from drivetrain.core.errors import DrivetrainError
 
 if TYPE_CHECKING:
@@ -60,10 +61,10 @@ def backup_command(
                 deleted = to.numbers()[:-keep]
                 to.delete(deleted)
     except DrivetrainError as error:
-        _end(error)
+        end(error)
     if as_json:
         said = {"copied_bytes": done.copied_bytes, "keys": keys_to is not None, "deleted": deleted}
-        _print_json({**_described(done.generation), **said})
+        print_json({**_described(done.generation), **said})
         return
     generation = done.generation
     typer.echo(
@@ -115,12 +116,12 @@ def restore_command(
             _note(stores, done)
         differs = done.generation.project not in ("", _project_hash(stores.root))
     except DrivetrainError as error:
-        _end(error)
+        end(error)
     if as_json:
         import msgspec
 
         more = {"aside": done.aside, "cut": done.cut, "forgotten": done.forgotten, "erasures": done.erasures}
-        _print_json({**_described(done.generation), **more, "rejoined": msgspec.to_builtins(done.rejoined)})
+        print_json({**_described(done.generation), **more, "rejoined": msgspec.to_builtins(done.rejoined)})
         return
     _say(done)
     if differs:
@@ -146,9 +147,9 @@ def migrate_command(
     try:
         steps = migrate(stores_of(project).data_folder, roll=roll, dry_run=dry_run)
     except DrivetrainError as error:
-        _end(error)
+        end(error)
     if as_json:
-        _print_json({"dry_run": dry_run, "steps": [{"what": one.what, "detail": one.detail} for one in steps]})
+        print_json({"dry_run": dry_run, "steps": [{"what": one.what, "detail": one.detail} for one in steps]})
         return
     for step in steps:
         typer.echo(f"{'would ' if dry_run else ''}{step.what}: {step.detail}")
@@ -306,7 +307,7 @@ def _list(to: Any, as_json: bool) -> None:
     found: Iterable[GenerationV1] = [to.read(number) for number in to.numbers()]
     if as_json:
         for one in found:
-            _print_json(_described(one))
+            print_json(_described(one))
         return
     rows = [
         (f"{one.number}", iso(one.moment_ns), f"{len(one.files):,}", f"{one.bytes:,}", _lake_word(one), one.version)
@@ -358,14 +359,3 @@ def _say(done: Restored) -> None:
         )
     for path in done.aside:
         typer.echo(f"what was there is now in {path}")
-
-
-def _print_json(value: Any) -> None:
-    import msgspec
-
-    typer.echo(msgspec.json.encode(value).decode())
-
-
-def _end(error: DrivetrainError) -> NoReturn:
-    typer.echo(str(error), err=True)
-    raise typer.Exit(1)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
 from drivetrain.cli.budget_words import amount_text, moment_text, per_text, units
+from drivetrain.cli.ending import end, print_json
 from drivetrain.cli.places import plain
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.limits import Limit
@@ -68,9 +69,9 @@ def budget_command(
         desk = _Desk(project, env)
         found = desk.standings(None, ACCOUNTS_MAX if everything else ACCOUNTS_SHOWN)
     except DrivetrainError as error:
-        _end(error)
+        end(error)
     if as_json:
-        _print_json({"limits": [standings_json(one, desk.declared[one.limit.name]) for one in found]})
+        print_json({"limits": [standings_json(one, desk.declared[one.limit.name]) for one in found]})
     elif found:
         print_standings(found, desk.declared)
     else:
@@ -95,10 +96,10 @@ def show_command(
         (found,) = desk.standings(limit, ACCOUNTS_MAX if everything else ACCOUNTS_SHOWN)
         changes = desk.changes(name)
     except DrivetrainError as error:
-        _end(error)
+        end(error)
     if as_json:
         body = standings_json(found, desk.declared[name])
-        _print_json({**body, "changes": [change_json(change) for change in changes]})
+        print_json({**body, "changes": [change_json(change) for change in changes]})
         return
     print_standings((found,), desk.declared)
     print_changes(changes[-CHANGES_SHOWN:], limit, left_out=max(0, len(changes) - CHANGES_SHOWN))
@@ -129,9 +130,9 @@ def set_command(
         body = SetBody(unit=limit.unit, amount=amount, declared=declared, reason=_reason(reason))
         desk.record(SET, name, body)
     except DrivetrainError as error:
-        _end(error)
+        end(error)
     if as_json:
-        _print_json({"name": name, **units(limit, "amount", amount), **units(limit, "declared", declared)})
+        print_json({"name": name, **units(limit, "amount", amount), **units(limit, "declared", declared)})
         return
     now = amount_text(limit, amount)
     typer.echo(f"`{name}` is {now}{per_text(limit)} now, instead of the declared {amount_text(limit, declared)}.")
@@ -164,9 +165,9 @@ def top_up_command(
         desk.record(TOP_UP, name, body)
         used = desk.has_used(account)
     except DrivetrainError as error:
-        _end(error)
+        end(error)
     if as_json:
-        _print_json({
+        print_json({
             "name": name, "account": account.terms.account, **units(limit, "added", amount), **units(limit, "cap", cap),
         })  # fmt: skip
         return
@@ -195,10 +196,10 @@ def reset_command(
         account = desk.account(limit, whose).terms.account if whose is not None else ""
         desk.record(RESET, name, ResetBody(account=account, reason=_reason(reason)))
     except DrivetrainError as error:
-        _end(error)
+        end(error)
     declared = desk.declared[name]
     if as_json:
-        _print_json({"name": name, "account": account, **units(declared, "declared", declared.amount)})
+        print_json({"name": name, "account": account, **units(declared, "declared", declared.amount)})
     elif account:
         typer.echo(f"`{name}` of `{plain(whose or '')}` is not topped up any more.")
     else:
@@ -224,9 +225,9 @@ def burn_command(
         account = desk.account(limit, whose)
         found = burned(account, lake_for(desk.snapshot), desk.state(account), desk.now_ns)
     except DrivetrainError as error:
-        _end(error)
+        end(error)
     if as_json:
-        _print_json(burn_json(found))
+        print_json(burn_json(found))
     else:
         print_burn(found)
     for problem in found.problems:
@@ -386,12 +387,3 @@ def _reason(text: str) -> str:
 
 def _unavailable(error: Exception) -> DrivetrainError:
     return DrivetrainError(f"What was spent cannot be read: {error}.", do="Try again; see whether the disk is full.")
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    typer.echo(msgspec.json.encode(value).decode())
-
-
-def _end(error: DrivetrainError) -> NoReturn:
-    typer.echo(str(error), err=True)
-    raise typer.Exit(1)

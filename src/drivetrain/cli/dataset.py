@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
+from drivetrain.cli.ending import end, print_json
 from drivetrain.cli.places import ledger_places, plain
 from drivetrain.cli.tables import Column, print_table
 from drivetrain.core.errors import DrivetrainError
@@ -67,10 +68,10 @@ def create_command(
             allow_quarantine=allow_quarantine,
         )
     except DrivetrainError as error:
-        _end(error)
+        end(error)
     made = created.dataset
     if as_json:
-        _print_json({**dataset_json(made), "violations": msgspec.to_builtins(created.quarantined)})
+        print_json({**dataset_json(made), "violations": msgspec.to_builtins(created.quarantined)})
         return
     typer.echo(f"{made.name}@{made.number}: {made.rows:,} rows, content {made.content_hash}")
     for part, rows in made.split_rows.items():
@@ -87,9 +88,9 @@ def list_command(project: Project = None, as_json: Json = False) -> None:
     try:
         found = _datasets(project).newest()
     except DrivetrainError as error:
-        _end(error)
+        end(error)
     if as_json:
-        _print_json({"datasets": [dataset_json(one) for one in found]})
+        print_json({"datasets": [dataset_json(one) for one in found]})
     elif not found:
         typer.echo("There is no Dataset. `drivetrain dataset create NAME --from-file FILE` makes one.")
     else:
@@ -113,9 +114,9 @@ def show_command(reference: Reference, project: Project = None, as_json: Json = 
         found = datasets.show(reference)
         numbers = datasets.numbers(found.name)
     except DrivetrainError as error:
-        _end(error)
+        end(error)
     if as_json:
-        _print_json({**dataset_json(found), "numbers": numbers})
+        print_json({**dataset_json(found), "numbers": numbers})
         return
     facts = {
         "dataset": f"{found.name}@{found.number} of {', '.join(map(str, numbers[-10:]))}",
@@ -159,9 +160,9 @@ def diff_command(
         keys = tuple(one.strip() for one in key.split(",") if one.strip())
         found = _datasets(project).diff(before, after, key=keys, label=label)
     except DrivetrainError as error:
-        _end(error)
+        end(error)
     if as_json:
-        _print_json({**msgspec.to_builtins(found), "same": found.is_same})
+        print_json({**msgspec.to_builtins(found), "same": found.is_same})
     else:
         _print_difference(found)
 
@@ -172,9 +173,9 @@ def verify_command(reference: Reference, project: Project = None, as_json: Json 
     try:
         found = _datasets(project).verify(reference)
     except DrivetrainError as error:
-        _end(error)
+        end(error)
     if as_json:
-        _print_json({**msgspec.to_builtins(found), "whole": found.whole})
+        print_json({**msgspec.to_builtins(found), "whole": found.whole})
     elif found.whole:
         typer.echo(f"whole: {found.artifact}, {found.rows:,} rows, content {found.content_hash}")
     else:
@@ -203,9 +204,9 @@ def export_command(
         numbered = f"{found.name}@{found.number}"
         done = datasets.export(numbered, target, format=format, split=split, personal=not without_personal)
     except DrivetrainError as error:
-        _end(error)
+        end(error)
     if as_json:
-        _print_json(msgspec.to_builtins(done))
+        print_json(msgspec.to_builtins(done))
         return
     without = f", without {', '.join(done.left_out)}" if done.left_out else ""
     typer.echo(plain(f"{done.path}: {done.rows:,} rows{without}"))
@@ -320,13 +321,8 @@ def _short(artifact: str) -> str:
 
 
 def _moment(us: int) -> str:
-    return datetime.fromtimestamp(us / 1e6, tz=UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    typer.echo(msgspec.json.encode(value).decode())
-
-
-def _end(error: DrivetrainError) -> NoReturn:
-    typer.echo(plain(str(error)), err=True)
-    raise typer.Exit(1) from None
+    try:
+        moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=us)
+    except OverflowError:
+        return f"{us} us"  # beyond the years that Python has
+    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from drivetrain.cli.ending import end
 from drivetrain.cli.places import plain
 from drivetrain.core.errors import DrivetrainError
 
@@ -64,8 +65,7 @@ def erase_command(
                     raise typer.Exit(1)
         _show_receipt(receipt, as_json)
     except DrivetrainError as error:
-        typer.echo(plain(str(error)), err=True)
-        raise typer.Exit(1) from None
+        end(error)
 
 
 def _ask(subject: str, places: Places, others: Elsewhere) -> None:

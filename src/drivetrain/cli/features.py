@@ -7,11 +7,12 @@ import sys
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
+from drivetrain.cli.ending import end, print_json
 from drivetrain.cli.feast import import_feast_command
 from drivetrain.cli.places import moment_ns, plain
 from drivetrain.cli.tables import Column, print_table
@@ -46,9 +47,9 @@ def apply_command(project: Project = None, as_json: Json = False) -> None:
     try:
         applied = _store(project).apply()
     except DrivetrainError as error:
-        _end(error)
+        end(error)
     if as_json:
-        _print_json(msgspec.to_builtins(applied))
+        print_json(msgspec.to_builtins(applied))
         return
     typer.echo(f"{len(applied.entities)} entities, {len(applied.views)} views, {len(applied.services)} services")
     for name in applied.changed:
@@ -62,9 +63,9 @@ def list_command(project: Project = None, as_json: Json = False) -> None:
         store = _store(project)
         rows = _listed(store)
     except DrivetrainError as error:
-        _end(error)
+        end(error)
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     if not rows:
         typer.echo("No features are declared.", err=True)
@@ -93,9 +94,9 @@ def materialize_command(
         start_date = None if start is None else _moment(start)
         made = store.materialize(start_date, _moment(end), views)
     except DrivetrainError as error:
-        _end(error)
+        end(error)
     if as_json:
-        _print_json(msgspec.to_builtins(made))
+        print_json(msgspec.to_builtins(made))
         return
     rows = [[view.name, str(view.rows), _time(view.newest_us)] for view in made.views]
     print_table([Column("view"), Column("entities", right=True), Column("newest row")], rows)
@@ -118,7 +119,7 @@ def serve_command(
     try:
         serve_features(_snapshot(project), host=host, port=port, announce=announce)
     except DrivetrainError as error:
-        _end(error)
+        end(error)
 
 
 @app.command("push")
@@ -134,9 +135,9 @@ def push_command(
     try:
         made = _store(project).push(source, _rows(rows), to=to)
     except DrivetrainError as error:
-        _end(error)
+        end(error)
     if as_json:
-        _print_json(msgspec.to_builtins(made))
+        print_json(msgspec.to_builtins(made))
     else:
         typer.echo(f"{made.rows} rows pushed")
 
@@ -156,9 +157,9 @@ def get_command(
         values, statuses = answer.to_dict(), answer.statuses()
         times = answer.event_timestamps()
     except DrivetrainError as error:
-        _end(error)
+        end(error)
     if as_json:
-        _print_json({name: column[0] for name, column in values.items()})
+        print_json({name: column[0] for name, column in values.items()})
         return
     rows = [
         [name, _cell(values[name][0]), status[0], held.isoformat() if (held := times[name][0]) is not None else "-"]
@@ -188,7 +189,7 @@ def historical_command(
         _remember(store, to, labels, features, rows)
         typer.echo(f"{rows} rows with {count} features in {to}")
     except DrivetrainError as error:
-        _end(error)
+        end(error)
 
 
 @app.command("parity")
@@ -213,9 +214,9 @@ def parity_command(
             report.skipped["their features can no longer be opened"] = unreadable
         refuse_none(report)
     except DrivetrainError as error:
-        _end(error)
+        end(error)
     if as_json:
-        _print_json({**msgspec.to_builtins(report), "differs": report.differs})
+        print_json({**msgspec.to_builtins(report), "differs": report.differs})
     else:
         _print_parity(report)
     if report.differs:
@@ -409,12 +410,3 @@ def _time(us: int | None) -> str:
 def _cell(value: Any) -> str:
     text = "-" if value is None else plain(str(value))
     return text if len(text) <= CELL_CHARACTERS else f"{text[: CELL_CHARACTERS - 1]}…"
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(msgspec.json.encode(value).decode())
-
-
-def _end(error: DrivetrainError) -> NoReturn:
-    typer.echo(plain(str(error)), err=True)
-    raise typer.Exit(1)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
+from drivetrain.cli.ending import end
 from drivetrain.cli.places import ledger_places, plain
 from drivetrain.cli.tables import Column, print_table
 from drivetrain.core.errors import DrivetrainError
@@ -29,8 +30,7 @@ def freshness_command(
     try:
         found = measured(project, now_ns=time.time_ns())
     except DrivetrainError as error:
-        typer.echo(plain(str(error)), err=True)
-        raise typer.Exit(1) from None
+        end(error)
     if as_json:
         typer.echo(msgspec.json.encode([freshness_json(one) for one in found]).decode())
     elif found:

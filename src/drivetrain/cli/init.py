@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from drivetrain.cli.ending import end
 from drivetrain.core.errors import DrivetrainError
 
 
@@ -20,8 +21,7 @@ def init_command(
     try:
         create(folder, f"dt-{secrets.token_urlsafe(32)}")
     except DrivetrainError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from None
+        end(error)
     except OSError as error:
         typer.echo(f"{folder} cannot be written: {error.strerror}.", err=True)
         raise typer.Exit(1) from None

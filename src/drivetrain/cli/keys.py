@@ -8,11 +8,11 @@ import time
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
-import msgspec
 import typer
 
+from drivetrain.cli.ending import end, print_json
 from drivetrain.cli.places import LedgerPlaces, ledger_places, plain
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.keys import IssuedKey, new_key
@@ -66,7 +66,7 @@ def issue_command(
         key = _fresh()
         made = _store(places).issue(terms, key, _actor())
     except DrivetrainError as error:
-        _end(error)
+        end(error)
     _print_key(key, made, as_json)
 
 
@@ -90,7 +90,7 @@ def rotate_command(
         key = _fresh()
         made = _store(places).rotate(name, key, _actor(), overlap_ns=_overlap_ns(overlap), expires_ns=expires_ns)
     except DrivetrainError as error:
-        _end(error)
+        end(error)
     _print_key(key, made, as_json)
     if not as_json:
         typer.echo(f"The secret before it is accepted for {overlap} more.", err=True)
@@ -112,9 +112,9 @@ def revoke_command(
             _ask(name)
         ended = _store(places).revoke(name, _actor())
     except DrivetrainError as error:
-        _end(error)
+        end(error)
     if as_json:
-        _print_json({"name": name, "revoked": [one.generation for one in ended]})
+        print_json({"name": name, "revoked": [one.generation for one in ended]})
     elif ended:
         typer.echo(f"The key `{name}` is revoked.", err=True)
     else:
@@ -127,11 +127,11 @@ def list_command(project: Project = None, as_json: Json = False) -> None:
     try:
         issued = _issued(ledger_places(project))
     except DrivetrainError as error:
-        _end(error)
+        end(error)
     now_ns = time.time_ns()
     if as_json:
         for key in issued.keys:
-            _print_json(key_json(key, now_ns))
+            print_json(key_json(key, now_ns))
     elif issued.keys:
         _print_table(issued.keys, now_ns)
     else:
@@ -147,10 +147,10 @@ def show_command(name: Name, project: Project = None, as_json: Json = False) -> 
         issued = _issued(places)
         found = _of(places, issued, name)
     except DrivetrainError as error:
-        _end(error)
+        end(error)
     now_ns = time.time_ns()
     if as_json:
-        _print_json({"name": name, "generations": [key_json(one, now_ns) for one in found]})
+        print_json({"name": name, "generations": [key_json(one, now_ns) for one in found]})
     else:
         _print_one(found[-1])
         _print_table(found, now_ns)
@@ -335,7 +335,7 @@ def _actor() -> str:
 
 def _print_key(key: str, made: IssuedKey, as_json: bool) -> None:
     if as_json:
-        _print_json({"key": key, **key_json(made, made.created_ns)})
+        print_json({"key": key, **key_json(made, made.created_ns)})
         return
     typer.echo(key)
     until = f"expires on {iso(made.expires_ns)}" if made.expires_ns is not None else "never expires"
@@ -378,10 +378,6 @@ def _print_one(key: IssuedKey) -> None:
         typer.echo(f"{name:10} {plain(value)}")
 
 
-def _print_json(value: dict[str, Any]) -> None:
-    typer.echo(msgspec.json.encode(value).decode())
-
-
 def _warn(issued: IssuedKeys) -> None:
     for problem in issued.problems:
         typer.echo(f"warning: {plain(problem)}", err=True)
@@ -389,8 +385,3 @@ def _warn(issued: IssuedKeys) -> None:
 
 def _iso(ns: int | None) -> str | None:
     return None if ns is None else iso(ns)
-
-
-def _end(error: DrivetrainError) -> NoReturn:
-    typer.echo(str(error), err=True)
-    raise typer.Exit(1)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
+from drivetrain.cli.ending import end
 from drivetrain.cli.places import LedgerPlaces, ledger_places, plain
 from drivetrain.cli.tables import Column, print_table
 from drivetrain.core.errors import DrivetrainError, ProjectError
@@ -52,8 +53,7 @@ def lineage_command(
             shown = list(graph) if found is None else _around(graph, found, far)
             exported = _exported(graph, shown, opened.name, openlineage or [])
     except DrivetrainError as error:
-        typer.echo(plain(str(error)), err=True)
-        raise typer.Exit(1) from None
+        end(error)
     if as_json:
         typer.echo(msgspec.json.encode(lineage_json(graph, found, shown, far)).decode())
     elif found is None:

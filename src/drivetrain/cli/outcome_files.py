@@ -119,7 +119,7 @@ def _rows(file: TextIO, path: Path, as_text: bool) -> Iterator[tuple[int, dict[s
 def _json_rows(file: TextIO, _as_text: bool) -> Iterator[tuple[int, dict[str, Any] | FileMistake]]:
     for row, line in enumerate(_bounded(file), start=1):
         if isinstance(line, FileMistake):
-            yield row, line
+            yield row, msgspec.structs.replace(line, row=row)
             return
         if not line.strip():
             continue

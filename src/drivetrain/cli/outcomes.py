@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
+from drivetrain.cli.ending import end
 from drivetrain.cli.freshness import age_text
 from drivetrain.cli.places import ledger_places, moment_ns, plain
 from drivetrain.cli.tables import Column, print_table
@@ -54,8 +55,7 @@ def import_command(
             root, file, {name: value for name, value in given.items() if value is not None}, values == "text", dry_run
         )
     except DrivetrainError as error:
-        typer.echo(plain(str(error)), err=True)
-        raise typer.Exit(1) from None
+        end(error)
     if as_json:
         answer = {"rows": labels.rows, "dry_run": dry_run, **recorded, "mistakes": labels.mistakes}
         typer.echo(msgspec.json.encode(answer).decode())
@@ -83,8 +83,7 @@ def show_command(
         since_ns = moment_ns(since) if since else 0
         found = label_coverage(_lake(project), workflow=workflow, since_ns=since_ns)
     except DrivetrainError as error:
-        typer.echo(plain(str(error)), err=True)
-        raise typer.Exit(1) from None
+        end(error)
     if as_json:
         typer.echo(msgspec.json.encode(coverage_json(found)).decode())
     else:

@@ -6,9 +6,12 @@ import base64
 import csv
 import math
 import os
+import resource
 import secrets
 import sys
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -16,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import msgspec
 import typer
 
+from drivetrain.cli.ending import end
 from drivetrain.cli.places import plain
 from drivetrain.cli.tables import Column, print_table
 from drivetrain.core.errors import DrivetrainError
@@ -31,6 +35,10 @@ STDIN_BYTES_MAX = 4 * 1024 * 1024
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 """Spreadsheets run a text that begins so."""
 INT64_MAX = 2**63 - 1
+PROCESS_BYTES_MAX = 4 * 1024**3
+"""Of this command: DuckDB's 1 GiB, an answer, and what functions take beside them. Others need the rest."""
+GRACE_S = 10.0
+"""An interrupted query ends within a second, unless one call of a function takes that long."""
 
 
 def sql_command(
@@ -61,7 +69,7 @@ def sql_command(
             _list_tables(lake, as_json)
             return
         text = _read() if query is None or query == "-" else query
-        with lake.stream(text, timeout_s=timeout) as rows:
+        with _bounded_process(timeout), lake.stream(text, timeout_s=timeout) as rows:
             if as_json:
                 _print_json(rows)
             elif as_csv or csv_raw:
@@ -71,8 +79,35 @@ def sql_command(
             else:
                 _print_rows(rows, limit)
     except DrivetrainError as error:
-        typer.echo(str(error), err=True)
+        end(error)
+    except MemoryError:
+        typer.echo("The answer needs more memory than a query may take.\nAsk for fewer columns or rows.", err=True)
         raise typer.Exit(1) from None
+
+
+@contextmanager
+def _bounded_process(timeout_s: float) -> Iterator[None]:
+    """In it this process takes no more than `PROCESS_BYTES_MAX`, and ends `GRACE_S` after the query had to.
+
+    DuckDB neither counts nor interrupts what one call of a function does: `repeat('x', 3000000000)`.
+    """
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    most = PROCESS_BYTES_MAX if before[1] == resource.RLIM_INFINITY else min(PROCESS_BYTES_MAX, before[1])
+    watch = threading.Timer(timeout_s + GRACE_S, _give_up, (timeout_s,))
+    watch.daemon = True
+    watch.start()
+    resource.setrlimit(resource.RLIMIT_DATA, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+        watch.cancel()
+
+
+def _give_up(timeout_s: float) -> None:
+    sys.stderr.write(f"The query took longer than {timeout_s:g} s, and cannot be interrupted: the process ends.\n")
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _read() -> str:

@@ -54,3 +54,11 @@ def span_us(declared: timedelta | str) -> int:
     if not 0 < microseconds <= DURATION_DAYS_MAX * 86_400_000_000:
         raise ValueError(f"It is more than nothing and at most `{DURATION_DAYS_MAX}d`.")
     return microseconds
+
+
+def duration_text(us: int) -> str | None:
+    """Microseconds as `duration_us` reads them, in the largest unit up to days; None where seconds are not whole."""
+    for unit in "dhms":
+        if us % (_UNITS_S[unit] * 1_000_000) == 0:
+            return f"{us // (_UNITS_S[unit] * 1_000_000)}{unit}"
+    return None

@@ -16,10 +16,11 @@ import msgspec
 from drivetrain.core.calls import RETAINED_FULL, Answers
 from drivetrain.core.datasets import ColumnV1
 from drivetrain.core.errors import DrivetrainError, did_you_mean
+from drivetrain.core.sql import literal
 from drivetrain.datasets.payloads import answer_text, input_text
 from drivetrain.datasets.schema import Declared
 from drivetrain.datasets.sources import FromCalls, Source, inputs_of
-from drivetrain.datasets.staging import JSON_CELL, Bench, Staged, quoted, stage_cells
+from drivetrain.datasets.staging import JSON_CELL, Bench, Staged, stage_cells
 from drivetrain.lake.lake import Lake, again
 from drivetrain.ports.journal import Vault
 
@@ -85,7 +86,7 @@ def _outcomes(lake: Lake, matching: str, metrics: tuple[str, ...]) -> dict[tuple
     """(Call, metric) -> its value; where sources differ, what arrived last."""
     if not metrics:
         return {}
-    listed = ", ".join(quoted(metric) for metric in metrics)
+    listed = ", ".join(literal(metric) for metric in metrics)
     found: dict[tuple[str, str], Any] = {}
     known: set[str] = set()
     sql = (

@@ -16,9 +16,10 @@ import msgspec
 
 from drivetrain.core.datasets import ColumnV1, SchemaV1, Value
 from drivetrain.core.errors import DrivetrainError
+from drivetrain.core.sql import identifier, literal
 from drivetrain.core.times import span_us
 from drivetrain.datasets.schema import REFERENCED, Declared
-from drivetrain.datasets.staging import Bench, Staged, identifier, quoted
+from drivetrain.datasets.staging import Bench, Staged
 from drivetrain.datasets.typed import STORED, Reading, infer, reading
 
 LISTED_MAX = 1_000
@@ -170,7 +171,7 @@ def _constraints(bench: Bench, schema: SchemaV1, referenced: ReferencedFiles) ->
             allowed = ", ".join(_literal(one, column) for one in column.values)
             yield _Condition(column.name, "values", shown, f"{cell} NOT IN ({allowed})")
         if column.pattern:
-            condition = f"NOT regexp_full_match({cell}, {quoted(column.pattern)})"
+            condition = f"NOT regexp_full_match({cell}, {literal(column.pattern)})"
             yield _Condition(column.name, f"pattern {column.pattern}", shown, condition)
         if column.references:
             known = _referenced(bench, place, column, referenced)
@@ -184,7 +185,7 @@ def _referenced(bench: Bench, place: int, column: ColumnV1, referenced: Referenc
 
     found = REFERENCED.fullmatch(column.references)
     assert found is not None, column.references
-    files = ", ".join(quoted(str(path)) for path in referenced(found[1]))
+    files = ", ".join(literal(str(path)) for path in referenced(found[1]))
     table = f"known{place}"
     try:
         bench.connection.execute(
@@ -225,7 +226,7 @@ def _note_equal(bench: Bench, schema: SchemaV1, group: Sequence[str]) -> None:
 
 def _insert(bench: Bench, column: str, constraint: str, shown: str, rows: str) -> None:
     bench.connection.execute(
-        f"INSERT INTO violations SELECT r, {quoted(column)}, {quoted(constraint)}, "
+        f"INSERT INTO violations SELECT r, {literal(column)}, {literal(constraint)}, "
         f"left({shown}, {SHOWN_CHARS_MAX}) {rows}"
     )
     if bench.one("SELECT count(*) FROM violations") > QUARANTINED_MAX:
@@ -249,7 +250,7 @@ def _old(bench: Bench, schema: SchemaV1, now_ns: int) -> Iterator[Violation]:
 def _literal(value: Value, column: ColumnV1) -> str:
     """A constraint's value in SQL, of the column's type."""
     text = str(value).lower() if isinstance(value, bool) else str(value)
-    return f"CAST({quoted(text)} AS {STORED[column.type]})"
+    return f"CAST({literal(text)} AS {STORED[column.type]})"
 
 
 def _named(names: Sequence[str]) -> str:

@@ -10,9 +10,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 
+import msgspec
+
 from drivetrain.core.codec import MSGPACK
-from drivetrain.core.datasets import ColumnV1
-from drivetrain.datasets.staging import Bench, identifier
+from drivetrain.core.datasets import SPLIT, ColumnV1, DatasetV1
+from drivetrain.core.sql import identifier
+from drivetrain.datasets.staging import Bench
 
 HEAD = "dataset.1"
 
@@ -30,6 +33,22 @@ def content_hash(bench: Bench, columns: Sequence[ColumnV1], rows: str) -> str:
     while batch := cursor.fetchmany(10_000):
         digest.update(b"".join(map(MSGPACK.encode, batch)))
     return digest.hexdigest()
+
+
+def measured(bench: Bench, dataset: DatasetV1, rows: str) -> DatasetV1:
+    """`dataset` with the hash, the rows per split and the newest times of the rows of `rows`, a FROM clause."""
+    per_split = f"SELECT {SPLIT}, count(*) {rows} GROUP BY 1 ORDER BY 1"
+    newest_us = {
+        one.name: bench.one(f"SELECT epoch_us(max({identifier(one.name)})) {rows}")
+        for one in dataset.schema.columns
+        if one.type == "timestamp"
+    }
+    return msgspec.structs.replace(
+        dataset,
+        content_hash=content_hash(bench, dataset.all_columns, rows),
+        split_rows=dict(bench.rows(per_split)) if dataset.split is not None else {},
+        newest={name: int(us) for name, us in newest_us.items() if us is not None},
+    )
 
 
 def _plain(column: ColumnV1, cell: str) -> str:

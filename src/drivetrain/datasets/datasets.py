@@ -31,10 +31,10 @@ from drivetrain.core.datasets import (
     parse_reference,
 )
 from drivetrain.core.errors import DrivetrainError, did_you_mean
-from drivetrain.core.lineage import MADE, MadeV1
+from drivetrain.core.sql import identifier, literal, literals
 from drivetrain.datasets.calls import stage_calls
 from drivetrain.datasets.checks import DatasetRefused, Found, Violation, check, settle
-from drivetrain.datasets.content import content_hash, plain_cells
+from drivetrain.datasets.content import measured, plain_cells
 from drivetrain.datasets.diff import Difference, difference
 from drivetrain.datasets.export import Export, write_export
 from drivetrain.datasets.files import copy_file, find_file, stage_file
@@ -43,9 +43,10 @@ from drivetrain.datasets.sampling import sample
 from drivetrain.datasets.schema import NOTHING_DECLARED, Declared
 from drivetrain.datasets.sources import FromFile, FromQuery, Origin, Source, stage_query
 from drivetrain.datasets.splits import assign, member_id
-from drivetrain.datasets.staging import BATCH_ROWS, Bench, identifier, open_bench, quoted
+from drivetrain.datasets.staging import BATCH_ROWS, Bench, open_bench
 from drivetrain.datasets.verify import Verified, verify
 from drivetrain.lake.lake import Lake
+from drivetrain.lineage.made import record_made
 from drivetrain.ports.control import ControlLog
 from drivetrain.ports.journal import Vault
 from drivetrain.ports.tables import ObjectStore
@@ -53,7 +54,6 @@ from drivetrain.ports.tables import ObjectStore
 if TYPE_CHECKING:
     import duckdb
 
-ROW_GROUP_ROWS = 100_000
 EXPORTED = "exported"
 """The control log's kind of exports."""
 
@@ -231,8 +231,7 @@ class Datasets:
         return [self._shelf.local(one) for one in self.show(reference).files]
 
     def _read(self, dataset: DatasetV1) -> str:
-        files = ", ".join(quoted(str(self._shelf.local(one))) for one in dataset.files)
-        return f"read_parquet([{files}])"
+        return f"read_parquet({literals(str(self._shelf.local(one)) for one in dataset.files)})"
 
     def _split(self, bench: Bench, name: str, schema: SchemaV1, split: SplitV1) -> list[str]:
         """Fills `s` and `g` of `kept`; what it depends on besides the rows."""
@@ -292,7 +291,10 @@ class Datasets:
         import duckdb
 
         if not made.rows:
-            raise DrivetrainError("No row is left, and a Dataset has at least one.")
+            raise DrivetrainError(
+                "No row is left, and a Dataset has at least one.",
+                do="Look at what was left out, or choose a larger share.",
+            )
         files = {"rows": bench.folder / "rows.parquet"}
         cells = [f"v{place}" for place in range(len(made.schema.columns))]
         cells += ["w"] * (made.sample is not None) + ["s", "g"] * (made.split is not None)
@@ -300,27 +302,19 @@ class Datasets:
             f"{cell} AS {identifier(column.name)}" for cell, column in zip(cells, made.all_columns, strict=True)
         )
         try:
-            _write(bench, f"SELECT {listed} FROM kept ORDER BY r", files["rows"])
+            bench.write_parquet(f"SELECT {listed} FROM kept ORDER BY r", files["rows"])
             if made.quarantine is not None:
                 files["quarantine"] = bench.folder / "quarantine.parquet"
                 quarantined = 'SELECT r AS "row", v.* EXCLUDE (r), whose FROM violations v LEFT JOIN whose USING (r)'
-                _write(bench, f"{quarantined} ORDER BY 1, 2, 3", files["quarantine"])
+                bench.write_parquet(f"{quarantined} ORDER BY 1, 2, 3", files["quarantine"])
         except duckdb.IOException as error:
-            raise DrivetrainError(f"The rows cannot be written: {str(error).splitlines()[0]}") from None
-        written = f"FROM read_parquet({quoted(str(files['rows']))})"
-        newest = {
-            one.name: int(us)
-            for one in made.schema.columns
-            if one.type == "timestamp"
-            and (us := bench.one(f"SELECT epoch_us(max({identifier(one.name)})) {written}")) is not None
-        }
-        parts = f"SELECT {SPLIT}, count(*) {written} GROUP BY 1 ORDER BY 1" if made.split is not None else ""
-        whole = msgspec.structs.replace(
-            made,
-            content_hash=content_hash(bench, made.all_columns, written),
-            split_rows=dict(bench.rows(parts)) if parts else {},
-            newest=newest,
-        )
+            raise DrivetrainError(
+                f"The rows cannot be written: {str(error).splitlines()[0]}",
+                looked=[str(bench.folder)],
+                do="Make room on that disk.",
+            ) from None
+        written = f"FROM read_parquet({literal(str(files['rows']))})"
+        whole = measured(bench, made, written)
         published = self._shelf.publish(whole, files, self._entropy(8).hex(), self._now_ns)
         try:
             self._note(published)
@@ -330,13 +324,14 @@ class Datasets:
         return published
 
     def _note(self, made: DatasetV1) -> None:
-        record = MadeV1(
-            artifact=made.artifact,
-            inputs=made.inputs,
+        record_made(
+            self._control,
+            made.artifact,
             at_ns=made.made_ns,
+            inputs=made.inputs,
             facts={"rows": made.rows, "content_hash": made.content_hash},
+            actor=self._actor,
         )
-        self._control.append(kind=MADE, actor=self._actor, subject=made.artifact, body=msgspec.to_builtins(record))
 
 
 def check_split(dataset: DatasetV1, split: str | None) -> None:
@@ -351,7 +346,7 @@ def check_split(dataset: DatasetV1, split: str | None) -> None:
 
 
 def _only(split: str | None) -> str:
-    return "" if split is None else f" WHERE {SPLIT} = {quoted(split)}"
+    return "" if split is None else f" WHERE {SPLIT} = {literal(split)}"
 
 
 def _law(split: SplitV1) -> tuple[Any, ...]:
@@ -380,9 +375,3 @@ def _quarantine(bench: Bench, name: str, found: Found, allowed: bool) -> Quarant
     if not allowed or found.whole or not kept:
         raise DatasetRefused(name, found)
     return QuarantineV1(rows=found.bad_rows, violations=found.total, file=FileV1(path="", bytes=0, sha256=""))
-
-
-def _write(bench: Bench, sql: str, path: Path) -> None:
-    bench.connection.execute(
-        f"COPY ({sql}) TO {quoted(str(path))} (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP_ROWS})"
-    )

@@ -10,7 +10,8 @@ import msgspec
 
 from drivetrain.core.datasets import SPLIT, ColumnV1, DatasetV1
 from drivetrain.core.errors import DrivetrainError, did_you_mean
-from drivetrain.datasets.staging import Bench, identifier
+from drivetrain.core.sql import identifier
+from drivetrain.datasets.staging import Bench
 
 KEYS_SHOWN = 20
 LABELS_MAX = 50
@@ -71,7 +72,10 @@ def difference(
     if label and label not in common:
         raise DrivetrainError(f"Not both have a column `{label}`.", do=did_you_mean(label, common))
     if not common:
-        raise DrivetrainError(f"{one.name}@{one.number} and {other.name}@{other.number} have no column in common.")
+        raise DrivetrainError(
+            f"{one.name}@{one.number} and {other.name}@{other.number} have no column in common.",
+            do="Compare two numbers of one Dataset.",
+        )
     _prepare(bench, "one", before, common, keys)
     _prepare(bench, "other", after, common, keys)
     counts = {"added": 0, "removed": 0, "changed": 0, "moved": 0}
@@ -162,5 +166,8 @@ def _labels(
         if len(counts) <= LABELS_MAX and (asked or total >= 2 * len(counts) + 2):
             found[name] = tuple(LabelCount(str(x), int(before), int(after)) for x, before, after in counts)
         elif asked:
-            raise DrivetrainError(f"Column `{name}` has more than {LABELS_MAX} values: it is no label.")
+            raise DrivetrainError(
+                f"Column `{name}` has more than {LABELS_MAX} values: it is no label.",
+                do="Name a column with few values by `--label`.",
+            )
     return found

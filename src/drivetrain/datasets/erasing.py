@@ -18,12 +18,13 @@ from typing import Any
 
 import msgspec
 
-from drivetrain.core.datasets import SPLIT, DatasetV1, ErasedRowsV1, FileV1, QuarantineV1, Reference
+from drivetrain.core.datasets import DatasetV1, ErasedRowsV1, QuarantineV1, Reference
 from drivetrain.core.errors import DrivetrainError
+from drivetrain.core.sql import identifier, literal, literals
 from drivetrain.datasets.checks import CALL_ID
-from drivetrain.datasets.content import content_hash
-from drivetrain.datasets.numbers import FOLDER, Shelf, file_of
-from drivetrain.datasets.staging import Bench, identifier, open_bench, quoted
+from drivetrain.datasets.content import measured
+from drivetrain.datasets.numbers import FOLDER, Shelf, file_of, files_of
+from drivetrain.datasets.staging import Bench, open_bench
 from drivetrain.datasets.verify import tells_of
 from drivetrain.lake.subjects import ERASED, Subject
 from drivetrain.lineage import made
@@ -31,7 +32,6 @@ from drivetrain.ports.control import ControlLog
 from drivetrain.ports.tables import ObjectStore
 
 FILE = re.compile(r"(rows|quarantine)-[0-9a-f]+\.parquet")
-ROW_GROUP_ROWS = 100_000
 AT_ONCE = 10_000
 """Ids of one INSERT."""
 
@@ -113,7 +113,7 @@ class DatasetErasing:
             for number in numbers:
                 try:
                     dataset = self._shelf.read(Reference(name, number))
-                    for file in _files(dataset):
+                    for file in files_of(dataset):
                         self._shelf.local(file)
                 except DrivetrainError:
                     self.unreadable[f"dataset:{name}@{number}"] = None
@@ -143,7 +143,7 @@ class DatasetErasing:
         return f"coalesce({' OR '.join(parts)}, false)" if parts else "false"
 
     def _is_in_quarantine(self) -> str:
-        theirs = quoted(self._subject.id)
+        theirs = literal(self._subject.id)
         return (
             f"(coalesce(list_contains(whose, {theirs}), false) OR {self._subject.equals('value')} OR "
             "coalesce(list_has_any(whose, (SELECT list(id) FROM their_calls)), false))"
@@ -176,12 +176,11 @@ class DatasetErasing:
         )
 
     def _read(self, dataset: DatasetV1) -> str:
-        files = ", ".join(quoted(str(self._shelf.local(one))) for one in dataset.files)
-        return f"read_parquet([{files}])"
+        return f"read_parquet({literals(str(self._shelf.local(one)) for one in dataset.files)})"
 
     def _quarantine(self, dataset: DatasetV1) -> str:
         assert dataset.quarantine is not None
-        return f"read_parquet([{quoted(str(self._shelf.local(dataset.quarantine.file)))}])"
+        return f"read_parquet([{literal(str(self._shelf.local(dataset.quarantine.file)))}])"
 
     # Writing anew.
 
@@ -189,33 +188,27 @@ class DatasetErasing:
         """The number without their rows; its old files stay until `_sweep`."""
         token, folder = self._entropy(8).hex(), f"{FOLDER}/{dataset.name}/{dataset.number}"
         changes: dict[str, Any] = {}
+        left = dataset
         if found.rows:
             path = bench.folder / f"rows-{token}.parquet"
             kept = f"SELECT * FROM {self._read(dataset)} WHERE NOT {self._is_theirs(dataset)}"
-            _copy(bench, kept, path)
-            written = f"FROM read_parquet({quoted(str(path))})"
+            bench.write_parquet(kept, path)
+            written = f"FROM read_parquet({literal(str(path))})"
             file = file_of(f"{folder}/rows-{token}.parquet", path)
             self._objects.put_file(file.path, path)
-            parts = f"SELECT {SPLIT}, count(*) {written} GROUP BY 1 ORDER BY 1" if dataset.split is not None else ""
             changes |= {
                 "rows": dataset.rows - found.rows,
-                "content_hash": content_hash(bench, dataset.all_columns, written),
                 "hash_before_erasure": dataset.hash_before_erasure or dataset.content_hash,
                 "files": (file,),
-                "split_rows": dict(bench.rows(parts)) if parts else {},
-                "newest": {
-                    name: int(us)
-                    for name in dataset.newest
-                    if (us := bench.one(f"SELECT epoch_us(max({identifier(name)})) {written}")) is not None
-                },
             }
+            left = measured(bench, dataset, written)
             path.unlink()
         if found.violations:
             changes["quarantine"] = self._write_quarantine(bench, dataset, folder, token)
         if found.named:
             changes["origin"] = ERASED
         went = ErasedRowsV1(at_ns=self._now_ns(), rows=found.rows, violations=found.violations)
-        left = msgspec.structs.replace(dataset, **changes, erased=(*dataset.erased, went))
+        left = msgspec.structs.replace(left, **changes, erased=(*dataset.erased, went))
         content = msgspec.json.format(msgspec.json.encode(left), indent=1)
         self._objects.put(f"{folder}/manifest.json", content)
         return left
@@ -223,11 +216,11 @@ class DatasetErasing:
     def _write_quarantine(self, bench: Bench, dataset: DatasetV1, folder: str, token: str) -> QuarantineV1:
         assert dataset.quarantine is not None
         path = bench.folder / f"quarantine-{token}.parquet"
-        _copy(bench, f"SELECT * FROM {self._quarantine(dataset)} WHERE NOT {self._is_in_quarantine()}", path)
+        bench.write_parquet(f"SELECT * FROM {self._quarantine(dataset)} WHERE NOT {self._is_in_quarantine()}", path)
         file = file_of(f"{folder}/quarantine-{token}.parquet", path)
         self._objects.put_file(file.path, path)
         rows, violations = bench.connection.execute(
-            f'SELECT count(DISTINCT "row"), count(*) FROM read_parquet({quoted(str(path))})'
+            f'SELECT count(DISTINCT "row"), count(*) FROM read_parquet({literal(str(path))})'
         ).fetchall()[0]
         path.unlink()
         return QuarantineV1(rows=rows, violations=violations, file=file)
@@ -250,7 +243,7 @@ class DatasetErasing:
     def _sweep(self, bench: Bench) -> None:
         """Delete files that no manifest names: what was written anew, and what killed makers left, as far as it is
         in a number that is made or has anything of them. Who makes a Dataset of their rows just now makes it again."""
-        named = {file.path for dataset in self.readable() for file in _files(dataset)}
+        named = {file.path for dataset in self.readable() for file in files_of(dataset)}
         folders = {path.rpartition("/")[0] for path in named}
         spared = {f"{FOLDER}/{one.removeprefix('dataset:').replace('@', '/')}" for one in self.unreadable}
         for folder in folders:
@@ -266,7 +259,7 @@ class DatasetErasing:
     def _may_hold(self, bench: Bench, path: Path) -> bool:
         import duckdb
 
-        source = f"read_parquet({quoted(str(path))})"
+        source = f"read_parquet({literal(str(path))})"
         try:
             columns = bench.connection.cursor().sql(f"SELECT * FROM {source} LIMIT 0").columns
             cells = [self._subject.equals(identifier(name)) for name in columns]
@@ -275,13 +268,3 @@ class DatasetErasing:
             return bool(bench.one(f"SELECT count(*) FROM {source} WHERE {' OR '.join(cells)}"))
         except duckdb.Error:
             return True  # half a file, which nobody can read and nobody names
-
-
-def _files(dataset: DatasetV1) -> list[FileV1]:
-    return [*dataset.files, *([dataset.quarantine.file] if dataset.quarantine is not None else [])]
-
-
-def _copy(bench: Bench, sql: str, path: Path) -> None:
-    bench.connection.execute(
-        f"COPY ({sql}) TO {quoted(str(path))} (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP_ROWS})"
-    )

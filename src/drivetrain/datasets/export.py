@@ -19,8 +19,9 @@ import msgspec
 from drivetrain.core.codec import JSON
 from drivetrain.core.datasets import ColumnV1, DatasetV1
 from drivetrain.core.errors import DrivetrainError, did_you_mean
+from drivetrain.core.sql import identifier, literal
 from drivetrain.datasets.numbers import file_hash
-from drivetrain.datasets.staging import Bench, identifier, quoted
+from drivetrain.datasets.staging import Bench
 
 FORMATS = ("csv", "jsonl", "parquet")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -59,7 +60,9 @@ def write_export(
     columns = [one for one in dataset.all_columns if personal or not one.personal]
     left_out = tuple(one.name for one in dataset.all_columns if one.personal and not personal)
     if not columns:
-        raise DrivetrainError("Every column is personal, so nothing is left to export.")
+        raise DrivetrainError(
+            "Every column is personal: nothing is left to export.", do="Export with personal columns."
+        )
     if to.exists() or to.is_symlink():
         raise DrivetrainError(f"{to} is there already.", do="Name another file, or remove it first.")
     half = to.with_name(f".{secrets.token_hex(8)}.new")
@@ -67,7 +70,7 @@ def write_export(
         if format == "parquet":
             listed = ", ".join(identifier(one.name) for one in columns)
             bench.connection.execute(
-                f"COPY (SELECT {listed} FROM {source}) TO {quoted(str(half))} (FORMAT parquet, COMPRESSION zstd)"
+                f"COPY (SELECT {listed} FROM {source}) TO {literal(str(half))} (FORMAT parquet, COMPRESSION zstd)"
             )
         else:
             _write_rows(bench, columns, source, half, format)
@@ -82,7 +85,9 @@ def write_export(
     except FileExistsError:
         raise DrivetrainError(f"{to} is there already.", do="Name another file, or remove it first.") from None
     except (OSError, duckdb.IOException) as error:
-        raise DrivetrainError(f"{to} cannot be written: {str(error).splitlines()[0]}") from None
+        raise DrivetrainError(
+            f"{to} cannot be written: {str(error).splitlines()[0]}", do="Make room, or name another folder."
+        ) from None
     finally:
         half.unlink(missing_ok=True)
     return export

@@ -21,6 +21,7 @@ import msgspec
 
 from drivetrain.core.codec import JSON, MalformedJson, parse_json
 from drivetrain.core.errors import DrivetrainError
+from drivetrain.core.sql import literal
 from drivetrain.datasets.parquet_pages import Chunk, check_pages
 from drivetrain.datasets.staging import (
     CELL_BYTES_MAX,
@@ -34,7 +35,6 @@ from drivetrain.datasets.staging import (
     check_kind,
     check_names,
     is_nested,
-    quoted,
     stage_cells,
     stage_stream,
     too_many_rows,
@@ -92,7 +92,7 @@ def copy_file(bench: Bench, path: Path) -> Copied:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
         with os.fdopen(fd, "rb") as source, copy.open("wb") as target:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise DrivetrainError(f"{path} is no regular file.")
+                raise DrivetrainError(f"{path} is no regular file.", do="Write it to a file first.")
             while chunk := source.read(CHUNK_BYTES):
                 total += len(chunk)
                 if total > FILE_BYTES_MAX:
@@ -102,7 +102,7 @@ def copy_file(bench: Bench, path: Path) -> Copied:
     except OSError as error:
         raise DrivetrainError(f"{path} cannot be copied: {error.strerror or error}.") from None
     if not total:
-        raise DrivetrainError(f"{path} is empty.")
+        raise DrivetrainError(f"{path} is empty.", do="Look whether it was written to its end.")
     return Copied(path=copy, format=FORMATS[path.suffix.lower()], sha256=digest.hexdigest())
 
 
@@ -122,11 +122,11 @@ def _stage_csv(bench: Bench, path: Path) -> Staged:
     records = _csv_records(path)
     header = next(records, None)
     if header is None:
-        raise DrivetrainError("The CSV file has no header.")
+        raise DrivetrainError("The CSV file has no header.", do="Write the names of its columns into its first line.")
     check_names(header)
     staged = stage_cells(bench, header, TEXT, _csv_cells(records, header))
     if not staged.rows:
-        raise DrivetrainError("The CSV file has a header and no row.")
+        raise DrivetrainError("The CSV file has a header and no row.", do="Look whether it was written to its end.")
     return staged
 
 
@@ -287,7 +287,7 @@ def _cell(value: Any) -> str:
 def _stage_parquet(bench: Bench, path: Path) -> Staged:
     import duckdb
 
-    source = f"SELECT * FROM read_parquet({quoted(str(path))})"
+    source = f"SELECT * FROM read_parquet({literal(str(path))})"
     reader = bench.connection.cursor()
     try:
         _measure_parquet(reader, path, source)
@@ -340,7 +340,7 @@ def _measure_parquet(reader: Any, path: Path, source: str) -> None:
 
 def _check_footer(reader: Any, path: Path, columns: frozenset[str]) -> None:
     """Whether file, row groups, column chunks and pages agree on how many rows there are."""
-    given = quoted(str(path))
+    given = literal(str(path))
     promised = reader.execute(f"SELECT sum(num_rows) FROM parquet_file_metadata({given})").fetchall()[0][0] or 0
     if promised > ROWS_MAX:
         raise too_many_rows()

@@ -32,6 +32,7 @@ LEFT_S = 3_600
 TRIES_MAX = 100
 """Creators that may take a number before us, one after the other."""
 CHUNK_BYTES = 1024 * 1024
+RESTORE = "Restore it from your backup."
 _MANIFEST = re.compile(r"datasets/([a-z][a-z0-9_-]{0,63})/([1-9][0-9]{0,8})/manifest\.json")
 _BEGUN = re.compile(r"(datasets/([a-z][a-z0-9_-]{0,63})/[1-9][0-9]{0,8})/(?:rows|quarantine)-([0-9a-f]+)\.parquet")
 _STAMPED = 24
@@ -72,16 +73,16 @@ class Shelf:
         try:
             found = _DECODER.decode(raw or b"")
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise DrivetrainError(f"The manifest {path} cannot be read: {error}.") from None
+            raise DrivetrainError(f"The manifest {path} cannot be read: {error}.", do=RESTORE) from None
         if (found.name, found.number) != (reference.name, number):
-            raise DrivetrainError(f"The manifest {path} is that of `{found.name}@{found.number}`.")
+            raise DrivetrainError(f"The manifest {path} is that of `{found.name}@{found.number}`.", do=RESTORE)
         return found
 
     def local(self, file: FileV1) -> Path:
         """A local copy. Raises: DrivetrainError where there is none."""
         found = self._objects.local(file.path)
         if found is None:
-            raise DrivetrainError(f"The file {file.path} is missing.", do="Restore it from your backup.")
+            raise DrivetrainError(f"The file {file.path} is missing.", do=RESTORE)
         return found
 
     def publish(
@@ -119,7 +120,10 @@ class Shelf:
                     self._remove([one.path for one in stored.values()])
                     continue
             return whole
-        raise DrivetrainError(f"{TRIES_MAX} others took a number of Dataset `{made.name}` before this one.")
+        raise DrivetrainError(
+            f"{TRIES_MAX} others took a number of Dataset `{made.name}` before this one.",
+            do="Try again when they have ended.",
+        )
 
     def withdraw(self, made: DatasetV1) -> None:
         """Take back a number that nobody was told of."""

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 from drivetrain.core.datasets import SampleV1, SchemaV1
 from drivetrain.core.errors import DrivetrainError, did_you_mean
-from drivetrain.datasets.staging import Bench, quoted
+from drivetrain.core.sql import literal
+from drivetrain.datasets.staging import Bench
 
 STRATA_MAX = 10_000
 """More is a column of ids, and no stratum."""
@@ -33,7 +34,10 @@ def sample(bench: Bench, schema: SchemaV1, wanted: SampleV1, key: Sequence[str])
     stratum = f"v{names.index(wanted.by)}" if wanted.by else "0"
     sizes = list(bench.rows(f"SELECT {stratum}, count(*) FROM kept GROUP BY 1 ORDER BY 2, 1 LIMIT {STRATA_MAX + 1}"))
     if len(sizes) > STRATA_MAX:
-        raise DrivetrainError(f"Column `{wanted.by}` has more than {STRATA_MAX:,} values: it makes no strata.")
+        raise DrivetrainError(
+            f"Column `{wanted.by}` has more than {STRATA_MAX:,} values: it makes no strata.",
+            do="Sample by a column with few values, or by a number of rows.",
+        )
     if wanted.rows < min(len(sizes), total):
         raise DrivetrainError(
             f"A sample of {wanted.rows} rows leaves some of the {len(sizes)} values of `{wanted.by}` without any.",
@@ -48,7 +52,7 @@ def sample(bench: Bench, schema: SchemaV1, wanted: SampleV1, key: Sequence[str])
         f"JOIN (VALUES {shares}) AS shares(place, taken) ON turn = place"
     )
     cells = ", ".join(f"coalesce(CAST(v{names.index(one)} AS VARCHAR), chr(0))" for one in (key or names))
-    dice = f"sha256(concat_ws(chr(31), {quoted(str(wanted.seed))}, {cells}))"
+    dice = f"sha256(concat_ws(chr(31), {literal(str(wanted.seed))}, {cells}))"
     bench.connection.execute(
         f"CREATE TABLE sampled AS SELECT k.*, s.n / s.taken AS w FROM "
         f"(SELECT *, {stratum} AS stratum, row_number() OVER (PARTITION BY {stratum} ORDER BY {dice}, r) AS turn "

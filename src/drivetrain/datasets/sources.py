@@ -63,7 +63,9 @@ def stage_query(bench: Bench, lake: Lake, query: FromQuery, declared: Declared) 
 
     staged = again(ask)
     if not staged.rows:
-        raise DrivetrainError("The query gives no row, and a Dataset has at least one.")
+        raise DrivetrainError(
+            "The query gives no row, and a Dataset has at least one.", do="Ask it by `drivetrain sql`."
+        )
     return Source(staged=staged, inputs=inputs_of(bench, query.sql, lake.tables), origin=query.sql, declared=declared)
 
 

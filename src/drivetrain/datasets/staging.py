@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from drivetrain.core.errors import DrivetrainError
+from drivetrain.core.sql import literal
 from drivetrain.datasets.workplaces import working_folder
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ BATCH_ROWS = 10_000
 BATCH_BYTES = 32 * 1024 * 1024
 """A batch of long rows ends earlier."""
 
+ROW_GROUP_ROWS = 100_000
+"""Of a Dataset's files: what a reader unpacks at once."""
 NO_VALUES = ("BLOB", "BIT", "INTERVAL", "TIME", "TIME WITH TIME ZONE", "BIGNUM", "GEOMETRY")
 """Types of DuckDB that are none of ours."""
 
@@ -75,6 +78,11 @@ class Bench(msgspec.Struct, frozen=True):
         cursor = self.connection.cursor().execute(sql, list(parameters))
         while batch := cursor.fetchmany(BATCH_ROWS):
             yield from batch
+
+    def write_parquet(self, select: str, path: Path) -> None:
+        """The rows of a SELECT, in its order, as one file of a Dataset."""
+        written = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP_ROWS}"
+        self.connection.execute(f"COPY ({select}) TO {literal(str(path))} ({written})")
 
 
 @contextmanager
@@ -169,7 +177,7 @@ def stage_stream(bench: Bench, names: Sequence[str], kinds: Sequence[str], rows:
 def check_names(names: Sequence[str]) -> None:
     """Whether columns can be named so. Raises: DrivetrainError."""
     if not names:
-        raise DrivetrainError("There is no column.")
+        raise DrivetrainError("There is no column.", do="Write a header, or a query that gives one.")
     if len(names) > COLUMNS_MAX:
         raise DrivetrainError(
             f"There are {len(names):,} columns; a Dataset has at most {COLUMNS_MAX:,}.",
@@ -209,16 +217,6 @@ def is_nested(kind: str) -> bool:
     return kind.endswith("]") or kind.startswith(("STRUCT", "MAP", "UNION"))
 
 
-def quoted(text: str) -> str:
-    """A text in SQL."""
-    return "'" + text.replace("'", "''") + "'"
-
-
-def identifier(name: str) -> str:
-    """A name in SQL."""
-    return '"' + name.replace('"', '""') + '"'
-
-
 def _passed(cell: str, kind: str) -> str:
     return f"CAST(to_json({cell}) AS VARCHAR)" if is_nested(kind) else f"CAST({cell} AS {_stored(kind)})"
 
@@ -253,7 +251,9 @@ def _batches(rows: Iterable[Sequence[str | None]]) -> Iterator[list[Sequence[str
             yield batch
             total += chars
             if total > STAGED_BYTES_MAX:
-                raise DrivetrainError(f"The cells take more than {STAGED_BYTES_MAX:,} bytes.")
+                raise DrivetrainError(
+                    f"The cells take more than {STAGED_BYTES_MAX:,} bytes.", do="Make the Dataset from a part."
+                )
             batch, chars = [], 0
     if batch:
         yield batch

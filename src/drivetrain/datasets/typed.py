@@ -13,7 +13,8 @@ from collections.abc import Callable
 import msgspec
 
 from drivetrain.core.datasets import ColumnV1
-from drivetrain.datasets.staging import JSON_CELL, TEXT, Bench, Staged, is_nested, quoted
+from drivetrain.core.sql import literal
+from drivetrain.datasets.staging import JSON_CELL, TEXT, Bench, Staged, is_nested
 
 _WHOLE = "[+-]?[0-9]{1,19}"
 _NUMBER = r"[+-]?([0-9]{1,400}\.?[0-9]{0,400}|\.[0-9]{1,400})([eE][+-]?[0-9]{1,4})?"
@@ -136,7 +137,7 @@ def _of_json(cell: str, kind: str, *, utc: bool) -> Reading:
         nul = ("text", f"{cell} IS NOT NULL AND contains({cell}, chr(0))")
         return Reading(cell, written, text, (nul,))
     letters = {"int64": "i", "float64": "if", "bool": "b"}.get(kind, "s")
-    fits = f"contains({quoted(letters)}, left({cell}, 1))"
+    fits = f"contains({literal(letters)}, left({cell}, 1))"
     inner = _of_text(kind, f"(CASE WHEN {fits} THEN {text} END)", f"{cell} IS NOT NULL", utc=utc)
     return Reading(cell, inner.value, text, inner.faults)
 
@@ -231,4 +232,4 @@ def _is_text(kind: str) -> bool:
 
 
 def _like(cell: str, pattern: str) -> str:
-    return f"regexp_full_match({cell}, {quoted(pattern)})"
+    return f"regexp_full_match({cell}, {literal(pattern)})"

@@ -10,10 +10,11 @@ import msgspec
 from drivetrain.core.datasets import DatasetV1, FileV1
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.lineage import MADE, MadeV1
+from drivetrain.core.sql import identifier, literals
 from drivetrain.datasets.checks import ReferencedFiles, check
 from drivetrain.datasets.content import content_hash
-from drivetrain.datasets.numbers import Shelf, file_hash
-from drivetrain.datasets.staging import Bench, Staged, identifier, quoted, stage_stream
+from drivetrain.datasets.numbers import Shelf, file_hash, files_of
+from drivetrain.datasets.staging import Bench, Staged, stage_stream
 from drivetrain.datasets.typed import STORED
 from drivetrain.lineage.made import ERASED, ErasedV1
 from drivetrain.ports.control import ControlRecord
@@ -39,8 +40,7 @@ def verify(
 ) -> Verified:
     """Costs as much as making it did. A reference's number that is gone is a finding, as is a Dataset nobody noted."""
     findings: list[str] = []
-    quarantine = [dataset.quarantine.file] if dataset.quarantine is not None else []
-    found = [_file(shelf, file, findings) for file in (*dataset.files, *quarantine)][: len(dataset.files)]
+    found = [_file(shelf, file, findings) for file in files_of(dataset)][: len(dataset.files)]
     paths = [path for path in found if path is not None]
     if len(paths) == len(dataset.files):
         _rows(bench, dataset, paths, referenced, findings)
@@ -70,7 +70,7 @@ def _rows(
 ) -> None:
     import duckdb
 
-    rows = f"FROM read_parquet([{', '.join(quoted(str(path)) for path in paths)}])"
+    rows = f"FROM read_parquet({literals(map(str, paths))})"
     try:
         relation = bench.connection.cursor().sql(f"SELECT * {rows}")
         kinds = dict(zip(relation.columns, (str(one) for one in relation.types), strict=True))

@@ -41,7 +41,7 @@ def stores_of(snapshot: Snapshot) -> Iterator[Stores]:
     from drivetrain.embedded.asking import lake_in, lake_stores
     from drivetrain.embedded.limiting import limits_folder
     from drivetrain.erasure.erasing import Stores
-    from drivetrain.features.store import online_folder
+    from drivetrain.features.online import online_folder
 
     data_folder, keys_folder = snapshot.data_folder, snapshot.keys_folder
     place = lake_stores(snapshot.root, data_folder, snapshot.lake)

@@ -19,7 +19,8 @@ def feature_store(project: Path | str | Snapshot = ".", *, now_ns: Callable[[], 
     from drivetrain.adapters.mapped_online import MappedOnline
     from drivetrain.embedded.applying import person
     from drivetrain.embedded.asking import lake_for
-    from drivetrain.features.store import FeatureStore, online_folder
+    from drivetrain.features.online import online_folder
+    from drivetrain.features.store import FeatureStore
     from drivetrain.project import find_root, load
 
     snapshot = load(find_root(Path(project))) if isinstance(project, str | Path) else project

@@ -5,8 +5,7 @@ from __future__ import annotations
 from drivetrain.adapters.mapped_online import MappedOnline
 from drivetrain.core.features import FeatureService
 from drivetrain.features.definitions import define
-from drivetrain.features.online import OnlineReader
-from drivetrain.features.store import online_folder
+from drivetrain.features.online import OnlineReader, online_folder
 from drivetrain.project.snapshot import Snapshot
 
 

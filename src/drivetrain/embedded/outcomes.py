@@ -7,13 +7,12 @@ threads and may not meet an event loop of the caller's. Called by programs and b
 from __future__ import annotations
 
 import atexit
-import fcntl
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -27,6 +26,7 @@ from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.outcomes import OutcomeMistake, read_outcome
 from drivetrain.embedded.asking import open_lake
 from drivetrain.ledger.journal import FrameJournal
+from drivetrain.ports.locks import locked
 from drivetrain.project.files import find_root
 from drivetrain.project.load import load, unload
 
@@ -42,6 +42,8 @@ SOURCE = "python"
 LINGER_S = 1.0
 """How long a segment stays open for the next Outcome; as long others may have to wait until it is let go."""
 LOCK_FILE = "outcomes.lock"
+IMPORT_WAIT_S = 600.0
+"""How long an import waits for another, which looks through every value that ever arrived."""
 
 
 class Recorded(msgspec.Struct, frozen=True):
@@ -200,14 +202,20 @@ class OutcomeWriter:
         """One import at a time from looking to writing, so that two of one file do not both find nothing."""
         try:
             self._data_folder.mkdir(parents=True, exist_ok=True)
-            fd = os.open(self._data_folder / LOCK_FILE, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            waiting = ExitStack()
+            is_held = waiting.enter_context(locked(self._data_folder / LOCK_FILE, wait_s=IMPORT_WAIT_S))
         except OSError as error:
-            raise DrivetrainError(f"{self._data_folder} cannot be written: {error.strerror}.") from error
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            raise DrivetrainError(
+                f"{self._data_folder} cannot be written: {error.strerror}.", do="Let us write there, and try again."
+            ) from error
+        with waiting:
+            if not is_held:
+                raise DrivetrainError(
+                    f"Another process has been importing Outcomes for {IMPORT_WAIT_S:g} s.",
+                    looked=[str(self._data_folder / LOCK_FILE)],
+                    do="Wait for its end, and try again: nothing of these was recorded.",
+                )
             yield
-        finally:
-            os.close(fd)
 
 
 class _Job:

@@ -7,7 +7,6 @@ Whoever finds one finishes it: one erasure at a time, by a lock that ends with i
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 from collections.abc import Iterator
@@ -17,6 +16,8 @@ from typing import Any
 import msgspec
 
 from drivetrain.core.errors import DrivetrainError
+from drivetrain.ports.disk import HALF_WRITTEN, sync_folder, write_whole
+from drivetrain.ports.locks import locked
 
 NAME = "erasing.json"
 
@@ -58,47 +59,26 @@ def unfinished(keys_folder: Path) -> Note | None:
 def write_note(keys_folder: Path, note: Note) -> None:
     """Put it on the disk, whole or not at all. Raises: OSError."""
     keys_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    fresh = keys_folder / f".{NAME}.new"
-    fd = os.open(fresh, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(msgspec.json.encode(note))
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.rename(keys_folder / NAME)
-    _sync(keys_folder)
+    write_whole(keys_folder / NAME, msgspec.json.encode(note))
 
 
 def remove_note(keys_folder: Path) -> None:
     """The erasure is finished. Raises: OSError."""
-    for name in (NAME, f".{NAME}.new"):
+    for path in (keys_folder / NAME, *keys_folder.glob(HALF_WRITTEN.format(NAME))):
         with contextlib.suppress(FileNotFoundError):
-            path = keys_folder / name
             with path.open("r+b") as file:
                 file.write(bytes(path.stat().st_size))
                 file.flush()
                 os.fsync(file.fileno())
             path.unlink()
-    _sync(keys_folder)
+    sync_folder(keys_folder)
 
 
 @contextlib.contextmanager
 def alone(keys_folder: Path) -> Iterator[None]:
     """No other process erases meanwhile. Raises: DrivetrainError where one does."""
     keys_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    fd = os.open(keys_folder / "erasing.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DrivetrainError("Another erasure is under way.", do="Wait for its end, and try again.") from None
+    with locked(keys_folder / "erasing.lock") as held:
+        if not held:
+            raise DrivetrainError("Another erasure is under way.", do="Wait for its end, and try again.")
         yield
-    finally:
-        os.close(fd)
-
-
-def _sync(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -16,6 +16,10 @@ best. The greater of the two wins. Only keys and times are joined; the columns a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import msgspec
+
 from drivetrain.features.scratch import Scratch
 from drivetrain.features.sources import Rows
 
@@ -23,11 +27,28 @@ _EVENT_FIRST = "CAST(event_us AS HUGEINT) * 9223372036854775808 + created_us"
 """Orders late rows by (event, created) as one number."""
 
 
-def as_of(scratch: Scratch, points: str, rows: Rows, *, ttl_us: int | None = None, corrected: bool = False) -> str:
+class Ties(msgspec.Struct, frozen=True):
+    """What decides between rows of one key and one moment: all columns of the view, whichever of them are asked for."""
+
+    rows: Rows
+    """With the columns that are asked for first."""
+    order: tuple[str, ...]
+    """Every column, as the view has them."""
+
+
+def as_of(
+    scratch: Scratch,
+    points: str,
+    rows: Rows,
+    *,
+    ttl_us: int | None = None,
+    corrected: bool = False,
+    ties: Callable[[], Ties] | None = None,
+) -> str:
     """A table (n, event_us, c0, c1 ...) with the row that held at each point; points without any are left out.
 
     points: a table (n, k0, k1 ..., t_us), each n once. Costs one pass over the rows' keys and times, and one over the
-    columns.
+    columns. ties: asked where rows are tied; None: the rows have all columns of their view, in its order.
     """
     strict = rows.created and not corrected
     keys = ", ".join(rows.key_names)
@@ -50,7 +71,7 @@ def as_of(scratch: Scratch, points: str, rows: Rows, *, ttl_us: int | None = Non
         f"SELECT CAST(row_number() OVER () AS INTEGER) AS winner, * FROM (SELECT DISTINCT id, event_us, known_us"
         f" FROM {found} WHERE {counts}) JOIN {entities} USING (id)"
     )
-    values = _values(scratch, winners, rows, strict)
+    values = _values(scratch, winners, rows, strict, ties)
     joined = scratch.table(
         f"SELECT {', '.join(['n', 'v.event_us', *rows.column_names])} FROM {found} f JOIN {winners} w ON f.id = w.id"
         f" AND f.event_us = w.event_us AND f.known_us = w.known_us JOIN {values} v USING (winner)"
@@ -91,25 +112,35 @@ def _best_late(scratch: Scratch, asked: str, times: str) -> str:
     return found
 
 
-def _values(scratch: Scratch, winners: str, rows: Rows, strict: bool) -> str:
+def _values(scratch: Scratch, winners: str, rows: Rows, strict: bool, ties: Callable[[], Ties] | None) -> str:
     """(winner, event_us, c0, c1 ...), each winner once: of the rows of its event known by then, the last."""
     columns = rows.column_names
     matches = " AND ".join([f"r.{key} = w.{key}" for key in rows.key_names])
     if strict:
         matches += " AND r.created_us <= w.known_us"
-    created = ["r.created_us"] if rows.created else []
-    listed = ", ".join(["winner", "r.event_us", *created, *columns])
+    listed = ", ".join(["winner", "r.event_us", *(["r.created_us"] if rows.created else []), *columns])
     found = scratch.table(
         f"SELECT {listed} FROM ({rows.sql}) r JOIN {winners} w ON r.event_us = w.event_us AND {matches}"
     )
     twice = f"SELECT winner FROM {found} GROUP BY winner HAVING count(*) > 1"
     if not scratch.value(f"SELECT count(*) FROM ({twice})"):
         return found
-    order = ", ".join(f"{name} DESC NULLS LAST" for name in [*(["created_us"] if rows.created else []), *columns])
-    ranked = f"row_number() OVER (PARTITION BY winner{f' ORDER BY {order}' if order else ''})"
+    created = ["created_us"] if rows.created else []
+    tied, order = f"{found} SEMI JOIN ({twice}) USING (winner)", columns
+    if ties is not None:
+        every = ties()
+        order = list(every.order)
+        listed = ", ".join(["winner", "r.event_us", *(f"r.{name}" for name in created), *every.rows.column_names])
+        tied = (
+            f"(SELECT {listed} FROM ({every.rows.sql}) r JOIN (SELECT * FROM {winners} SEMI JOIN ({twice})"
+            f" USING (winner)) w ON r.event_us = w.event_us AND {matches})"
+        )
+    ordered = ", ".join(f"{name} DESC NULLS LAST" for name in [*created, *order])
+    ranked = f"row_number() OVER (PARTITION BY winner{f' ORDER BY {ordered}' if ordered else ''})"
+    shown = ", ".join(["winner", "event_us", *created, *columns])
     once = scratch.table(
-        f"SELECT * FROM {found} ANTI JOIN ({twice}) USING (winner) UNION ALL"
-        f" SELECT * FROM {found} SEMI JOIN ({twice}) USING (winner) QUALIFY {ranked} = 1"
+        f"SELECT {shown} FROM {found} ANTI JOIN ({twice}) USING (winner) UNION ALL"
+        f" SELECT {shown} FROM {tied} QUALIFY {ranked} = 1"
     )
     scratch.drop(found)
     return once

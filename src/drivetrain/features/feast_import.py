@@ -19,6 +19,7 @@ from drivetrain.features.checks import check
 from drivetrain.features.feast_module import module_text
 from drivetrain.features.feast_reading import FILE_SECONDS, RUN_SECONDS, Note, read_repository
 from drivetrain.features.feast_translate import translate
+from drivetrain.ports.disk import SHARED_MODE, write_whole
 from drivetrain.project.files import SETTINGS_FILE, collect
 from drivetrain.project.load import Source, build
 from drivetrain.project.problems import Problems
@@ -77,9 +78,7 @@ def import_feast(
     state = "new" if before is None else "unchanged" if before == content else "changed"
     if not dry_run and state != "unchanged":
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
-        part.write_bytes(content)
-        os.replace(part, path)
+        write_whole(path, content, mode=SHARED_MODE)
     return Imported(
         path=path, text=content.decode(), state=state, written=not dry_run and state != "unchanged",
         entities=len(made.entities), views=len(made.views), on_demand=len(made.functions),

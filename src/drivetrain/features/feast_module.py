@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
+from drivetrain.core.times import duration_text
 from drivetrain.features.feast_reading import Declared
 from drivetrain.features.feast_records import (
     TAggregation,
@@ -23,7 +24,6 @@ from drivetrain.features.feast_records import (
     TSource,
 )
 from drivetrain.features.feast_text import Call, Code, rendered
-from drivetrain.features.feast_translate import duration_text
 
 _HELPER = '''\
 def _one_row(function, names=None):

@@ -10,7 +10,6 @@ Features without a declared default stay null, and `defaults=False` gives Feast'
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -34,6 +33,7 @@ from drivetrain.features.on_demand import compute, request_columns
 from drivetrain.features.points import values_at
 from drivetrain.features.scratch import Scratch, explained, literal, quoted, scratch_of
 from drivetrain.features.sources import typed
+from drivetrain.ports.disk import whole_path
 
 if TYPE_CHECKING:
     import duckdb
@@ -72,13 +72,13 @@ class Retrieved:
     def to_parquet(self, path: Path | str) -> None:
         """Writes the rows to one file, whole or not at all; one of that name is replaced. Raises: DrivetrainError."""
         target = Path(path)
-        partial = target.with_name(f"{target.name}.partial")
         try:
-            with explained(f"`{path}`", "written"):
-                self.relation.write_parquet(str(partial), compression="zstd")
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+            with whole_path(target) as half, explained(f"`{path}`", "written"):
+                self.relation.write_parquet(str(half), compression="zstd")
+        except OSError as error:
+            raise DrivetrainError(
+                f"{path} cannot be written: {error.strerror}.", do="Make room, or name another file."
+            ) from error
 
     def __len__(self) -> int:
         return int(self._scratch.value(f"SELECT count(*) FROM ({self._select})"))

@@ -16,7 +16,7 @@ from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.features.definitions import KeyDefinition
 from drivetrain.features.dtypes import COERCE, microseconds
 from drivetrain.features.scratch import Scratch, explained, quoted
-from drivetrain.features.sources import column_types, is_time, named_only, reading, time_us, typed
+from drivetrain.features.sources import check_parquet, column_types, is_time, named_only, reading, time_us, typed
 
 DATASET = "dataset:"
 _QUERY = re.compile(r"\s*(select|with|from|values)[\s(]", re.IGNORECASE)
@@ -127,7 +127,7 @@ def _named(connection: Any, rows: Path | str) -> str:
         if rows.startswith(DATASET):
             return f"dataset.{quoted(rows.removeprefix(DATASET))}"
         if _QUERY.match(rows):
-            return named_only(connection, rows)
+            return named_only(connection, rows, "The labels")
     path = Path(rows)
     if not path.is_file():
         raise DrivetrainError(
@@ -135,6 +135,8 @@ def _named(connection: Any, rows: Path | str) -> str:
             looked=[str(Path.cwd())],
             do="Give a file, a SELECT, `dataset:NAME@N`, Arrow data or a list of dicts.",
         )
+    with explained("The labels"):
+        check_parquet(connection, [path], "The labels")
     return reading([path], guess=True)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from drivetrain.core.errors import DrivetrainError
-from drivetrain.features.definitions import Definitions, KeyDefinition, ViewDefinition, ViewRead
+from drivetrain.features.definitions import Definitions, KeyDefinition, ViewRead
 from drivetrain.features.latest import EVENT_TIMESTAMP, latest
 from drivetrain.features.online import Lookup, lookup, service_layout, view_lookup
 from drivetrain.features.scratch import quoted
@@ -204,8 +204,3 @@ def view_facts(view: MaterializedView) -> dict[str, Any]:
     if view.snapshot:
         facts["snapshot"] = view.snapshot
     return facts
-
-
-def inputs_of(view: ViewDefinition) -> tuple[str, ...]:
-    """The artifacts that a view is made from."""
-    return (f"source:{view.source.name}",) if view.source.name else ()

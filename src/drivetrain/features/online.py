@@ -15,6 +15,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -34,6 +35,7 @@ from drivetrain.features.definitions import (
 from drivetrain.features.dtypes import coerce
 from drivetrain.features.on_demand import compute, request_columns
 from drivetrain.ports.online import ABSENT, Layout, OnlineStore, Part, Vectors, entity_key, entity_keys
+from drivetrain.project.snapshot import Snapshot
 
 ROWS_MAX = 10_000
 """Entities in one read: more is a training set."""
@@ -347,3 +349,8 @@ def _column(
         return column
     default = feature.default
     return column if default is None else [default if value is None else value for value in column]
+
+
+def online_folder(snapshot: Snapshot) -> Path:
+    """Where a project's vectors are, in files."""
+    return snapshot.data_folder / "online"

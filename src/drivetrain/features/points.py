@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from drivetrain.core.errors import DrivetrainError
-from drivetrain.features.asof import as_of
+from drivetrain.features.asof import Ties, as_of
 from drivetrain.features.definitions import FeatureDefinition, ViewDefinition, WindowDefinition
 from drivetrain.features.scratch import Scratch, explained
 from drivetrain.features.sources import Column, read_rows, wrong_value
@@ -40,12 +40,21 @@ def values_at(
         with explained(f"The source `{view.source.name}` of FeatureView `{view.name}`"):
             if windows:
                 return windowed(scratch, points, rows, windows, columns)
-            return as_of(scratch, points, rows, ttl_us=view.ttl_us, corrected=corrected)
+            ties = (lambda: _ties(scratch, view, columns, root)) if len(columns) < len(view.features) else None
+            return as_of(scratch, points, rows, ttl_us=view.ttl_us, corrected=corrected, ties=ties)
     except DrivetrainError:
         wrong = wrong_value(scratch.connection, view, columns, root)
         if wrong is not None:
             raise wrong from None
         raise
+
+
+def _ties(scratch: Scratch, view: ViewDefinition, asked: Sequence[Column], root: Path) -> Ties:
+    """All columns of a view, those that are asked for first: a row wins for every service or for none."""
+    names = [one.name for one in asked]
+    every = [*asked, *(Column(one.name, one.dtype) for one in view.features if one.name not in names)]
+    places = {one.name: f"c{number}" for number, one in enumerate(every)}
+    return Ties(read_rows(scratch.connection, view, every, root), tuple(places[one.name] for one in view.features))
 
 
 def chosen_windows(view: ViewDefinition, features: Sequence[FeatureDefinition]) -> list[WindowDefinition]:

@@ -21,7 +21,7 @@ from drivetrain.features.materialize import tables_of
 from drivetrain.features.online import EPOCH, US, stored, stored_key
 from drivetrain.features.scratch import quoted
 from drivetrain.features.sources import PUSHED_CREATED
-from drivetrain.ports.online import STRING_BYTES_MAX, OnlineStore, PartRow, Pushed, entity_key
+from drivetrain.ports.online import STRING_BYTES_MAX, OnlineStore, PartRow, Pushed, entity_key, newer
 from drivetrain.ports.tables import TableStore
 
 if TYPE_CHECKING:
@@ -140,17 +140,20 @@ def push(
         views = [view.name for view in shape.views if view.online and not view.windows]
         for lookup in tables_of(definitions, views):
             given = [
-                Pushed(
-                    stored_key(lookup.keys, [row[key.name] for key in lookup.keys]),
-                    read.view.name,
-                    _part(shape, row, read.features),
-                )
+                Pushed(key, read.view.name, _part(shape, row, read.features))
                 for read in lookup.reads
                 if read.view.name in views
-                for row in typed
-                if all(row[key.name] is not None for key in lookup.keys)
+                for key, row in _last(shape, lookup.keys, read.view, typed)
             ]
-            written += online.push(lookup.layout, given)
+            try:
+                written += online.push(lookup.layout, given)
+            except (OSError, DrivetrainError) as error:
+                if not offline:
+                    raise
+                raise DrivetrainError(
+                    f"{len(typed)} rows of `{name}` are kept, and not all of them are online: {error}",
+                    do="Do not push them again, or windows count them twice: run `drivetrain features materialize`.",
+                ) from error
     return PushedRows(len(typed), written, offline)
 
 
@@ -208,6 +211,21 @@ def _value(dtype: str, value: Any) -> Any:
     if isinstance(typed, str) and len(typed.encode()) > STRING_BYTES_MAX:
         raise ValueError(f"it has {len(typed.encode()):,} bytes, and at most {STRING_BYTES_MAX:,} are kept")
     return typed
+
+
+def _last(
+    shape: PushShape, keys: Sequence[KeyDefinition], view: ViewDefinition, rows: Sequence[Mapping[str, Any]]
+) -> list[tuple[bytes, Mapping[str, Any]]]:
+    """Per entity the row that holds, by all features of the view, whichever of them are asked for."""
+    held: dict[bytes, tuple[PartRow, Mapping[str, Any]]] = {}
+    for row in rows:
+        if all(row[key.name] is not None for key in keys):
+            entity = stored_key(keys, [row[key.name] for key in keys])
+            part = _part(shape, row, view.features)
+            before = held.get(entity)
+            if before is None or newer(before[0], part) is part:
+                held[entity] = (part, row)
+    return [(entity, row) for entity, (_, row) in held.items()]
 
 
 def _part(shape: PushShape, row: Mapping[str, Any], features: Sequence[FeatureDefinition]) -> PartRow:

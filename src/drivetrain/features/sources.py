@@ -18,6 +18,7 @@ import msgspec
 
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.features import AnySource, FileSource, PushSource, TableSource
+from drivetrain.datasets.parquet_pages import Chunk, check_pages
 from drivetrain.features.definitions import KeyDefinition, ViewDefinition
 from drivetrain.features.dtypes import SQL_TYPES
 from drivetrain.features.scratch import explained, literal, quoted
@@ -210,6 +211,32 @@ def _delimiter(header: str) -> str:
     return max(",;\t|", key=header.count)
 
 
+def check_parquet(connection: duckdb.DuckDBPyConnection, files: Sequence[Path], where: str) -> None:
+    """Whether Parquet files hold as many values as their footers say: a reader believes the footer, and rows vanish.
+
+    Costs a read of each page's header. Raises: DrivetrainError.
+    """
+    for file in files:
+        if file.suffix.lower() != ".parquet":
+            continue
+        chunks = connection.execute(
+            "SELECT path_in_schema, dictionary_page_offset, data_page_offset, total_compressed_size, num_values"
+            " FROM parquet_metadata(?)",
+            [str(file)],
+        ).fetchall()
+        try:
+            check_pages(
+                file,
+                [
+                    Chunk(str(column), min(one for one in (dictionary, data) if one), packed, values)
+                    for column, dictionary, data, packed, values in chunks
+                    if dictionary or data
+                ],
+            )
+        except DrivetrainError as error:
+            raise DrivetrainError(f"{where} cannot be read: `{file.name}`: {error.what}", do=error.do) from None
+
+
 def typed(column: str, physical: str, dtype: str, *, attempt: bool = False) -> str:
     """SQL of a column's value as a dtype. attempt: null instead of an error where it is none."""
     if not dtype or (physical == SQL_TYPES[dtype] and dtype != "timestamp"):
@@ -256,7 +283,7 @@ def subquery(query: str) -> str:
     return f"({query.strip().rstrip(';')}\n)"
 
 
-def named_only(connection: duckdb.DuckDBPyConnection, query: str) -> str:
+def named_only(connection: duckdb.DuckDBPyConnection, query: str, where: str) -> str:
     """As `subquery`, of one SELECT over the connection's tables: it reads no file. Raises: DrivetrainError."""
 
     def names(schema: str) -> set[str]:
@@ -265,7 +292,10 @@ def named_only(connection: duckdb.DuckDBPyConnection, query: str) -> str:
         ).fetchall()
         return {row[0] for row in rows}
 
-    return subquery(guarded(connection, query, names).sql)
+    try:
+        return subquery(guarded(connection, query, names).sql)
+    except DrivetrainError as error:
+        raise DrivetrainError(f"{where} cannot be read: {error.what}", do=error.do) from None
 
 
 def table_name(name: str) -> str:
@@ -306,11 +336,13 @@ def _parts(connection: duckdb.DuckDBPyConnection, source: AnySource, root: Path,
             raise DrivetrainError(f"{where} has no rows yet.", do="Push some, or declare its `batch_source`.")
         return parts
     if isinstance(source, FileSource):
-        relation = reading(files_of(source.path, root))
+        files = files_of(source.path, root)
+        check_parquet(connection, files, where)
+        relation = reading(files)
     elif isinstance(source, TableSource):
         relation = table_name(source.table)
     else:
-        relation = named_only(connection, source.query)
+        relation = named_only(connection, source.query, where)
     types = column_types(connection, relation)
     part = _Part(relation, types, source.timestamp_field, source.created_timestamp_column)
     for name in (part.event, part.created):

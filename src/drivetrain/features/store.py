@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -346,11 +345,6 @@ def moment_us(moment: datetime) -> int:
     """UTC microseconds; a time without an offset is UTC, as everywhere here."""
     aware = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
     return (aware - EPOCH) // US
-
-
-def online_folder(snapshot: Snapshot) -> Path:
-    """Where a project's vectors are, in files."""
-    return snapshot.data_folder / "online"
 
 
 def _named(kind: str, name: str, known: Mapping[str, Any]) -> Any:

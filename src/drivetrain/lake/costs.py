@@ -15,10 +15,10 @@ from typing import Any
 import msgspec
 
 from drivetrain.core.errors import DrivetrainError, did_you_mean
+from drivetrain.core.sql import literal
 from drivetrain.core.times import NS_PER_S, iso
 from drivetrain.lake.lake import Lake, again
 from drivetrain.lake.sandbox import TIMEOUT_S, bounded
-from drivetrain.lake.views import literal
 from drivetrain.ledger.frames import Damage
 
 NS_PER_DAY = 86_400 * NS_PER_S

@@ -62,6 +62,22 @@ def private() -> Iterator[duckdb.DuckDBPyConnection]:
         engine.close()
 
 
+@contextmanager
+def frugal(memory: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    """An instance for the upkeep, beside what serves: one thread, so much memory; the rest waits on the disk."""
+    import duckdb
+
+    with tempfile.TemporaryDirectory(prefix="drivetrain-upkeep-") as scratch:
+        config: dict[str, str | bool | int | float | list[str]] = {
+            "threads": 1,
+            "memory_limit": memory,
+            "temp_directory": scratch,
+        }
+        with duckdb.connect(":memory:", config=config) as connection:
+            connection.execute(sandbox.ZONE)
+            yield connection
+
+
 class _Engine:
     """One instance; it is closed, and its scratch folder deleted, when nobody holds it any more."""
 

@@ -10,7 +10,6 @@ since it holds the same lock, and begins a part anew where another machine's rol
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -20,14 +19,16 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from drivetrain.core.errors import DrivetrainError
+from drivetrain.core.sql import identifier, literal
 from drivetrain.lake import plans
 from drivetrain.lake.columns import ATTEMPT_FIELDS, FEATURE_FIELDS
+from drivetrain.lake.engines import frugal
 from drivetrain.lake.holding import deleting
 from drivetrain.lake.lake import Lake
-from drivetrain.lake.roller import TABLES, Roller
+from drivetrain.lake.roller import Roller, rolls_reached
 from drivetrain.lake.spend import summed_sql
 from drivetrain.lake.subjects import ERASED, Subject
-from drivetrain.lake.views import literal, parquet, quoted
+from drivetrain.lake.views import parquet
 from drivetrain.ledger.frames import Segment, frames, has_records, segments
 from drivetrain.ports.tables import TableChanged, TableStore
 
@@ -269,7 +270,7 @@ class LakeErasing:
             return None
         with _private() as connection:
             columns = connection.sql(f"SELECT * FROM {parquet(files.paths)} LIMIT 0").columns
-        cells = [self._subject.equals(f"r.{quoted(name)}") for name in columns if name in self._keys]
+        cells = [self._subject.equals(f"r.{identifier(name)}") for name in columns if name in self._keys]
         return f"({' OR '.join(cells)})" if cells else None
 
     def _count_pushed(self) -> dict[str, int]:
@@ -355,19 +356,8 @@ class LakeErasing:
         )
 
 
-@contextmanager
-def _private() -> Iterator[duckdb.DuckDBPyConnection]:
-    import duckdb
-
-    with tempfile.TemporaryDirectory(prefix="drivetrain-erasing-") as scratch:
-        config: dict[str, str | bool | int | float | list[str]] = {
-            "threads": 1,
-            "memory_limit": MEMORY,
-            "temp_directory": scratch,
-        }
-        with duckdb.connect(":memory:", config=config) as connection:
-            connection.execute("SET TimeZone = 'UTC'")
-            yield connection
+def _private() -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+    return frugal(MEMORY)
 
 
 def _delete_rolled(
@@ -377,11 +367,7 @@ def _delete_rolled(
     ledger = plans.ledger_of(data_folder)
     if ledger is None:
         return 0
-    reached = []
-    for table in TABLES:
-        files = tables.files(table, transactions=[ledger.application])
-        reached.append(0 if files is None else files.transactions.get(ledger.application, 0))
-    base = plans.prune(data_folder, finished=min(reached), before_ns=EVERY_NS)
+    base = plans.prune(data_folder, finished=min(rolls_reached(tables, ledger)), before_ns=EVERY_NS)
     if base is None:
         return 0
     rolled = [

@@ -9,19 +9,17 @@ both use is not stopped by it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.lake.plans import plans_folder
+from drivetrain.ports.locks import locked
 
 HOLD_NAME = ".hold"
 HOLD_WAIT_S = 120.0
 """How long a copy waits for who deletes, and an erasure for who copies: tidying up takes seconds to a minute."""
-LOOK_EVERY_S = 0.05
 
 
 @contextlib.contextmanager
@@ -33,7 +31,7 @@ def held(
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[None]:
     """Nothing is deleted meanwhile. Raises: DrivetrainError where that takes longer than `wait_s`, OSError."""
-    with _locked(data_folder, fcntl.LOCK_SH, wait_s, monotonic, sleep) as got:
+    with locked(_hold(data_folder), shared=True, wait_s=wait_s, monotonic=monotonic, sleep=sleep) as got:
         if not got:
             raise DrivetrainError(
                 f"Segments or tables are being tidied up for more than {wait_s:g} s.",
@@ -52,29 +50,11 @@ def deleting(
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[bool]:
     """Whether things may be deleted now; False where somebody still copies after `wait_s`. Raises: OSError."""
-    with _locked(data_folder, fcntl.LOCK_EX, wait_s, monotonic, sleep) as got:
+    with locked(_hold(data_folder), wait_s=wait_s, monotonic=monotonic, sleep=sleep) as got:
         yield got
 
 
-@contextlib.contextmanager
-def _locked(
-    data_folder: Path, how: int, wait_s: float, monotonic: Callable[[], float], sleep: Callable[[float], None]
-) -> Iterator[bool]:
+def _hold(data_folder: Path) -> Path:
     folder = plans_folder(data_folder)
     folder.mkdir(parents=True, exist_ok=True)
-    fd = os.open(folder / HOLD_NAME, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        deadline = monotonic() + wait_s
-        while True:
-            try:
-                fcntl.flock(fd, how | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if monotonic() >= deadline:
-                    yield False
-                    return
-                sleep(LOOK_EVERY_S)
-            else:
-                yield True
-                return
-    finally:
-        os.close(fd)
+    return folder / HOLD_NAME

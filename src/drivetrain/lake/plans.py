@@ -11,7 +11,6 @@ readers still need, so one whose plan is there when it has read has missed nothi
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,8 @@ import msgspec
 
 from drivetrain.core.codec import JSON
 from drivetrain.core.errors import DrivetrainError
+from drivetrain.ports import locks
+from drivetrain.ports.disk import HALF_WRITTEN, write_whole
 
 APPLICATION = "drivetrain-ledger-"
 """Before a ledger's id: the name under which a table knows the last roll that it has."""
@@ -92,7 +93,7 @@ def make_ledger(data_folder: Path) -> Ledger:
         )
     write_plan(data_folder, Plan(number=0))
     ledger = Ledger(secrets.token_hex(8))
-    _write_new(folder / "ledger", ledger.id.encode())
+    write_whole(folder / "ledger", ledger.id.encode())
     return ledger
 
 
@@ -150,7 +151,9 @@ def still_there(data_folder: Path, plan: Plan | None) -> bool:
 
 def write_plan(data_folder: Path, plan: Plan) -> None:
     """Put a plan on the disk, whole or not at all; call it while holding the lock. Raises: OSError."""
-    _write_new(plans_folder(data_folder) / str(plan.number), JSON.encode(plan))
+    folder = plans_folder(data_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / str(plan.number), JSON.encode(plan))
 
 
 def mark_finished(data_folder: Path, number: int, now_ns: int) -> None:
@@ -170,7 +173,7 @@ def prune(data_folder: Path, *, finished: int, before_ns: int) -> Plan | None:
     for number in found:
         if number <= finished and (folder / str(number)).stat().st_mtime_ns <= before_ns:
             base = number
-    for path in folder.glob(".*.fresh"):
+    for path in folder.glob(HALF_WRITTEN.format("*")):
         path.unlink(missing_ok=True)
     if base == 0:
         return None
@@ -185,36 +188,5 @@ def locked(data_folder: Path) -> Iterator[bool]:
     """Hold the folder's rolling lock; yields False where another process (or thread) holds it. Raises: OSError."""
     folder = plans_folder(data_folder)
     folder.mkdir(parents=True, exist_ok=True)
-    fd = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(fd)
-
-
-def _write_new(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.fresh")
-    fd = os.open(fresh, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            view = memoryview(content)
-            while view:
-                view = view[os.write(fd, view) :]
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        fresh.rename(path)
-    except OSError:
-        fresh.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with locks.locked(folder / ".lock") as held:
+        yield held

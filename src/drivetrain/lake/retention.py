@@ -8,7 +8,6 @@ Called by the process that keeps the lake and by the commands, never during a ro
 from __future__ import annotations
 
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,11 +18,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from drivetrain.core.errors import DrivetrainError
+from drivetrain.core.sql import literal
 from drivetrain.core.times import NS_PER_S
 from drivetrain.lake import plans
+from drivetrain.lake.engines import frugal
 from drivetrain.lake.holding import deleting
-from drivetrain.lake.roller import TABLES
+from drivetrain.lake.roller import TABLES, rolls_reached
 from drivetrain.lake.spend import summed_sql
+from drivetrain.lake.views import parquet
 from drivetrain.ledger.frames import segments
 from drivetrain.ports.tables import TableChanged, TableFiles, TableStore
 
@@ -120,12 +122,10 @@ def _delete_segments(
     ledger = plans.ledger_of(data_folder)
     if ledger is None:
         return 0
-    reached = []
-    for table in TABLES:
-        files = tables.files(table, transactions=[ledger.application])
-        reached.append(0 if files is None else files.transactions.get(ledger.application, 0))
     # Plans first: a reader that stood at one of those finds it gone, and takes the tables anew.
-    base = plans.prune(data_folder, finished=min(reached), before_ns=now_ns - SEGMENT_GRACE_S * NS_PER_S)
+    base = plans.prune(
+        data_folder, finished=min(rolls_reached(tables, ledger)), before_ns=now_ns - SEGMENT_GRACE_S * NS_PER_S
+    )
     if base is None:
         return 0
     found = segments(data_folder)
@@ -167,7 +167,7 @@ def _limit_sql(workflow: str, keep: Keep, today: date, other_days: int | None) -
     """SQL of the first day that is kept for the workflow in that expression; null: all are. No value comes from users
     but names, which are quoted."""
     cases = "".join(
-        f" WHEN {workflow} = {_literal(name)} THEN DATE '{today - timedelta(days=days)}'"
+        f" WHEN {workflow} = {literal(name)} THEN DATE '{today - timedelta(days=days)}'"
         for name, days in sorted(keep.workflows.items())
     )
     unknown = "NULL" if other_days is None else f"DATE '{today - timedelta(days=other_days)}'"
@@ -239,27 +239,11 @@ def _files_by_day(files: TableFiles | None) -> dict[date, int]:
 @contextmanager
 def _reading(**views: TableFiles | None) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection with these files as views; a table without files has no rows."""
-    import duckdb
-
-    with tempfile.TemporaryDirectory(prefix="drivetrain-retention-") as scratch:
-        config: dict[str, str | bool | int | float | list[str]] = {
-            "threads": 1,
-            "memory_limit": MEMORY,
-            "temp_directory": scratch,
-        }
-        with duckdb.connect(":memory:", config=config) as connection:
-            for name, files in views.items():
-                if files is not None and files.paths:
-                    paths = ", ".join(_literal(path) for path in files.paths)
-                    source = (
-                        f"SELECT * FROM read_parquet([{paths}], union_by_name=true, hive_partitioning=true, "  # noqa: S608 - our own
-                        "hive_types={'day': DATE})"
-                    )
-                else:
-                    source = "SELECT '' AS call_id, '' AS workflow WHERE false"
-                connection.execute(f"CREATE TEMP VIEW {name} AS {source}")
-            yield connection
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+    with frugal(MEMORY) as connection:
+        for name, files in views.items():
+            if files is not None and files.paths:
+                source = f"SELECT * FROM {parquet(files.paths, by_day=True)}"  # noqa: S608 - quoted
+            else:
+                source = "SELECT '' AS call_id, '' AS workflow WHERE false"
+            connection.execute(f"CREATE TEMP VIEW {name} AS {source}")
+        yield connection

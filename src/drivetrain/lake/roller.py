@@ -144,7 +144,7 @@ class Roller:
 
         Raises: DrivetrainError where lake and plans do not match.
         """
-        reached = [self._reached(table, ledger) for table in TABLES]
+        reached = rolls_reached(self._tables, ledger)
         there = set(plans.numbers(self._data_folder))
         missing = range(min(reached) + 1, plan.number + 1)
         if max(reached) > plan.number or not there.issuperset(number - 1 for number in missing):
@@ -184,10 +184,6 @@ class Roller:
             )
         plans.mark_finished(self._data_folder, plan.number, self._now_ns())
 
-    def _reached(self, table: str, ledger: Ledger) -> int:
-        files = self._tables.files(table, transactions=[ledger.application])
-        return 0 if files is None else max(files.transactions.get(ledger.application, 0), 0)
-
     def _known(self, call_ids: Collection[str]) -> list[str]:
         """Those of these Calls that the lake has already: of a Call that was written twice, the first holds."""
         import duckdb
@@ -203,6 +199,12 @@ class Roller:
                 [list(files.paths), list(call_ids)],
             ).fetchall()
         return [call_id for (call_id,) in found]
+
+
+def rolls_reached(tables: TableStore, ledger: Ledger) -> list[int]:
+    """The last roll of this ledger that each of `TABLES` has; 0: none."""
+    found = [tables.files(table, transactions=[ledger.application]) for table in TABLES]
+    return [0 if files is None else max(files.transactions.get(ledger.application, 0), 0) for files in found]
 
 
 def _days_of(call_id: str) -> list[str]:

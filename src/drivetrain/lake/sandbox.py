@@ -89,6 +89,10 @@ def guarded(connection: duckdb.DuckDBPyConnection, sql: str, names: Callable[[st
         raise DrivetrainError(
             f"The query has {len(text):,} characters; {SQL_CHARACTERS_MAX:,} are the most.", do="Ask something shorter."
         )
+    if any("\ud800" <= one <= "\udfff" for one in text):
+        raise DrivetrainError(
+            "The query has half of a surrogate pair, which no UTF-8 text holds.", do="Mend its encoding."
+        )
     tree = _tree(connection, text)
     if len(tree) != 1:
         raise DrivetrainError(f"That is {len(tree)} statements.", do="Write one SELECT.")

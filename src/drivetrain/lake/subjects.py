@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from drivetrain.core.errors import DrivetrainError
-from drivetrain.lake.views import literal
+from drivetrain.core.sql import literal
 
 ERASED = "erased"
 """Stands where a person's id or words stood."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from drivetrain.core.sql import identifier, literal, literals
 from drivetrain.lake.spend import spend_sql
 from drivetrain.ports.control import ControlRecord
 
@@ -137,11 +138,12 @@ def make_registered(
     connection: duckdb.DuckDBPyConnection, schema: str, tables: Mapping[str, Sequence[Path | str]]
 ) -> None:
     """Tables of another room, as `schema.name`; one without files has no columns and is left out."""
-    connection.execute(f"CREATE SCHEMA IF NOT EXISTS {quoted(schema)}")
+    connection.execute(f"CREATE SCHEMA IF NOT EXISTS {identifier(schema)}")
     for name, paths in tables.items():
         if paths:
             source = parquet([str(path) for path in paths])
-            connection.execute(f"CREATE OR REPLACE VIEW {quoted(schema)}.{quoted(name)} AS SELECT * FROM {source}")  # noqa: S608 - quoted
+            view = f"{identifier(schema)}.{identifier(name)}"
+            connection.execute(f"CREATE OR REPLACE VIEW {view} AS SELECT * FROM {source}")  # noqa: S608 - quoted
 
 
 def table_columns(connection: duckdb.DuckDBPyConnection) -> list[NamedTable]:
@@ -174,16 +176,5 @@ def control_rows(records: Iterable[ControlRecord]) -> Rows:
 
 def parquet(paths: Sequence[str], *, by_day: bool = False) -> str:
     """SQL that reads Parquet files; columns that only some have are null in the others."""
-    files = ", ".join(literal(path) for path in paths)
     days = ", hive_partitioning=true, hive_types={'day': DATE}" if by_day else ""
-    return f"read_parquet([{files}], union_by_name=true{days})"
-
-
-def literal(text: str) -> str:
-    """`text` as an SQL string."""
-    return "'" + text.replace("'", "''") + "'"
-
-
-def quoted(name: str) -> str:
-    """`name` as an SQL name."""
-    return '"' + name.replace('"', '""') + '"'
+    return f"read_parquet({literals(paths)}, union_by_name=true{days})"

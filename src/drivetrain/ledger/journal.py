@@ -30,6 +30,7 @@ from drivetrain.core.codec import MSGPACK
 from drivetrain.ledger.blocks import BLOCK_BODIES_MIN, Packer
 from drivetrain.ledger.frames import FRAME_BYTES_MAX, HEAD, calls_folder, first_frame, segment_name
 from drivetrain.ledger.leaving import LeaveMark
+from drivetrain.ports.disk import sync_folder
 
 Then = Callable[[bool], None]
 _log = logging.getLogger(__name__)
@@ -473,11 +474,7 @@ def _run(thens: list[Then | None], written: bool) -> None:
 def _sync(group: _SyncGroup) -> None:
     os.fdatasync(group.fd)
     if not group.segment.folder_synced:
-        folder = os.open(group.segment.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(group.segment.path.parent)
         group.segment.folder_synced = True
 
 

@@ -14,6 +14,7 @@ import msgspec
 
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.features import AnySource, FileSource, PushSource, SqlSource, TableSource
+from drivetrain.core.sql import identifier, literal
 from drivetrain.core.times import NS_PER_S
 from drivetrain.lake.lake import Lake
 from drivetrain.lake.sandbox import translated
@@ -116,7 +117,7 @@ def _newest(
     try:
         with translated(connection):
             rows = _rows_sql(source, root)
-            column = _quoted(source.timestamp_field)
+            column = identifier(source.timestamp_field)
             kind = connection.execute(f"SELECT {column} FROM {rows} LIMIT 0").description[0][1]  # noqa: S608 - quoted
             event_ns = _event_ns(column, source.timestamp_field, str(kind))
             newest, ahead = connection.execute(
@@ -138,14 +139,14 @@ def _rows_sql(source: AnySource, root: Path) -> str:
         reader = READERS.get(path.suffix.lower())
         if reader is None:
             raise DrivetrainError(f"{source.path} is no Parquet, CSV or JSON-lines file.")
-        return reader.format("'" + str(path).replace("'", "''") + "'")
+        return reader.format(literal(str(path)))
     if isinstance(source, TableSource):
         parts = re.findall(r'"[^"]+"|[^."]+', source.table)
-        return ".".join(_quoted(part.strip('"')) for part in parts)
+        return ".".join(identifier(part.strip('"')) for part in parts)
     if isinstance(source, SqlSource):
         return f"({source.query.rstrip().rstrip(';')})"
     if isinstance(source, PushSource):
-        return f"push.{_quoted(source.name)}"
+        return f"push.{identifier(source.name)}"
     raise DrivetrainError(f"`{source!r}` is no source.")
 
 
@@ -154,7 +155,3 @@ def _event_ns(column: str, name: str, kind: str) -> Any:
     if "INT" in kind.upper():
         return f"CAST({column} AS HUGEINT) * {UNITS_NS.get(name[-3:], NS_PER_S)}"
     return f"CAST(epoch_us(CAST({column} AS TIMESTAMPTZ)) AS HUGEINT) * 1000"
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'

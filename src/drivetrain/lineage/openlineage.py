@@ -7,8 +7,6 @@ are the same run. The client library is the extra `lineage`, imported when the f
 from __future__ import annotations
 
 import json
-import os
-import secrets
 import ssl
 import threading
 import time
@@ -26,6 +24,7 @@ from drivetrain.core.lineage import MadeV1
 from drivetrain.core.times import iso
 from drivetrain.lineage.artifacts import parse_artifact
 from drivetrain.lineage.graph import Graph
+from drivetrain.ports.disk import SHARED_MODE, whole_file
 from drivetrain.version import VERSION
 
 PRODUCER = f"https://pypi.org/project/drivetrain/{VERSION}/"
@@ -70,18 +69,13 @@ def event_json(event: Any) -> str:
 
 def write_events(path: Path, events: Iterable[Any]) -> int:
     """Write events as lines of JSON and say how many; the file is whole or as it was. Raises: DrivetrainError."""
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
     count = 0
     try:
-        with fresh.open("x", encoding="ascii") as file:
+        with whole_file(path, mode=SHARED_MODE) as file:
             for event in events:
-                file.write(event_json(event) + "\n")
+                file.write(event_json(event).encode("ascii") + b"\n")
                 count += 1
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
     except OSError as error:
-        fresh.unlink(missing_ok=True)
         raise DrivetrainError(f"{path} cannot be written: {error.strerror}.", do="Name a file that can be.") from error
     return count
 

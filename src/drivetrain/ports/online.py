@@ -150,10 +150,18 @@ _KEY = msgspec.msgpack.Encoder().encode
 
 
 def newer(one: PartRow | None, other: PartRow | None) -> PartRow | None:
-    """Which of two rows of one entity and view holds; `other` arrived later."""
+    """Which of two rows of one entity and view holds: the later, then the greater, as in every training set."""
     if one is None or other is None:
         return one or other
-    return other if (other.event_us, other.created_us) >= (one.event_us, one.created_us) else one
+    times, others = (one.event_us, one.created_us), (other.event_us, other.created_us)
+    if times != others:
+        return other if others > times else one
+    return other if _rank(other) >= _rank(one) else one
+
+
+def _rank(row: PartRow) -> list[tuple[int, Any]]:
+    """As SQL orders values: null is the least, NaN the greatest."""
+    return [(0, 0) if value is None else (2, 0) if value != value else (1, value) for value in row.values]  # noqa: PLR0124 - only NaN is not itself
 
 
 def patched(row: Sequence[PartRow | None], patches: Mapping[int, PartRow] | None) -> Sequence[PartRow | None]:
