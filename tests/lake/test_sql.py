@@ -342,3 +342,9 @@ def test_the_control_log_is_a_table(project: Path) -> None:
     log.append(kind="apply", actor="ann", subject="shop", body={"release": 14})
     rows = sql("select seq, recorded, kind, actor, body->>'release' from control", project=project).rows
     assert rows == [(1, datetime(2026, 1, 1), "apply", "ann", "14")]
+
+
+def test_a_value_that_python_cannot_hold_is_an_error_that_says_what_to_do(lake: Lake) -> None:
+    answer = lake.query("SELECT INTERVAL '1' YEAR * 100000000 AS long")
+    with pytest.raises(DrivetrainError, match="beyond what Python can hold"):
+        assert answer.rows

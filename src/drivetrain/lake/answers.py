@@ -6,7 +6,7 @@ Called by the lake; an answer is whole and needs no connection any more, a strea
 from __future__ import annotations
 
 import atexit
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -40,7 +40,7 @@ class Stream:
         """The rows as Python's values, some thousand at a time; times with a time zone are UTC."""
         relation = _without_zones(self._relation, self.columns, self.types)
         rows = relation.iter_rows(BATCH_ROWS)
-        while batch := list(islice(rows, BATCH_ROWS)):
+        while batch := _as_values(lambda: list(islice(rows, BATCH_ROWS))):
             yield batch
 
 
@@ -67,11 +67,14 @@ class Answer:
 
     @property
     def rows(self) -> list[tuple[Any, ...]]:
-        """Python's values, made when they are first asked for. Sums are ints, times with a time zone are UTC."""
+        """Python's values, made when they are first asked for. Sums are ints, times with a time zone are UTC.
+
+        Raises: DrivetrainError.
+        """
         if self._rows is None:
             with _values().cursor() as connection:
                 relation = connection.from_arrow(self._table)
-                self._rows = _without_zones(relation, self.columns, self.types).fetchall()
+                self._rows = _as_values(_without_zones(relation, self.columns, self.types).fetchall)
         return self._rows
 
 
@@ -101,6 +104,17 @@ def _values() -> duckdb.DuckDBPyConnection:
     connection.execute("SET GLOBAL TimeZone = 'UTC'")
     atexit.register(_let_go)  # the library complains of what outlives it
     return connection
+
+
+def _as_values(fetch: Callable[[], list[tuple[Any, ...]]]) -> list[tuple[Any, ...]]:
+    """What `fetch` gives. Raises: DrivetrainError where a value has no counterpart in Python."""
+    try:
+        return fetch()
+    except (OverflowError, ValueError) as error:
+        raise DrivetrainError(
+            f"A value of the answer is beyond what Python can hold: {error}.",
+            do="Cast its column to text in the query, or take the answer as Arrow or Parquet.",
+        ) from None
 
 
 def _let_go() -> None:

@@ -252,7 +252,3 @@ def _no_table(catalogue: str, schema: str, name: str, names: Callable[[str], Col
     known = [f"{place}.{one}" if place else one for place in {"", schema} for one in names(place)]
     near = did_you_mean(written, known) if nearest(written, known) else TABLES_HINT
     return DrivetrainError(f"There is no table `{written}`.", do=near)
-
-
-def _strings(paths: Sequence[str]) -> str:
-    return "[" + ", ".join("'" + path.replace("'", "''") + "'" for path in paths) + "]"
