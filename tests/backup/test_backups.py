@@ -229,6 +229,33 @@ def test_places_that_are_no_place_for_a_backup_are_refused(root: Path, tmp_path:
         run("restore", tmp_path / "k", "--project", project(tmp_path / "new"))
 
 
+def test_who_keeps_a_backup_in_the_project_is_told(root: Path, tmp_path: Path) -> None:
+    def told(to: Path, *more: str | Path) -> str:
+        words = [sys.executable, "-c", BACK_UP, str(to), *map(str, more), "--project", str(root)]
+        return subprocess.run(words, check=True, capture_output=True, text=True, timeout=60).stderr
+
+    assert told(tmp_path / "b") == ""
+    said = told(root / "copies" / "b", "--with-keys", root / "keys-copy")
+    assert said.count("lies in the project's folder") == 2
+    assert "`copies/` in .gitignore" in said
+    assert "`keys-copy/` in .gitignore" in said
+
+
+def test_copied_keys_are_asked_for_by_name(root: Path, tmp_path: Path) -> None:
+    run("backup", tmp_path / "b", "--with-keys", tmp_path / "k", "--project", root)
+    new = project(tmp_path / "new")
+    own = root / ".drivetrain" / "keys"
+    with pytest.raises(Said) as missing:
+        run("restore", tmp_path / "b", "--project", new)
+    assert f"Looked in: the keys folder {new / '.drivetrain' / 'keys'}" in str(missing.value)
+    with pytest.raises(Said, match="no folder of copied keys") as wrong:
+        run("restore", tmp_path / "b", "--keys", own, "--project", new)
+    assert "--with-keys" in str(wrong.value)
+    with pytest.raises(Said, match="data folder and its keys folder") as full:
+        run("restore", tmp_path / "b", "--keys", tmp_path / "k", "--project", root)
+    assert str(full.value).count(str(own)) == 1
+
+
 def test_no_key_is_in_a_backup_of_data(root: Path, tmp_path: Path) -> None:
     keys = root / ".drivetrain" / "keys"
     vault = FileVault(keys)
@@ -272,3 +299,12 @@ def test_copies_share_the_hold_and_who_deletes_has_it_alone(tmp_path: Path) -> N
     with held(tmp_path):
         pass
     assert ledger_of(tmp_path) is None
+
+
+def test_an_erasure_lists_what_a_restore_moved_aside(root: Path, tmp_path: Path) -> None:
+    run("backup", tmp_path / "b", "--with-keys", tmp_path / "k", "--project", root)
+    done = answered("restore", tmp_path / "b", "--keys", tmp_path / "k", "--replace", "--project", root)
+    assert len(done["aside"]) == 2
+    with pytest.raises(Said) as said:
+        run("erase", "--subject", "nobody", "--dry-run", "--json", "--project", root)
+    assert json.loads(str(said.value))["elsewhere"]["aside"] == sorted(done["aside"])

@@ -8,7 +8,7 @@ import pytest
 
 from drivetrain.cli.places import moment_ns
 from drivetrain.core.errors import DrivetrainError
-from drivetrain.core.times import DURATION_DAYS_MAX, NS_PER_S, duration_us, span_us
+from drivetrain.core.times import DURATION_DAYS_MAX, NS_PER_S, duration_text, duration_us, span_us
 from drivetrain.datasets import parse_schema
 from drivetrain.project.source_checks import duration_s
 
@@ -48,6 +48,12 @@ def test_what_is_no_duration_is_one_nowhere(text: str) -> None:
     if text:  # an empty one is none at all
         with pytest.raises(DrivetrainError, match="no duration such as"):
             parse_schema({"columns": {"at": {"type": "timestamp", "fresh_within": text}}})
+
+
+@pytest.mark.parametrize("text", ["0d", "90s", "10m", "6h", "2d", "14d"])
+def test_a_duration_is_written_as_it_is_read(text: str) -> None:
+    assert duration_text(duration_us(text)) == text
+    assert duration_text(duration_us(text) + 1) is None
 
 
 def test_nothing_is_a_duration_and_no_span() -> None:

@@ -273,7 +273,7 @@ def test_each_constraint_finds_its_violation(tmp_path: Path) -> None:
         ("5,zoe,5,open,2025-12-26T00:00:00Z", "who", "references people@1.name"),
         ("6,ada,-1,open,2025-12-25T00:00:00Z", "amount", "minimum 0"),
         ("7,ada,101,open,2025-12-24T00:00:00Z", "amount", "maximum 100"),
-        ("8,ada,5,gone,2025-12-23T00:00:00Z", "state", "values"),
+        ("8,ada,5,gone,2025-12-23T00:00:00Z", "state", "values 'open', 'done'"),
         ("9,ada,5,open,2024-12-31T00:00:00Z", "at", "minimum 2025-01-01T00:00:00Z"),
         ("10,bob,5,open,2025-12-30T00:00:00Z", "who, at", "unique"),
     ]

@@ -12,9 +12,11 @@ import pytest
 from execution_world import OPENED_NS, SETTINGS, World, chat, completion, load_plans, says, whole
 
 from drivetrain.core.calls import Attribution
+from drivetrain.core.declarations import Record, Rule
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.features import FeatureRecordV1, ViewSeen
 from drivetrain.execution.plan import Plans
+from drivetrain.routing.checks import RuleStep
 
 CODE = """\
 import drivetrain as dt
@@ -136,6 +138,35 @@ def test_the_record_says_what_was_seen_and_a_replay_gives_it_back(plans: Plans) 
     assert again.result.attempts[0].reason == "shorter than 5"
 
 
+def test_a_rule_or_check_that_raises_names_what_it_misses_and_no_text_of_the_input(plans: Plans) -> None:
+    """The record's reason is not encrypted: a name stands there only where the user's code holds it."""
+    ran = world(plans, Door(Seen({"order": 5})), says("long enough"), says("again")).call(
+        "typed", ticket(), door="workflow"
+    )
+    assert [one.reason for one in ran.result.attempts][:3] == [
+        "rule raised KeyError: 'orders'", "rule raised KeyError: 'orders'", "enough raised KeyError: 'orders'",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("raising", "reason"),
+    [
+        (lambda ticket: {}[ticket.who], "rule raised KeyError"),
+        (lambda ticket: getattr(ticket, ticket.who), "rule raised AttributeError"),
+        (lambda ticket: ticket.whom, "rule raised AttributeError: 'whom'"),
+        (lambda ticket: int(ticket.who), "rule raised ValueError"),
+        (lambda ticket: {}["two words"], "rule raised KeyError"),
+        (lambda ticket: unheard_of, "rule raised NameError: 'unheard_of'"),  # type: ignore[name-defined]  # noqa: F821
+    ],
+)
+def test_a_reason_holds_no_value_of_the_input(raising: Any, reason: str) -> None:
+    class Ticket(Record):
+        who: str
+
+    step = RuleStep("typed", Rule("raises", when=raising, then="x"), {})
+    assert step.try_on(Ticket(who="ada")).error == reason
+
+
 def test_a_missing_entity_takes_defaults_or_is_refused_before_anything_is_spent(plans: Plans) -> None:
     missing = Seen({"orders": 7}, missing=("customer_id",))
     ran = world(plans, Door(missing), says("long enough for seven")).call("typed", ticket(), door="workflow")
@@ -146,6 +177,11 @@ def test_a_missing_entity_takes_defaults_or_is_refused_before_anything_is_spent(
     assert error is not None
     assert (refused.result.status, error.status, error.code) == ("refused", 422, "features_missing")
     assert "c-7" not in str(error), "an error does not repeat a person's id"
+    assert "materialize" not in str(error), "the vectors are there, of others"
+    unmade = world(plans, Door(Seen({"orders": 7}, missing=("customer_id",), as_of_ns=0))).call(
+        "strict", ticket(), door="workflow"
+    )
+    assert "run `drivetrain features materialize`" in str(unmade.result.error)
     assert not refused.exchanges
     assert refused.replayed().differences == ()
 

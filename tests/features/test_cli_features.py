@@ -92,6 +92,20 @@ def test_from_declarations_to_an_online_read(run: Callable[..., Result], project
     assert "no int64" not in run("get", "stats:orders,stats:mean", "customer=c3").output
 
 
+def test_what_was_never_materialized_is_said_beside_the_answer(run: Callable[..., Result]) -> None:
+    result = run("get", "inputs", "customer=c1", "amount=4.0", "--json")
+    assert json.loads(result.stdout)["orders"] == 0
+    assert result.stderr == "Never materialized: `stats`, `click`. Run `drivetrain features materialize`.\n"
+    run("materialize")
+    assert run("get", "inputs", "customer=c1", "amount=4.0").stderr == ""
+
+
+def test_one_view_is_materialized_with_the_tables_it_stands_in(run: Callable[..., Result]) -> None:
+    shown = run("materialize", "--view", "stats").output.splitlines()
+    assert [line.split()[:2] for line in shown[:2]] == [["view", "entities"], ["stats", "5"]]
+    assert shown[2] == "tables rebuilt: stats@@customer, inputs@customer"
+
+
 def test_a_training_set_in_a_file(run: Callable[..., Result], project: Path) -> None:
     labels = project / "data" / "labels.csv"
     write_csv(labels, [{"customer": "c2", "amount": 3.0, "event_timestamp": datetime.now(UTC).isoformat()}] * 3)
@@ -137,6 +151,8 @@ def test_parity_over_recorded_calls(run: Callable[..., Result], project: Path) -
         (("get", "input", "customer=c1"), "Did you mean `inputs`?"),
         (("get", "inputs", "customer"), "is no KEY=VALUE"),
         (("get", "inputs", "customer=c1", "amount=much"), "is float64"),
+        (("get", "inputs", "customr=c1", "amount=1"), "Did you mean `customer`?"),
+        (("historical", "dataset:gone", "inputs", "--parquet", "x.parquet"), "drivetrain dataset create gone"),
         (("push", "clicks", "/nowhere.jsonl"), "cannot be read"),
         (("push", "click", "-"), "Did you mean `clicks`?"),
         (("serve", "--host", "0.0.0.0", "--port", "0"), "no key is declared or issued"),
@@ -148,7 +164,9 @@ def test_mistakes_say_what_to_do(run: Callable[..., Result], arguments: tuple[st
 
 def test_a_line_that_is_no_object_is_named(run: Callable[..., Result], project: Path) -> None:
     (project / "bad.jsonl").write_text('{"customer": "c1", "n": 1}\n{"customer": \n')
-    assert "bad.jsonl, line 2 is no JSON object" in run("push", "clicks", str(project / "bad.jsonl"), code=1).output
+    said = run("push", "clicks", str(project / "bad.jsonl"), code=1).output
+    assert "bad.jsonl, line 2 is no JSON object" in said
+    assert "Give JSON lines" in said
 
 
 # Over HTTP.

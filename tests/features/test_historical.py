@@ -397,7 +397,14 @@ def test_what_a_source_lacks_is_said(database: Any) -> None:
     assert "Did you mean `event_timestamp`?" in said(TableSource("facts", timestamp_field="event_timestamps")).do
     assert "Did you mean `orders`?" in said(TableSource("facts"), [Field("order", int)]).do
     assert "no times in `orders`" in said(TableSource("facts", timestamp_field="orders")).what
-    assert "cannot be read" in said(TableSource("fact")).what
+    database.execute("CREATE SCHEMA dataset; CREATE TABLE dataset.golden AS SELECT 1 AS x")
+    absent = said(TableSource("fact"))
+    assert "cannot be read: there is no table `fact`." in absent.what
+    assert absent.do == "Did you mean `facts`?"
+    absent = said(TableSource("dataset.goldn"))
+    assert "there is no Dataset `goldn`." in absent.what
+    assert absent.do == "Did you mean `golden`? Make it with `drivetrain dataset create goldn ...`."
+    assert "there is no Dataset `gone@3`" in refusal(database, "dataset:gone@3").what
     assert "no rows yet" in said(PushSource("clicks")).what
 
 

@@ -85,7 +85,7 @@ def test_windows_of_pushed_events_move_with_materialization(world: World) -> Non
         ({"customer": "ada", "n": "3"}, r"row 2, column `n`: '3', a str, is no int64"),
         ({"customer": "ada", "n": 2.5}, r"row 2, column `n`"),
         ({"customer": "ada", "m": 1}, r"(?s)row 2: no column `m`"),
-        ({"n": 1}, "row 2: it has no join key"),
+        ({"n": 1}, "row 2: it has no join key; `customer` must be given"),
         ({"customer": 5, "n": 1}, "row 2, column `customer`"),
         ({"customer": "ada", "event_timestamp": datetime(2026, 1, 1)}, r"row 2.*naive time"),
         ({"customer": "ada", "event_timestamp": START + timedelta(hours=1)}, "row 2: its time lies in the future"),

@@ -61,7 +61,7 @@ def test_a_row_of_the_future_does_not_hide_that_a_source_stands_still(tmp_path: 
 
 @pytest.mark.parametrize(
     ("content", "note"),
-    [(None, "it cannot be read"), ("at,n\n", "no row"), ("other,n\n2026-01-01,1\n", "it cannot be read"),
+    [(None, "no file `data/x.csv`"), ("at,n\n", "no row"), ("other,n\n2026-01-01,1\n", "it cannot be read"),
      ("at,n\nsoon,1\n", "it cannot be read")],
     ids=["missing", "empty", "column", "no-time"],
 )  # fmt: skip
@@ -76,16 +76,14 @@ def test_a_promised_source_without_a_readable_time_is_late(tmp_path: Path, conte
 
 
 def test_times_of_any_kind_mean_the_same_moment(tmp_path: Path) -> None:
-    """With an offset, without one (UTC), as a date, as whole numbers of a unit that the column's name tells."""
+    """With an offset or without one (UTC). A number is none, as nobody can tell its unit: features refuse it too."""
     now_s = int(time.time())
     when = datetime.fromtimestamp(now_s - 3_600, UTC)
     values = {
         "at": when.isoformat(),
         "moved": when.astimezone(UTC).replace(tzinfo=None).isoformat(sep=" "),
         "east": (when + timedelta(hours=5)).replace(tzinfo=None).isoformat() + "+05:00",
-        "at_ns": str((now_s - 3_600) * NS_PER_S),
-        "at_ms": str((now_s - 3_600) * 1_000),
-        "at_s": str(now_s - 3_600),
+        "number": str(now_s - 3_600),
     }
     sources = "\n".join(
         f'{name} = dt.FileSource("data/x.csv", name="{name}", timestamp_field="{name}", fresh_within="2h")'
@@ -93,8 +91,9 @@ def test_times_of_any_kind_mean_the_same_moment(tmp_path: Path) -> None:
     )
     world = world_of(tmp_path, CSV, more=sources)
     world.write("data/x.csv", ",".join(values) + "\n" + ",".join(values.values()) + "\n")
-    found = rows(world)
-    for name in values:
+    found = rows(world, code=3)
+    assert "cannot be read" in found["source:number"]["note"]
+    for name in ("at", "moved", "east"):
         assert 3_600 <= found[f"source:{name}"]["age_s"] < 3_700, name
 
 
@@ -103,6 +102,7 @@ def test_tables_queries_and_what_is_pushed(tmp_path: Path) -> None:
 asked = dt.SqlSource("asked", query="select now() - interval 30 minute as at;", timestamp_field="at", fresh_within="1h")
 table = dt.TableSource("calls", timestamp_field="opened", fresh_within="1h")
 pushed = dt.PushSource("pushed", fresh_within="1h")
+gone = dt.TableSource("dataset.gone", name="gone")
 free = dt.SqlSource("free", query="select timestamp '2001-01-01' as event_timestamp")
 """
     world = world_of(tmp_path, CSV, more=more)
@@ -110,7 +110,8 @@ free = dt.SqlSource("free", query="select timestamp '2001-01-01' as event_timest
     found = rows(world, code=3)
     assert found["source:asked"]["standing"] == "fresh"
     assert (found["source:calls"]["standing"], found["source:calls"]["note"]) == ("late", "it has no row")
-    assert found["source:pushed"]["standing"] == "late"
+    assert (found["source:pushed"]["standing"], found["source:pushed"]["note"]) == ("late", "nothing was pushed yet")
+    assert (found["source:gone"]["standing"], found["source:gone"]["note"]) == ("unpromised", "no Dataset `gone`")
     assert (found["source:free"]["standing"], found["source:free"]["newest"]) == (
         "unpromised", "2001-01-01T00:00:00.000Z",
     )  # fmt: skip
@@ -120,6 +121,8 @@ def test_a_view_is_as_fresh_as_its_last_materialization_says(tmp_path: Path) -> 
     world = world_of(tmp_path, CSV, online=True)
     world.write("data/x.csv", f"at,n\n{stamp(timedelta(0))},2\n")
     assert rows(world, code=3)["features:view"]["note"] == "never materialized"
+    world.lineage.made("features:view@0", facts={"rows": 0})
+    assert rows(world, code=3)["features:view"]["note"] == "it has no rows"
     old_ns, new_ns = (time.time_ns() - hours * 3_600 * NS_PER_S for hours in (5, 1))
     world.lineage.made("features:view@1", facts={"newest_event_ns": old_ns})
     assert rows(world, code=3)["features:view"]["standing"] == "late"

@@ -110,16 +110,68 @@ def test_the_tree_tells_time_code_facts_and_what_was_never_recorded(world: World
     assert shown[1:4] == [
         "upstream",
         "  └─ dataset:golden@3  made 2026-01-01T00:00:03.000Z  code 5b5b5b5b5b5b  rows=120",
-        "     ├─ dataset:golden@2  made 2026-01-01T00:00:06.000Z  recorded 2 times  "
+        "     ├─ dataset:golden@2  made 2026-01-01T00:00:02.000Z  recorded 2 times  "
         "ERASED 2026-01-01T00:00:07.000Z rows=3",
     ]
-    assert "     │  ├─ table:old@1  how it was made was never recorded" in shown
+    assert not any("table:old@1" in line for line in shown), "it was not so when golden@3 was made"
+    now = world.run("lineage", "golden@2").stdout.splitlines()
+    assert "  ├─ table:old@1  how it was made was never recorded" in now
+    assert "dataset:golden@2" in world.answer("lineage", "table:calls@9")["downstream"], "a record says so"
     assert "     │  ├─ table:calls@9  the ledger's records" in shown
     assert "     │  ├─ file:data/x.csv@abcdef0123  file" in shown
     assert "     │  └─ source:crm  outside  owner crm@acme.example" in shown
     assert "     ├─ features:stats@5b1f  declared  owner data@acme.example" in shown
     assert shown[shown.index("downstream") + 1] == "  └─ report:march@1  made 2026-01-01T00:00:05.000Z"
     assert "  nothing" in world.run("lineage", "march").stdout
+
+
+def test_a_later_record_changes_no_past(world: World) -> None:
+    """A file that is recorded anew shows its first record below what was made before, at any depth."""
+    world.lineage.made("file:x@sha", inputs=["table:one@1"])
+    world.lineage.made("dataset:past@1", inputs=["file:x@sha"])
+    world.lineage.made("file:x@sha", inputs=["table:two@1"])
+    world.lineage.made("dataset:past@2", inputs=["file:x@sha"])
+    shown = world.run("lineage", "past@1").stdout
+    assert "file:x@sha  made 2026-01-01T00:00:01.000Z" in shown
+    assert world.answer("lineage", "past@1")["upstream"] == {"file:x@sha": 1, "table:one@1": 2}
+    assert world.answer("lineage", "past@2")["upstream"] == {"file:x@sha": 1, "table:two@1": 2}
+
+
+def test_a_name_without_a_version_is_what_was_its_newest(world: World) -> None:
+    world.lineage.made("dataset:plain@1", inputs=["file:x@1"])
+    world.lineage.made("model:m@1", inputs=["dataset:plain"])
+    world.lineage.made("dataset:plain@2", inputs=["file:x@2"])
+    assert world.answer("lineage", "m@1")["upstream"] == {"dataset:plain@1": 1, "file:x@1": 2}
+    assert world.answer("lineage", "dataset:plain@1")["downstream"] == {"model:m@1": 1}
+    assert world.answer("lineage", "dataset:plain@2")["downstream"] == {}
+    assert world.answer("lineage", "dataset:plain")["artifact"] == "dataset:plain@2"
+    world.lineage.made("model:early@1", inputs=["dataset:later"])
+    world.lineage.made("dataset:later@1", inputs=[])
+    assert "dataset:later  stands for its newest version" in world.run("lineage", "early@1").stdout
+    assert world.answer("lineage", "dataset:later@1")["downstream"] == {}, "the model was made before"
+
+
+def test_a_version_of_what_is_outside_is_upstream_of_what_came_after_it(world: World) -> None:
+    world.lineage.made("dataset:golden@1")
+    world.lineage.made("source:crm@monday")
+    world.lineage.made("dataset:golden@2")
+    down = world.answer("lineage", "source:crm@monday")["downstream"]
+    assert "dataset:golden@2" in down
+    assert "dataset:golden@1" not in down
+    assert "source:crm@monday" in world.answer("lineage", "dataset:golden@2")["upstream"]
+    assert world.answer("lineage", "dataset:golden@1")["upstream"] == {"source:crm": 1}
+    assert "dataset:golden@1" in world.answer("lineage", "source:crm")["downstream"]
+
+
+def test_the_list_fits_a_terminal_and_json_has_all_of_it(world: World) -> None:
+    long = f"file:{'folder/' * 20}tickets.csv@{'0a' * 32}"
+    world.lineage.made(long, code_hash=CODE_HASH, facts={"content_hash": "1b" * 32})
+    (line,) = [one for one in world.run("lineage").stdout.splitlines() if one.startswith("file:…")]
+    artifact, standing = line.split()[0], " ".join(line.split()[1:3])
+    assert artifact.endswith("tickets.csv@0a0a0a0a0a0a")
+    assert standing == "made 2026-01-01T00:00:01.000Z"
+    assert len(f"{artifact}  {standing}") <= 80
+    assert long in {one["artifact"] for one in world.answer("lineage")["artifacts"]}
 
 
 def test_depth_says_that_there_is_more(world: World) -> None:

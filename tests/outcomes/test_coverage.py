@@ -28,6 +28,14 @@ def rows(world: World, *arguments: str) -> dict[tuple[str, str], dict[str, Any]]
     return {(row["workflow"], row["metric"]): row for row in world.answer("show", *arguments)["rows"]}
 
 
+def test_a_workflow_that_nobody_knows_is_told_with_the_nearest(world: World) -> None:
+    world.calls(range(1))
+    ran = world.run("show", "--workflow", "refnd")
+    assert ran.exit_code == 1
+    assert "Did you mean `refund`?" in ran.stderr
+    assert world.run("show", "--workflow", "plain").exit_code == 0, "it is declared, and has no Call yet"
+
+
 def test_coverage_and_delay(world: World) -> None:
     world.calls(range(10))
     world.calls(range(10, 12), status="failed")

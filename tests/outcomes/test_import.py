@@ -127,24 +127,25 @@ def test_values_of_a_csv(world: World) -> None:
 
 
 WRONG: dict[str, tuple[str, str]] = {
-    "no-metric": ("c,,,,1,", "row 3, column metric: must be a text"),
-    "no-value": ("c,,,m,,", "row 3, column value: must be a string, a number or true/false"),
-    "no-call": (",,,m,1,", "row 3, column call_id: must be the id of a Call"),
-    "bad-call": ("call_1,,,m,1,", "row 3, column call_id: must be the id of a Call, as the header x-request-id gave it,"
-                 " not `call_1`"),
-    "both": ("c,refund,k,m,1,", "row 3, column call_id: stands beside `workflow` and `key`"),
-    "unknown-workflow": (",refnd,k,m,1,", "row 3, column workflow: names no workflow: `refnd`. Did you mean `refund`?"),
-    "no-outcome-key": (",plain,k,m,1,", "row 3, column workflow: is `plain`, which declares no `outcome_key`"),
-    "no-key": (",refund,,m,1,", "row 3, column key: must be what `number` held"),
-    "time": ("c,,,m,1,31.1.2026", "row 3, column event_time: must be an ISO 8601 time"),
-    "nan": ("c,,,m,NaN,", "row 3, column value: is `NaN`, which may mean that there is none"),
-    "infinity": ("c,,,m,-inf,", "row 3, column value: is `-inf`"),
-    "more-cells": ("c,,,m,1,,,", "row 3: has 8 cells, and the header 6"),
-    "less-cells": ("c,,m", "row 3: has 3 cells, and the header 6"),
-    "long": ("c,,,m," + "x" * 5_000 + ",", "row 3, column value: is longer than 4096 characters"),
-    "huge": ("c,,,m," + "x" * 200_000 + ",", "row 3: is longer than 65536 characters"),
-    "quote": ('c,,,m,"1" 2,', "row 3: is no CSV"),
-    "half-written": ('c,,,m,"never ends', "row 3: is no CSV"),
+    "no-metric": ("c,,,,1,", "row 2 (line 3), column metric: must be a text"),
+    "no-value": ("c,,,m,,", "row 2 (line 3), column value: must be a string, a number or true/false"),
+    "no-call": (",,,m,1,", "row 2 (line 3), column call_id: must be the id of a Call"),
+    "bad-call": ("call_1,,,m,1,", "row 2 (line 3), column call_id: must be the id of a Call, as the header x-request-id"
+                 " gave it, not `call_1`"),
+    "both": ("c,refund,k,m,1,", "row 2 (line 3), column call_id: stands beside `workflow` and `key`"),
+    "unknown-workflow": (",refnd,k,m,1,",
+                         "row 2 (line 3), column workflow: there is no workflow `refnd`. Did you mean `refund`?\n"),
+    "no-outcome-key": (",plain,k,m,1,", "row 2 (line 3), column workflow: is `plain`, which declares no `outcome_key`"),
+    "no-key": (",refund,,m,1,", "row 2 (line 3), column key: must be what `number` held"),
+    "time": ("c,,,m,1,31.1.2026", "row 2 (line 3), column event_time: must be an ISO 8601 time"),
+    "nan": ("c,,,m,NaN,", "row 2 (line 3), column value: is `NaN`, which may mean that there is none"),
+    "infinity": ("c,,,m,-inf,", "row 2 (line 3), column value: is `-inf`"),
+    "more-cells": ("c,,,m,1,,,", "row 2 (line 3): has 8 cells, and the header 6"),
+    "less-cells": ("c,,m", "row 2 (line 3): has 3 cells, and the header 6"),
+    "long": ("c,,,m," + "x" * 5_000 + ",", "row 2 (line 3), column value: is longer than 4096 characters"),
+    "huge": ("c,,,m," + "x" * 200_000 + ",", "row 2 (line 3): is longer than 65536 characters"),
+    "quote": ('c,,,m,"1" 2,', "row 2 (line 3): is no CSV"),
+    "half-written": ('c,,,m,"never ends', "row 2 (line 3): is no CSV"),
 }  # fmt: skip
 
 
@@ -165,7 +166,7 @@ def test_every_wrong_row_is_told_up_to_a_limit(world: World) -> None:
     lines = "".join(f"{call_id(1)},m,{'' if number % 2 else 1}\n" for number in range(1_000))
     ran = world.run("import", world.file("labels.csv", "call_id,metric,value\n" + lines))
     rows = [line for line in ran.stderr.splitlines() if line.startswith("row ")]
-    assert [line.split(",")[0] for line in rows] == [f"row {number}" for number in range(3, 203, 2)]
+    assert [line.split(",")[0] for line in rows] == [f"row {number} (line {number + 1})" for number in range(2, 202, 2)]
     assert "only the first 100" in ran.stderr
 
 
@@ -175,15 +176,16 @@ def test_every_wrong_row_is_told_up_to_a_limit(world: World) -> None:
         ("a.csv", b"", "has no header"),
         ("a.csv", b"call_id,metric,vlaue\n", "Did you mean `value`?"),
         ("a.csv", b"call_id,metric,metric\n", "`metric` twice"),
+        ("a.csv", b"call_id;metric;value\n", "one column `call_id;metric;value`: is `;` its separator?\nWrite it with commas"),
         ("a.csv", b"call_id,metric,value\n\xff\xfe,m,1\n", "no UTF-8"),
-        ("a.csv", b",".join(b"c%d" % number for number in range(1_000_000)), "row 1"),
-        ("a.jsonl", b"[1]\n", "row 1: must be an object"),
-        ("a.jsonl", b'{"metric": NaN}\n', "row 1: is no JSON"),
-        ("a.jsonl", b'\n{"call_id": "x", "metrc": 1}\n', "row 2: has no field `metrc`. Did you mean `metric`?"),
-        ("a.jsonl", b'{"half": ', "row 1: is no JSON"),
+        ("a.csv", b",".join(b"c%d" % number for number in range(1_000_000)), "The header is longer than"),
+        ("a.jsonl", b"[1]\n", "row 1 (line 1): must be an object"),
+        ("a.jsonl", b'{"metric": NaN}\n', "row 1 (line 1): is no JSON"),
+        ("a.jsonl", b'\n{"call_id": "x", "metrc": 1}\n', "row 1 (line 2): has no field `metrc`. Did you mean `metric`?"),
+        ("a.jsonl", b'{"half": ', "row 1 (line 1): is no JSON"),
         ("a.xlsx", b"PK", "no kind that is known"),
     ],
-    ids=["empty", "column", "twice", "encoding", "million-columns", "list", "nan", "field", "half-written", "kind"],
+    ids=["empty", "column", "twice", "separator", "encoding", "million-columns", "list", "nan", "field", "half-written", "kind"],
 )
 def test_a_file_that_is_none_is_told(world: World, name: str, content: bytes, said: str) -> None:
     ran = world.run("import", world.file(name, content))
@@ -191,6 +193,11 @@ def test_a_file_that_is_none_is_told(world: World, name: str, content: bytes, sa
     assert said in ran.stderr
     assert len(ran.stderr) < 2_000
     assert world.outcomes() == []
+
+
+def test_rows_are_those_of_data_and_lines_those_of_an_editor(world: World) -> None:
+    text = f'call_id,metric,value\n{call_id(1)},m,"two\nlines"\n\n{call_id(1)},,1\n'
+    assert "row 2 (line 5), column metric:" in world.run("import", world.file("a.csv", text)).stderr
 
 
 def test_control_characters_of_a_file_do_not_reach_the_terminal(world: World) -> None:

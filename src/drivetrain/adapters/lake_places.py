@@ -44,6 +44,12 @@ class LakePlace(NamedTuple):
 
     tables: DeltaTables
     objects: FileObjects | StoreObjects
+    raw: FileObjects | StoreObjects
+    """The files that the tables consist of: `calls/_delta_log/...`."""
+    copies: Path
+    """Where those stand on this disk: themselves, or what was fetched of them."""
+    folder: Path | None
+    """Of a lake in a folder; None: it stands in an object store."""
 
 
 def lake_place(
@@ -63,9 +69,8 @@ def lake_place(
     """
     scheme = urlsplit(url).scheme if "://" in url else ""
     if scheme == "s3":
-        return _in_store(
-            url.rstrip("/"), options, Mirror(mirror, bytes_max=mirror_bytes_max, now_s=now_s), now_s, sleep
-        )
+        copies = Mirror(mirror, bytes_max=mirror_bytes_max, now_s=now_s)
+        return _in_store(url.rstrip("/"), options, copies, mirror / "tables", now_s=now_s, sleep=sleep)
     if scheme not in ("", "file"):
         raise DrivetrainError(
             f"`url` under [lake] begins with `{scheme}://`, which no lake stands at.",
@@ -88,14 +93,24 @@ def _in_folder(root: Path, now_s: Callable[[], float], sleep: Callable[[float], 
             do="Rename the folder, or name another by `url` under [lake].",
         )
     tables = root / "tables"
+    raw = FileObjects(tables)
     return LakePlace(
-        DeltaTables(FileObjects(tables), uri=str(tables), locks=root / "locks", now_s=now_s, sleep=sleep),
-        FileObjects(root / "files"),
+        tables=DeltaTables(raw, uri=str(tables), locks=root / "locks", now_s=now_s, sleep=sleep),
+        objects=FileObjects(root / "files"),
+        raw=raw,
+        copies=tables,
+        folder=root,
     )
 
 
 def _in_store(
-    url: str, options: Mapping[str, str], mirror: Mirror, now_s: Callable[[], float], sleep: Callable[[float], None]
+    url: str,
+    options: Mapping[str, str],
+    mirror: Mirror,
+    copies: Path,
+    *,
+    now_s: Callable[[], float],
+    sleep: Callable[[float], None],
 ) -> LakePlace:
     address = urlsplit(url)
     is_plain = all(part not in ("", ".", "..") for part in address.path.split("/")[1:])
@@ -115,8 +130,11 @@ def _in_store(
         "max_retries": str(RETRIES_MAX),
         "retry_timeout": f"{RETRY_S_MAX}s",
     }
-    tables = StoreObjects(f"{url}/tables", options, mirror, "tables")
+    raw = StoreObjects(f"{url}/tables", options, mirror, "tables")
     return LakePlace(
-        DeltaTables(tables, uri=f"{url}/tables", storage=storage, now_s=now_s, sleep=sleep),
-        StoreObjects(f"{url}/files", options, mirror, "files"),
+        tables=DeltaTables(raw, uri=f"{url}/tables", storage=storage, now_s=now_s, sleep=sleep),
+        objects=StoreObjects(f"{url}/files", options, mirror, "files"),
+        raw=raw,
+        copies=copies,
+        folder=None,
     )

@@ -25,6 +25,7 @@ import msgspec
 from drivetrain.adapters.files import key_file, keyed_mac
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.ports.control import ControlRecord, Verification
+from drivetrain.ports.disk import write_whole
 
 GENESIS = "0" * 64
 BUSY_TIMEOUT_S = 10.0
@@ -188,14 +189,7 @@ class SqliteControlLog:
 
     def _write_anchor(self, seq: int, head: str) -> None:
         anchor = _Anchor(seq, head, self._mac(seq, head))
-        fresh = self._anchor_path.with_name(".control.anchor.new")
-        fd = os.open(fresh, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, msgspec.json.encode(anchor))
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        fresh.rename(self._anchor_path)
+        write_whole(self._anchor_path, msgspec.json.encode(anchor))
 
     def _read_anchor(self, findings: list[str]) -> _Anchor | None:
         try:

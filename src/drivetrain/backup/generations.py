@@ -336,6 +336,12 @@ class Generations:
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
             if self.folder.is_dir() and all(one.name == ".lock" for one in self.folder.iterdir()):
                 return
+            if self._kind == "keys":
+                raise DrivetrainError(
+                    f"{self.folder} is no folder of copied keys: it has no {MARKER}.",
+                    do="Name the folder that `drivetrain backup --with-keys` wrote to (for a first copy an empty one), "
+                    "not a project's own keys folder.",
+                ) from None
             raise DrivetrainError(
                 f"{self.folder} is no folder of backups: it has no {MARKER}.",
                 do="Name an empty folder, or one that `drivetrain backup` made.",

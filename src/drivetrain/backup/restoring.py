@@ -270,14 +270,16 @@ def _check_places(stores: Stores, generation: GenerationV1, replace: bool, *, wi
                 raise DrivetrainError(
                     "Records of this project are being rolled into its lake.", do="Run it again when that has ended."
                 )
-    folders = [data, *([stores.lake_folder] if generation.lake.copied and stores.lake_folder is not None else [])]
+    folders = {"data folder": data}
+    if generation.lake.copied and stores.lake_folder is not None and data not in stores.lake_folder.parents:
+        folders["lake's folder"] = stores.lake_folder
     if with_keys:
-        folders.append(stores.keys_folder)
-    full = [str(folder) for folder in folders if _holds_data(folder)]
+        folders["keys folder"] = stores.keys_folder
+    full = {name: str(folder) for name, folder in folders.items() if _holds_data(folder)}
     if full and not replace:
         raise DrivetrainError(
-            f"There is data in {' and in '.join(full)}.",
-            looked=full,
+            f"There is data in the project's {' and its '.join(full)}.",
+            looked=list(full.values()),
             do="Restore into a project without data, or add `--replace`: what is there is then moved aside.",
         )
     if generation.lake.copied:
@@ -298,9 +300,11 @@ def _check_keys(stores: Stores, generation: GenerationV1, keys: Generations | No
     there = fingerprints(stores.keys_folder) if keys is None else keys.read().keys
     wrong = sorted(name for name, known in generation.keys.items() if there.get(name) != known)
     if wrong and not without_keys:
+        place = f"the keys folder {stores.keys_folder}" if keys is None else f"the copied keys in {keys.folder}"
         raise DrivetrainError(
-            f"The keys of this generation are missing, or are others: {', '.join(wrong)}.",
-            looked=[str(stores.keys_folder if keys is None else keys.folder)],
+            f"The keys that generation {generation.number} was made with are missing, or are others: "
+            f"{', '.join(wrong)}.",
+            looked=[place],
             do="Name the folder that `--with-keys` wrote to by `--keys`, or add `--without-keys`: payloads then cannot "
             "be read, issued keys not be used, and the control log not be proved.",
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
-from drivetrain.cli.ending import end
+from drivetrain.cli.ending import fail
 from drivetrain.cli.places import LedgerPlaces, ledger_places, plain
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.times import iso
@@ -39,7 +39,7 @@ def verify_command(
         found = log.verify() if log is not None else Verification(records=0, head="0" * 64, findings=())
         missing = () if expect is None else _missing(log, expect)
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     findings = (*found.findings, *missing)
     if as_json:
         answer = {"whole": not findings, **msgspec.to_builtins(found), "findings": findings}
@@ -64,7 +64,7 @@ def log_command(
         log = _log(ledger_places(project))
         newest = deque(log.records(after), maxlen=limit) if log is not None else deque()
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     for record in newest:
         if as_json:
             typer.echo(msgspec.json.encode({**msgspec.to_builtins(record), "at": iso(record.at_ns)}).decode())

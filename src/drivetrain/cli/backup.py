@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from drivetrain.cli.ending import end, print_json
+from drivetrain.cli.ending import fail, print_json
+from drivetrain.cli.places import plain
 from drivetrain.core.errors import DrivetrainError
 
 if TYPE_CHECKING:
     from drivetrain.backup.generations import GenerationV1
     from drivetrain.backup.restoring import Restored
-    from drivetrain.backup.stores import LakeStores, Stores
+    from drivetrain.backup.stores import Stores
 
 Project = Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -52,6 +53,8 @@ def backup_command(
         keys_to = None if with_keys is None else Generations(with_keys, kind="keys")
         if keys_to is not None:
             _refuse_keys_place(keys_to.folder, to.folder, stores)
+        for folder in (dest, *([] if with_keys is None else [with_keys])):
+            _notice_inside(folder, stores)
         done = back_up(stores, to, with_lake=with_lake, boot=_boot(), project=_project_hash(stores.root))
         if keys_to is not None:
             back_up_keys(stores.keys_folder, keys_to, to)
@@ -61,7 +64,7 @@ def backup_command(
                 deleted = to.numbers()[:-keep]
                 to.delete(deleted)
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     if as_json:
         said = {"copied_bytes": done.copied_bytes, "keys": keys_to is not None, "deleted": deleted}
         print_json({**_described(done.generation), **said})
@@ -116,7 +119,7 @@ def restore_command(
             _note(stores, done)
         differs = done.generation.project not in ("", _project_hash(stores.root))
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     if as_json:
         import msgspec
 
@@ -147,7 +150,7 @@ def migrate_command(
     try:
         steps = migrate(stores_of(project).data_folder, roll=roll, dry_run=dry_run)
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     if as_json:
         print_json({"dry_run": dry_run, "steps": [{"what": one.what, "detail": one.detail} for one in steps]})
         return
@@ -162,57 +165,24 @@ def migrate_command(
 
 def stores_of(project: Path | None) -> Stores:
     """The stores of the project in or above a folder, by its settings alone. Raises: DrivetrainError."""
-    from drivetrain.backup.stores import Stores
-    from drivetrain.embedded.asking import settings_of
+    from drivetrain.backup.stores import LakeStores, Stores
+    from drivetrain.embedded.asking import lake_stores, settings_of
     from drivetrain.project.files import find_root
 
     root = find_root(project or Path.cwd())
     settings = settings_of(root)
     # Where a link leads: a folder that is put in its place stands on the same disk.
     data_folder = (root / settings.ledger.folder).resolve()
-    lake = _lake(root, data_folder, settings.lake)
+    place = lake_stores(root, data_folder, settings.lake)
+    url = settings.lake.url
     return Stores(
         root=root,
         data_folder=data_folder,
         keys_folder=(root / settings.ledger.keys_folder).resolve(),
         snapshots_folder=root / ".drivetrain" / "snapshots",
-        lake=lake,
-        lake_folder=None if lake.is_remote else _lake_folder(settings.lake.url, data_folder),
+        lake=LakeStores(url=url, tables=place.tables, raw=place.raw, files=place.objects, local=(place.copies,)),
+        lake_folder=place.folder,
     )
-
-
-def _lake(root: Path, data_folder: Path, settings: Any) -> LakeStores:
-    from drivetrain.adapters.mirror import MIRROR_BYTES_MAX, Mirror
-    from drivetrain.adapters.objects import FileObjects, StoreObjects
-    from drivetrain.backup.stores import LakeStores
-    from drivetrain.embedded.asking import lake_stores
-    from drivetrain.project.secrets import resolve
-    from drivetrain.project.snapshot import SecretRef
-
-    place = lake_stores(root, data_folder, settings)
-    if settings.url.startswith("s3://"):
-        options = {
-            name: resolve(value, root, os.environ, used_by=f"lake.options.{name}")
-            if isinstance(value, SecretRef)
-            else value
-            for name, value in settings.options.items()
-        }
-        url, copies = settings.url.rstrip("/"), data_folder / "lake-mirror"
-        raw = StoreObjects(f"{url}/tables", options, Mirror(copies, bytes_max=MIRROR_BYTES_MAX), "tables")
-        return LakeStores(
-            url=settings.url, tables=place.tables, raw=raw, files=place.objects, local=(copies / "tables",)
-        )
-    folder = (
-        Path(settings.url.removeprefix("file://")).absolute() if settings.url else (data_folder / "lake").absolute()
-    )
-    tables = folder / "tables"
-    return LakeStores(
-        url=settings.url, tables=place.tables, raw=FileObjects(tables), files=place.objects, local=(tables,)
-    )
-
-
-def _lake_folder(url: str, data_folder: Path) -> Path:
-    return (Path(url.removeprefix("file://")) if url else data_folder / "lake").absolute()
 
 
 def settle_open(data_folder: Path, boot: str) -> int:
@@ -222,7 +192,7 @@ def settle_open(data_folder: Path, boot: str) -> int:
     """
     from drivetrain.adapters.sqlite_counters import SqliteCounters
     from drivetrain.embedded.limiting import limits_folder
-    from drivetrain.ledger.frames import Damage, records, segments
+    from drivetrain.ledger.frames import records_of
     from drivetrain.limits.recovery import bury_dead
     from drivetrain.ports.counters import StoreUnavailable
 
@@ -230,17 +200,10 @@ def settle_open(data_folder: Path, boot: str) -> int:
     if not (folder / "counters.db").exists():
         return 0
 
-    def read_ledger(writer: str, position: str) -> Iterator[object]:
-        damage: list[Damage] = []
-        for segment in segments(data_folder):
-            if segment.writer == writer and segment.name >= position:
-                for _, _, record in records(segment, damage):
-                    yield record
-
     try:
         store = SqliteCounters(folder, boot=boot or None)
         try:
-            return sum(len(one.interrupted) for one in bury_dead(store, read_ledger))
+            return sum(len(one.interrupted) for one in bury_dead(store, partial(records_of, data_folder)))
         finally:
             store.close()
     except StoreUnavailable as error:
@@ -275,6 +238,18 @@ def _refuse_keys_place(keys: Path, data: Path, stores: Stores) -> None:
 
     refuse_together(keys, data)
     refuse_inside(keys, stores)
+
+
+def _notice_inside(folder: Path, stores: Stores) -> None:
+    """Who keeps a backup in the project's own folder is told what may become of it."""
+    inside = folder.resolve()
+    if stores.root.resolve() in inside.parents:
+        line = f"{inside.relative_to(stores.root.resolve()).parts[0]}/"
+        typer.echo(
+            f"{plain(str(folder))} lies in the project's folder: it is lost with it, and may be committed with it. A "
+            f"folder on another disk is better; here, have the line `{plain(line)}` in .gitignore",
+            err=True,
+        )
 
 
 def _boot() -> str:

@@ -15,7 +15,7 @@ import msgspec
 import typer
 
 from drivetrain.cli.budget_words import amount_text, moment_text, per_text, units
-from drivetrain.cli.ending import end, print_json
+from drivetrain.cli.ending import fail, print_json
 from drivetrain.cli.places import plain
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.limits import Limit
@@ -69,7 +69,7 @@ def budget_command(
         desk = _Desk(project, env)
         found = desk.standings(None, ACCOUNTS_MAX if everything else ACCOUNTS_SHOWN)
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     if as_json:
         print_json({"limits": [standings_json(one, desk.declared[one.limit.name]) for one in found]})
     elif found:
@@ -96,7 +96,7 @@ def show_command(
         (found,) = desk.standings(limit, ACCOUNTS_MAX if everything else ACCOUNTS_SHOWN)
         changes = desk.changes(name)
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     if as_json:
         body = standings_json(found, desk.declared[name])
         print_json({**body, "changes": [change_json(change) for change in changes]})
@@ -130,7 +130,7 @@ def set_command(
         body = SetBody(unit=limit.unit, amount=amount, declared=declared, reason=_reason(reason))
         desk.record(SET, name, body)
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     if as_json:
         print_json({"name": name, **units(limit, "amount", amount), **units(limit, "declared", declared)})
         return
@@ -165,7 +165,7 @@ def top_up_command(
         desk.record(TOP_UP, name, body)
         used = desk.has_used(account)
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     if as_json:
         print_json({
             "name": name, "account": account.terms.account, **units(limit, "added", amount), **units(limit, "cap", cap),
@@ -196,7 +196,7 @@ def reset_command(
         account = desk.account(limit, whose).terms.account if whose is not None else ""
         desk.record(RESET, name, ResetBody(account=account, reason=_reason(reason)))
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     declared = desk.declared[name]
     if as_json:
         print_json({"name": name, "account": account, **units(declared, "declared", declared.amount)})
@@ -225,7 +225,7 @@ def burn_command(
         account = desk.account(limit, whose)
         found = burned(account, lake_for(desk.snapshot), desk.state(account), desk.now_ns)
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     if as_json:
         print_json(burn_json(found))
     else:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from drivetrain.cli.ending import end
+from drivetrain.cli.ending import fail
 from drivetrain.cli.places import LedgerPlaces, ledger_places, moment_ns, plain
 from drivetrain.cli.tables import Column, print_table
 from drivetrain.core.calls import RETAINED_FULL, RETAINED_HASH, Answers, AttemptV1, Call
@@ -75,7 +75,7 @@ def calls_command(
         else:
             _list(places, wanted, limit, as_json)
     except DrivetrainError as error:
-        end(error)
+        fail(error)
 
 
 @app.command("show")
@@ -100,7 +100,7 @@ def show_command(
             )
         payloads = _payloads(places, call) if payload else {}
     except (DrivetrainError, ValueError) as error:
-        end(error)
+        fail(error)
     if as_json:
         typer.echo(msgspec.json.encode({**call_json(call), **payloads}).decode())
     else:

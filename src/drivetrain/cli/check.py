@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from drivetrain.cli.ending import end
+from drivetrain.cli.ending import fail
 from drivetrain.core.errors import DrivetrainError, Problem, ProjectError
 from drivetrain.project.snapshot import Snapshot
 
@@ -38,7 +38,7 @@ def check_command(
     try:
         answer = check_project(project or find_root(Path.cwd()), env)
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     typer.echo(msgspec.json.encode(answer).decode() if as_json else _readable(answer))
     if not answer.ok:
         raise typer.Exit(1)

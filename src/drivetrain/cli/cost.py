@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from drivetrain.cli.ending import end
+from drivetrain.cli.ending import fail
 from drivetrain.cli.places import ledger_places, moment_ns, plain
 from drivetrain.cli.tables import Column, print_table
 from drivetrain.core.errors import DrivetrainError
@@ -59,7 +59,7 @@ def cost_command(
             now_ns=time.time_ns(),
         )
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     if as_json:
         typer.echo(msgspec.json.encode(table_json(table, machines)).decode())
     elif as_csv:

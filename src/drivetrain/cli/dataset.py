@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from drivetrain.cli.ending import end, print_json
+from drivetrain.cli.ending import fail, print_json
 from drivetrain.cli.places import ledger_places, plain
 from drivetrain.cli.tables import Column, print_table
 from drivetrain.core.errors import DrivetrainError
@@ -52,6 +52,7 @@ def create_command(
     """Make the next number: every row is checked, and any violation refuses the whole."""
     from drivetrain.core.datasets import SampleV1
     from drivetrain.datasets import NOTHING_DECLARED, read_schema
+    from drivetrain.datasets.checks import counted
 
     try:
         origin = _origin(query, from_file, from_calls, tuple(with_outcomes or ()), anywhere)
@@ -68,16 +69,17 @@ def create_command(
             allow_quarantine=allow_quarantine,
         )
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     made = created.dataset
     if as_json:
         print_json({**dataset_json(made), "violations": msgspec.to_builtins(created.quarantined)})
         return
-    typer.echo(f"{made.name}@{made.number}: {made.rows:,} rows, content {made.content_hash}")
+    typer.echo(f"{made.name}@{made.number}: {counted(made.rows, 'row')}, content {made.content_hash}")
     for part, rows in made.split_rows.items():
         typer.echo(f"  {part}: {rows:,}")
     if made.quarantine is not None:
-        typer.echo(f"{made.quarantine.rows:,} rows are quarantined, for {made.quarantine.violations:,} violations:")
+        rows, violations = made.quarantine.rows, made.quarantine.violations
+        typer.echo(f"left out, in quarantine: {counted(rows, 'row')}, {counted(violations, 'violation')}:")
         for one in created.quarantined:
             typer.echo(f"  {plain(str(one))}")
 
@@ -88,7 +90,7 @@ def list_command(project: Project = None, as_json: Json = False) -> None:
     try:
         found = _datasets(project).newest()
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     if as_json:
         print_json({"datasets": [dataset_json(one) for one in found]})
     elif not found:
@@ -114,7 +116,7 @@ def show_command(reference: Reference, project: Project = None, as_json: Json = 
         found = datasets.show(reference)
         numbers = datasets.numbers(found.name)
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     if as_json:
         print_json({**dataset_json(found), "numbers": numbers})
         return
@@ -134,6 +136,8 @@ def show_command(reference: Reference, project: Project = None, as_json: Json = 
     if found.sample is not None:
         by = f", the same of each {found.sample.by}" if found.sample.by else ""
         facts["sample"] = f"{found.sample.rows:,} of {found.sample.of:,}{by}, seed {found.sample.seed}"
+    if found.erased:
+        facts["erased"] = f"{sum(one.rows for one in found.erased):,} rows, last {iso(found.erased[-1].at_ns)}"
     if found.quarantine is not None:
         facts["left out"] = f"{found.quarantine.rows:,} rows, {found.quarantine.violations:,} violations"
     for name, value in facts.items():
@@ -160,7 +164,7 @@ def diff_command(
         keys = tuple(one.strip() for one in key.split(",") if one.strip())
         found = _datasets(project).diff(before, after, key=keys, label=label)
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     if as_json:
         print_json({**msgspec.to_builtins(found), "same": found.is_same})
     else:
@@ -173,7 +177,7 @@ def verify_command(reference: Reference, project: Project = None, as_json: Json 
     try:
         found = _datasets(project).verify(reference)
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     if as_json:
         print_json({**msgspec.to_builtins(found), "whole": found.whole})
     elif found.whole:
@@ -196,6 +200,8 @@ def export_command(
     as_json: Json = False,
 ) -> None:
     """Write its rows to a file that is not there yet; the control log keeps that it was done."""
+    from drivetrain.datasets.checks import counted
+
     try:
         datasets = _datasets(project)
         found = datasets.show(reference)
@@ -204,12 +210,15 @@ def export_command(
         numbered = f"{found.name}@{found.number}"
         done = datasets.export(numbered, target, format=format, split=split, personal=not without_personal)
     except DrivetrainError as error:
-        end(error)
+        fail(error)
+    if done.personal:
+        told = f"{done.path} holds personal columns: {', '.join(done.personal)}; --without-personal leaves them out"
+        typer.echo(plain(told), err=True)
     if as_json:
         print_json(msgspec.to_builtins(done))
         return
     without = f", without {', '.join(done.left_out)}" if done.left_out else ""
-    typer.echo(plain(f"{done.path}: {done.rows:,} rows{without}"))
+    typer.echo(plain(f"{done.path}: {counted(done.rows, 'row')}{without}"))
 
 
 def dataset_json(dataset: DatasetV1) -> dict[str, Any]:

@@ -16,7 +16,7 @@ def print_json(value: Any) -> None:
     typer.echo(msgspec.json.encode(value).decode())
 
 
-def end(error: Exception) -> NoReturn:
+def fail(error: Exception) -> NoReturn:
     """Tell it, without control characters: it may quote what others wrote. Raises: typer.Exit."""
     typer.echo(plain(str(error)), err=True)
     raise typer.Exit(1) from None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from drivetrain.cli.ending import end
+from drivetrain.cli.ending import fail
 from drivetrain.cli.places import plain
 from drivetrain.core.errors import DrivetrainError
 
@@ -61,11 +62,11 @@ def erase_command(
                     _ask(subject, places, others)
                 receipt = work.erase(subject)
                 if receipt is None:
-                    _show_nothing(subject, as_json)
+                    _show(subject, *work.look(subject), as_json)
                     raise typer.Exit(1)
         _show_receipt(receipt, as_json)
     except DrivetrainError as error:
-        end(error)
+        fail(error)
 
 
 def _ask(subject: str, places: Places, others: Elsewhere) -> None:
@@ -84,18 +85,26 @@ def _show(subject: str, places: Places, others: Elsewhere, as_json: bool) -> Non
     if as_json:
         typer.echo(msgspec.json.encode({"known": places.any, "places": places, "elsewhere": others}).decode())
     elif not places.any:
-        _show_nothing(subject, as_json)
+        _show_nothing(subject, others)
+        _show_elsewhere(others)
     else:
         _show_places(places)
         _show_elsewhere(others)
 
 
-def _show_nothing(subject: str, as_json: bool) -> None:
-    if as_json:
-        typer.echo('{"known":false}')
-    else:
-        said = f"nothing of `{plain(subject)}` is kept; is it spelled as `drivetrain calls show` has it?"
-        typer.echo(said, err=True)
+def _show_nothing(subject: str, others: Elsewhere) -> None:
+    typer.echo(
+        f"nothing of `{plain(subject)}` was found where persons are declared; is it spelled as `drivetrain calls show` "
+        "has it?",
+        err=True,
+    )
+    for name, places in others.entities.items():
+        searched = f"{', '.join(places)} would be looked through" if places else "nothing has its keys yet"
+        typer.echo(plain(f"  entity {name} has no `subject=True`: with it, {searched}"), err=True)
+    unsaid = sorted({*others.untold, *others.unsaid})
+    if unsaid:
+        names = ", ".join(_numbered(unsaid))
+        typer.echo(plain(f"  {names}: no column is marked `subject`, so that no row was looked for there"), err=True)
 
 
 def _show_receipt(receipt: Receipt, as_json: bool) -> None:
@@ -124,27 +133,67 @@ def _show_places(places: Places) -> None:
         *((name, count) for name, count in places.datasets.items()),
         *((f"quarantine of {name}", count) for name, count in places.quarantined.items()),
         *((f"query of {name}", 1) for name in places.described),
-        *((f"vectors in {name}", count) for name, count in places.vectors.items()),
+        *((f"{_vectors(name)}", count) for name, count in places.vectors.items()),
         ("counters of limits", places.accounts),
     ]
     print_table([Column("place"), Column("found", right=True)], [(name, f"{count:,}") for name, count in rows if count])
 
 
 def _show_elsewhere(others: Elsewhere) -> None:
-    told = [
-        ("was made from these Datasets; train or report anew", others.models),
-        ("rows in which a column that is not marked `subject` is this id; they stay", list(others.unmarked)),
-        ("has personal columns, and none that says whose a row is", others.untold),
-        ("cannot be read, and may have rows of anybody: restore or delete it", others.unreadable),
-        ("was exported from these Datasets", others.exports),
-        ("the project reads", others.files),
-        ("stays outside", others.sources),
-        ("were sent their Calls", others.providers),
-        ("of the project names them", others.declared),
-        ("records of the control log name them, and cannot be changed", list(map(str, others.control_records))),
+    told: list[tuple[str, Sequence[str]]] = [
+        ("made from Datasets that lose rows; train or report anew", others.models),
+        (
+            "has rows in which a column that is not marked `subject` is this id; they stay",
+            _numbered(list(others.unmarked)),
+        ),
+        ("has personal columns, and none that says whose a row is", _numbered(others.untold)),
+        ("cannot be read, and may have rows of anybody: restore or delete it", _numbered(others.unreadable)),
+        ("was exported from Datasets that lose rows", others.exports),
+        (
+            "your own file, which feature views read and nothing is erased from; where it holds the person, the next "
+            "`drivetrain features materialize` brings them back",
+            others.files,
+        ),
+        ("a system outside of the project", others.sources),
+        ("was sent their Calls", others.providers),
+        ("a file of the project that names them", others.declared),
+        ("name them in the control log, where nothing can be changed", _records(others.control_records)),
+        ("put aside by a restore, with what was there before it; delete it when you no longer need it", others.aside),
     ]
     typer.echo("\nNot erased from here, and for you to look at:")
     for what, names in told:
         if names:
             typer.echo(plain(f"  {', '.join(names)}: {what}"))
     typer.echo("  backups, other machines' data folders, and versions that an object store keeps")
+
+
+def _vectors(table: str) -> str:
+    """An online table as people know it: `orders@@customer` has one view, `seen@customer` a whole service."""
+    name, one, rest = table.partition("@")
+    if not one or table.startswith("_"):
+        return f"vectors in {table}"
+    return f"features of {'view' if rest.startswith('@') else 'service'} {name}"
+
+
+def _records(numbers: Sequence[int]) -> list[str]:
+    return [f"records {', '.join(_ranges(numbers))}"] if numbers else []
+
+
+def _numbered(artifacts: Sequence[str]) -> list[str]:
+    """`dataset:golden@1`, `@2` and `@3` as `dataset:golden@1-3`."""
+    found: dict[str, list[int]] = {}
+    for artifact in artifacts:
+        name, _, number = artifact.rpartition("@")
+        found.setdefault(name, []).append(int(number))
+    return [f"{name}@{one}" for name, numbers in found.items() for one in _ranges(sorted(numbers))]
+
+
+def _ranges(numbers: Sequence[int]) -> list[str]:
+    """Rising numbers; those that follow each other as one: `3-7`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return [str(first) if first == last else f"{first}-{last}" for first, last in runs]

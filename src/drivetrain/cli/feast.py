@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from drivetrain.cli.ending import end
+from drivetrain.cli.ending import fail
 from drivetrain.cli.places import plain
 from drivetrain.core.errors import DrivetrainError
 
@@ -37,7 +37,7 @@ def import_feast_command(
             environment=_given(env or []),
         )
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     if as_json:
         typer.echo(msgspec.json.encode({**msgspec.structs.asdict(made), "path": str(made.path)}).decode())
         return

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from drivetrain.cli.ending import end, print_json
+from drivetrain.cli.ending import fail, print_json
 from drivetrain.cli.feast import import_feast_command
 from drivetrain.cli.places import moment_ns, plain
 from drivetrain.cli.tables import Column, print_table
-from drivetrain.core.errors import DrivetrainError
+from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.times import iso
 
 if TYPE_CHECKING:
@@ -38,7 +38,12 @@ app.command("import-feast")(import_feast_command)
 
 Project = Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Views = Annotated[list[str] | None, typer.Option("--view", help="Only this FeatureView; may be repeated.")]
+Views = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--view", help="Only this FeatureView, and whole the tables of services that hold it; may be repeated."
+    ),
+]
 
 
 @app.command("apply")
@@ -47,7 +52,7 @@ def apply_command(project: Project = None, as_json: Json = False) -> None:
     try:
         applied = _store(project).apply()
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     if as_json:
         print_json(msgspec.to_builtins(applied))
         return
@@ -63,7 +68,7 @@ def list_command(project: Project = None, as_json: Json = False) -> None:
         store = _store(project)
         rows = _listed(store)
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     if as_json:
         print_json(rows)
         return
@@ -94,12 +99,15 @@ def materialize_command(
         start_date = None if start is None else _moment(start)
         made = store.materialize(start_date, _moment(end), views)
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     if as_json:
         print_json(msgspec.to_builtins(made))
         return
-    rows = [[view.name, str(view.rows), _time(view.newest_us)] for view in made.views]
+    shown = [view for view in made.views if not views or view.name in views]
+    rows = [[view.name, str(view.rows), _time(view.newest_us)] for view in shown]
     print_table([Column("view"), Column("entities", right=True), Column("newest row")], rows)
+    if views:
+        typer.echo(f"tables rebuilt: {', '.join(made.tables)}")
     typer.echo(f"as of {_time(made.as_of_us)}")
 
 
@@ -119,7 +127,7 @@ def serve_command(
     try:
         serve_features(_snapshot(project), host=host, port=port, announce=announce)
     except DrivetrainError as error:
-        end(error)
+        fail(error)
 
 
 @app.command("push")
@@ -135,7 +143,7 @@ def push_command(
     try:
         made = _store(project).push(source, _rows(rows), to=to)
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     if as_json:
         print_json(msgspec.to_builtins(made))
     else:
@@ -156,8 +164,12 @@ def get_command(
         answer = store.get_online_features(_features(features), [_entity(store, features, entities)])
         values, statuses = answer.to_dict(), answer.statuses()
         times = answer.event_timestamps()
+        unmade = store.never_materialized(_features(features))
     except DrivetrainError as error:
-        end(error)
+        fail(error)
+    if unmade:
+        named = ", ".join(f"`{plain(name)}`" for name in unmade)
+        typer.echo(f"Never materialized: {named}. Run `drivetrain features materialize`.", err=True)
     if as_json:
         print_json({name: column[0] for name, column in values.items()})
         return
@@ -189,7 +201,7 @@ def historical_command(
         _remember(store, to, labels, features, rows)
         typer.echo(f"{rows} rows with {count} features in {to}")
     except DrivetrainError as error:
-        end(error)
+        fail(error)
 
 
 @app.command("parity")
@@ -214,7 +226,7 @@ def parity_command(
             report.skipped["their features can no longer be opened"] = unreadable
         refuse_none(report)
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     if as_json:
         print_json({**msgspec.to_builtins(report), "differs": report.differs})
     else:
@@ -353,7 +365,9 @@ def _entity(store: FeatureStore, features: str, given: list[str]) -> dict[str, A
         name, equals, text = one.partition("=")
         if not equals:
             raise DrivetrainError(f"`{plain(one)}` is no KEY=VALUE.", do=f"Give {', '.join(types)}.")
-        dtype = types.get(name, "string")
+        if name not in types:
+            raise DrivetrainError(f"`{plain(name)}` is no key of these features.", do=did_you_mean(name, types))
+        dtype = types[name]
         try:
             entity[name] = text if dtype in ("string", "timestamp") else msgspec.json.decode(text)
         except msgspec.MsgspecError:
@@ -382,7 +396,10 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
                 yield msgspec.json.decode(line, type=dict[str, Any])
     except (msgspec.MsgspecError, UnicodeError) as error:
         where = f", line {number}" if number else ""
-        raise DrivetrainError(f"{path}{where} is no JSON object: {error}.") from None
+        raise DrivetrainError(
+            f"{path}{where} is no JSON object: {error}.",
+            do='Give JSON lines, one object per line as {"column": value}, or one JSON array of objects.',
+        ) from None
 
 
 def _store(project: Path | None) -> FeatureStore:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from drivetrain.cli.ending import end
+from drivetrain.cli.ending import fail
 from drivetrain.cli.places import ledger_places, plain
 from drivetrain.cli.tables import Column, print_table
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.times import iso
 
 if TYPE_CHECKING:
-    from drivetrain.lineage.freshness import Freshness
+    from drivetrain.features.freshness import Freshness
 
 LATE_EXIT_CODE = 3
 """Something is later than promised; 1 stays for what went wrong."""
@@ -26,11 +26,14 @@ def freshness_command(
     project: Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
 ) -> None:
-    """How old the newest event of every source and feature view is. Exit code 3 where one is later than promised."""
+    """How old the newest event of every source and feature view is. Exit code 3 where one is later than promised.
+
+    A promised source that is not there yet, or has no rows, is late too.
+    """
     try:
         found = measured(project, now_ns=time.time_ns())
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     if as_json:
         typer.echo(msgspec.json.encode([freshness_json(one) for one in found]).decode())
     elif found:
@@ -45,8 +48,8 @@ def measured(project: Path | None, *, now_ns: int) -> list[Freshness]:
     """The freshness of everything that a project declares. Raises: DrivetrainError."""
     from drivetrain.cli.lake_place import lake_of
     from drivetrain.cli.lineage import opened_control
+    from drivetrain.features.freshness import freshness
     from drivetrain.lineage.declared import declared_artifacts
-    from drivetrain.lineage.freshness import freshness
     from drivetrain.lineage.graph import Graph
     from drivetrain.lineage.made import read_history
     from drivetrain.project import load, unload

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from drivetrain.cli.ending import end
+from drivetrain.cli.ending import fail
 from drivetrain.core.errors import DrivetrainError
 
 
@@ -21,7 +21,7 @@ def init_command(
     try:
         create(folder, f"dt-{secrets.token_urlsafe(32)}")
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     except OSError as error:
         typer.echo(f"{folder} cannot be written: {error.strerror}.", err=True)
         raise typer.Exit(1) from None

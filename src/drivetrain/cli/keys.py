@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from drivetrain.cli.ending import end, print_json
+from drivetrain.cli.ending import fail, print_json
 from drivetrain.cli.places import LedgerPlaces, ledger_places, plain
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.keys import IssuedKey, new_key
@@ -66,7 +66,7 @@ def issue_command(
         key = _fresh()
         made = _store(places).issue(terms, key, _actor())
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     _print_key(key, made, as_json)
 
 
@@ -90,7 +90,7 @@ def rotate_command(
         key = _fresh()
         made = _store(places).rotate(name, key, _actor(), overlap_ns=_overlap_ns(overlap), expires_ns=expires_ns)
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     _print_key(key, made, as_json)
     if not as_json:
         typer.echo(f"The secret before it is accepted for {overlap} more.", err=True)
@@ -112,7 +112,7 @@ def revoke_command(
             _ask(name)
         ended = _store(places).revoke(name, _actor())
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     if as_json:
         print_json({"name": name, "revoked": [one.generation for one in ended]})
     elif ended:
@@ -127,7 +127,7 @@ def list_command(project: Project = None, as_json: Json = False) -> None:
     try:
         issued = _issued(ledger_places(project))
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     now_ns = time.time_ns()
     if as_json:
         for key in issued.keys:
@@ -147,7 +147,7 @@ def show_command(name: Name, project: Project = None, as_json: Json = False) -> 
         issued = _issued(places)
         found = _of(places, issued, name)
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     now_ns = time.time_ns()
     if as_json:
         print_json({"name": name, "generations": [key_json(one, now_ns) for one in found]})

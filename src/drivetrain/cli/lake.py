@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from drivetrain.cli.ending import end
+from drivetrain.cli.ending import fail
 from drivetrain.core.errors import DrivetrainError
 
 MAINTAIN_S = 3_600
@@ -34,7 +34,7 @@ def show_command(project: Project = None, as_json: AsJson = False) -> None:
         found = {name: upkeep.tables.info(name) for name in upkeep.tables.tables()}
         waiting = upkeep.waiting_bytes()
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     if as_json:
         typer.echo(msgspec.json.encode({"tables": found, "waiting_bytes": waiting}).decode())
         return
@@ -65,7 +65,7 @@ def roll_command(
         if not rolled.elsewhere and upkeep.due(time.time(), MAINTAIN_S):
             upkeep.maintain()
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     if as_json:
         typer.echo(msgspec.json.encode(rolled).decode())
     elif rolled.elsewhere:
@@ -85,7 +85,7 @@ def maintain_command(project: Project = None, as_json: AsJson = False) -> None:
     try:
         done = Upkeep(project).maintain()
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     if as_json:
         typer.echo(msgspec.json.encode(done).decode())
     elif done.elsewhere:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from drivetrain.cli.ending import end
+from drivetrain.cli.ending import fail
 from drivetrain.cli.places import LedgerPlaces, ledger_places, plain
 from drivetrain.cli.tables import Column, print_table
 from drivetrain.core.errors import DrivetrainError, ProjectError
@@ -29,6 +30,10 @@ LISTED_MAX = 500
 """Artifacts in the list for people."""
 CODE_CHARS = 12
 """Of a code hash, on a terminal."""
+HASH = re.compile(r"[0-9a-f]{16,}")
+"""A version that is one, and may be shortened."""
+LISTED_NAME_CHARS = 26
+"""Of a name or a path in the list: with a time beside it, the line fits 80 characters."""
 FACT_CHARS_MAX = 64
 """Of one fact, on a terminal."""
 
@@ -53,7 +58,7 @@ def lineage_command(
             shown = list(graph) if found is None else _around(graph, found, far)
             exported = _exported(graph, shown, opened.name, openlineage or [])
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     if as_json:
         typer.echo(msgspec.json.encode(lineage_json(graph, found, shown, far)).decode())
     elif found is None:
@@ -183,10 +188,33 @@ def _print_list(graph: Graph, artifacts: list[str]) -> None:
         typer.echo("Nothing was recorded or declared yet.")
         return
     nodes = [graph.node(one) for one in artifacts[:LISTED_MAX]]
-    rows = [[_one_line(one.artifact), _said_of(one), *_degrees(graph, one.artifact)] for one in nodes]
-    print_table([Column("artifact"), Column("is"), Column("inputs", right=True), Column("read by", right=True)], rows)
+    rows = [[_shortened(_one_line(one.artifact)), *_listed(one), *_degrees(graph, one.artifact)] for one in nodes]
+    columns = [Column("artifact"), Column("is"), Column("erased", drop=4), Column("facts", drop=5)]
+    columns += [Column("inputs", right=True, drop=1), Column("read by", right=True, drop=2)]
+    print_table(columns, rows)
     if len(artifacts) > LISTED_MAX:
         typer.echo(f"({len(artifacts) - LISTED_MAX} more; --json has all)")
+
+
+def _listed(node: Node) -> tuple[str, str, str]:
+    """How an artifact stands, what went of it, and the rest of what is known."""
+    made = node.made
+    standing = node.standing if made is None else f"made {_time(made.at_ns)}"
+    facts = [] if made is None else [_fact(name, value) for name, value in sorted(made.facts.items())]
+    erased = f"ERASED {_time(node.erased[-1].at_ns)}" if node.erased else ""
+    return standing, erased, _one_line("  ".join(facts))
+
+
+def _shortened(artifact: str) -> str:
+    """An artifact's id in a list: its hash as a beginning, which may be asked for, and the end of its path."""
+    name, at, version = artifact.rpartition("@")
+    if not at:
+        name, version = artifact, ""
+    version = version[:CODE_CHARS] if HASH.fullmatch(version) else version
+    kind, colon, path = name.partition(":")
+    if len(path) > LISTED_NAME_CHARS:
+        path = "…" + path[1 - LISTED_NAME_CHARS :]
+    return f"{kind}{colon}{path}{at}{version}"
 
 
 def _degrees(graph: Graph, artifact: str) -> tuple[str, str]:
@@ -209,7 +237,7 @@ def _limited(graph: Graph, steps: Iterator[Step]) -> Iterator[str]:
             yield f"... more than {LINES_MAX} lines; --depth shows less and --json all"
             return
         why = {"": "", "repeated": "  (see above)", "cycle": "  (cycle)", "cut": "  (more with --depth)"}[step.why]
-        yield f"  {_bars(step)}{'└─' if step.is_last else '├─'} {_line(graph.node(step.artifact))}{why}"
+        yield f"  {_bars(step)}{'└─' if step.is_last else '├─'} {_line(graph.node(step.artifact, step.at_ns))}{why}"
 
 
 def _bars(step: Step) -> str:
@@ -254,6 +282,7 @@ def _said_of(node: Node) -> str:
 STANDINGS = {
     "declared": "declared",
     "outside": "outside",
+    "newest": "stands for its newest version",
     "ledger": "the ledger's records",
     "file": "file",
     "unrecorded": "how it was made was never recorded",

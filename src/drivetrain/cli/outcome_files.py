@@ -1,6 +1,6 @@
 """A file of labels -> Outcomes, or every mistake in it with its row and column. Called by `drivetrain outcomes import`.
 
-CSV with a header, or JSON lines. Rows are counted as an editor counts a CSV's: the header is row 1.
+CSV with a header, or JSON lines. Row 1 is the first one of data, as of a Dataset; lines are an editor's.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ class FileMistake(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that is wrong in a file."""
 
     row: int
+    """1 is the first of data."""
+    line: int
+    """Where it begins in the file, from 1."""
     column: str = ""
     """Empty where it is not about one."""
     what: str
@@ -83,32 +86,41 @@ def _checked(
     found: list[OutcomeV1] = []
     mistakes: list[FileMistake] = []
     count = 0
-    for row, one in rows:
+    for line, one in rows:
         count += 1
         if count > ROWS_MAX:
-            mistakes.append(FileMistake(row=row, what=f"the file has more than {ROWS_MAX} rows; import it in parts"))
+            what = f"the file has more than {ROWS_MAX} rows; import it in parts"
+            mistakes.append(FileMistake(row=count, line=line, what=what))
             break
         if isinstance(one, FileMistake):
-            mistakes.append(one)
+            mistakes.append(msgspec.structs.replace(one, row=count, line=line))
         else:
             try:
                 found.append(read_outcome({**given, **one}, workflows, arrived_ns=now_ns + count))
             except OutcomeMistake as error:
-                mistakes.append(FileMistake(row=row, column=error.field, what=error.what + _seen(one, error.field)))
+                mistakes.append(FileMistake(row=count, line=line, column=error.field, what=_told(error, one)))
         if len(mistakes) >= MISTAKES_MAX:
             break
     return LabelFile(outcomes=() if mistakes else tuple(found), rows=count, mistakes=tuple(mistakes))
 
 
-def _seen(row: dict[str, Any], field: str) -> str:
-    value = row.get(field)
-    if value is None:
-        return ""
+def _told(error: OutcomeMistake, row: dict[str, Any]) -> str:
+    """A mistake after its column's name; with the value seen where it says what that must be."""
+    value = row.get(error.field)
+    what = error.alone or error.what
+    if value is None or not what.startswith("must "):
+        return what
     text = str(value)
-    return f", not `{text if len(text) <= SHOWN_CHARS_MAX else text[:SHOWN_CHARS_MAX] + '...'}`"
+    return f"{what}, not `{text if len(text) <= SHOWN_CHARS_MAX else text[:SHOWN_CHARS_MAX] + '...'}`"
+
+
+def _mistake(what: str, column: str = "") -> FileMistake:
+    """One of which the place is not told yet."""
+    return FileMistake(row=0, line=0, column=column, what=what)
 
 
 def _rows(file: TextIO, path: Path, as_text: bool) -> Iterator[tuple[int, dict[str, Any] | FileMistake]]:
+    """Each row, or what is wrong with it, with the line at which it begins."""
     kinds = {".csv": _csv_rows, ".jsonl": _json_rows, ".ndjson": _json_rows}
     read = kinds.get(path.suffix.lower())
     if read is None:
@@ -117,21 +129,21 @@ def _rows(file: TextIO, path: Path, as_text: bool) -> Iterator[tuple[int, dict[s
 
 
 def _json_rows(file: TextIO, _as_text: bool) -> Iterator[tuple[int, dict[str, Any] | FileMistake]]:
-    for row, line in enumerate(_bounded(file), start=1):
+    for number, line in enumerate(_bounded(file), start=1):
         if isinstance(line, FileMistake):
-            yield row, msgspec.structs.replace(line, row=row)
+            yield number, line
             return
         if not line.strip():
             continue
         try:
             one = parse_json(line.encode())
         except MalformedJson as error:
-            yield row, FileMistake(row=row, what=f"is no JSON: {error}")
+            yield number, _mistake(f"is no JSON: {error}")
             continue
         if isinstance(one, dict):
-            yield row, {name: value for name, value in one.items() if value is not None}
+            yield number, {name: value for name, value in one.items() if value is not None}
         else:
-            yield row, FileMistake(row=row, what="must be an object")
+            yield number, _mistake("must be an object")
 
 
 def _csv_rows(file: TextIO, as_text: bool) -> Iterator[tuple[int, dict[str, Any] | FileMistake]]:
@@ -147,16 +159,19 @@ def _csv_rows(file: TextIO, as_text: bool) -> Iterator[tuple[int, dict[str, Any]
 
     reader = csv.reader(good(), strict=True)
     header: list[str] | None = None
-    row = 0
     while True:
-        row += 1
+        line = reader.line_num + 1
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            yield row, FileMistake(row=row, what=f"is no CSV: {error}")
+            if header is None:
+                raise DrivetrainError(f"The header is no CSV: {error}.") from None
+            yield line, _mistake(f"is no CSV: {error}")
             return
         if broken:
-            yield row, msgspec.structs.replace(broken[0], row=row)
+            if header is None:
+                raise DrivetrainError(f"The header {broken[0].what}.")
+            yield line, broken[0]
             return
         if cells is None:
             if header is None:
@@ -167,32 +182,38 @@ def _csv_rows(file: TextIO, as_text: bool) -> Iterator[tuple[int, dict[str, Any]
         if header is None:
             header = _header(cells)
         elif cells:
-            yield row, _csv_row(row, header, cells, as_text)
+            yield line, _csv_row(header, cells, as_text)
 
 
 def _header(cells: list[str]) -> list[str]:
+    from drivetrain.datasets.files import other_separator
+
+    separator = other_separator(cells)
+    if separator:
+        raise DrivetrainError(
+            f"The file has one column `{cells[0][:SHOWN_CHARS_MAX]}`: is {separator} its separator?",
+            do="Write it with commas.",
+        )
     names = [cell.strip() for cell in cells]
     for place, name in enumerate(names):
         if name not in FIELDS:
             raise DrivetrainError(
-                f"Row 1 has a column `{name[:SHOWN_CHARS_MAX]}`, which an Outcome does not have.",
+                f"The header has a column `{name[:SHOWN_CHARS_MAX]}`, which an Outcome does not have.",
                 do=did_you_mean(name[:SHOWN_CHARS_MAX], FIELDS),
             )
         if name in names[:place]:
-            raise DrivetrainError(f"Row 1 has the column `{name}` twice.", do="Leave one of them out.")
+            raise DrivetrainError(f"The header has the column `{name}` twice.", do="Leave one of them out.")
     return names
 
 
-def _csv_row(row: int, header: list[str], cells: list[str], as_text: bool) -> dict[str, Any] | FileMistake:
+def _csv_row(header: list[str], cells: list[str], as_text: bool) -> dict[str, Any] | FileMistake:
     if len(cells) != len(header):
-        return FileMistake(row=row, what=f"has {len(cells)} cells, and the header {len(header)}")
+        return _mistake(f"has {len(cells)} cells, and the header {len(header)}")
     one: dict[str, Any] = {name: cell for name, cell in zip(header, cells, strict=True) if cell != ""}
     if not as_text and "value" in one:
         text = one["value"]
         if text.strip().lower() in UNCLEAR:
-            return FileMistake(
-                row=row, column="value", what=f"is `{text[:SHOWN_CHARS_MAX]}`, which may mean that there is none"
-            )
+            return _mistake(f"is `{text[:SHOWN_CHARS_MAX]}`, which may mean that there is none", "value")
         one["value"] = _typed(text)
     return one
 
@@ -209,6 +230,6 @@ def _bounded(file: TextIO) -> Iterator[str | FileMistake]:
     while line := file.readline(LINE_CHARS_MAX + 1):
         if len(line) > LINE_CHARS_MAX:
             what = f"is longer than {LINE_CHARS_MAX} characters; a value has at most {VALUE_CHARS_MAX}"
-            yield FileMistake(row=0, what=what)
+            yield _mistake(what)
             return
         yield line

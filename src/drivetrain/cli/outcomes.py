@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from drivetrain.cli.ending import end
+from drivetrain.cli.ending import fail
 from drivetrain.cli.freshness import age_text
 from drivetrain.cli.places import ledger_places, moment_ns, plain
 from drivetrain.cli.tables import Column, print_table
-from drivetrain.core.errors import DrivetrainError
+from drivetrain.core.errors import DrivetrainError, did_you_mean
 
 if TYPE_CHECKING:
     from drivetrain.cli.outcome_files import LabelFile
@@ -55,7 +55,7 @@ def import_command(
             root, file, {name: value for name, value in given.items() if value is not None}, values == "text", dry_run
         )
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     if as_json:
         answer = {"rows": labels.rows, "dry_run": dry_run, **recorded, "mistakes": labels.mistakes}
         typer.echo(msgspec.json.encode(answer).decode())
@@ -63,7 +63,8 @@ def import_command(
         typer.echo(plain(_told(labels)), err=True)
     else:
         verb = "would be recorded" if dry_run else "recorded"
-        typer.echo(f"{labels.rows:,} rows: {recorded['new']:,} {verb}, {recorded['known']:,} known before")
+        rows = f"{labels.rows:,} row{'s' if labels.rows != 1 else ''}"
+        typer.echo(f"{rows}: {recorded['new']:,} {verb}, {recorded['known']:,} known before")
     if labels.mistakes:
         raise typer.Exit(1)
 
@@ -82,8 +83,10 @@ def show_command(
     try:
         since_ns = moment_ns(since) if since else 0
         found = label_coverage(_lake(project), workflow=workflow, since_ns=since_ns)
+        if workflow is not None and not found.rows:
+            _check_workflow(ledger_places(project).root, workflow)
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     if as_json:
         typer.echo(msgspec.json.encode(coverage_json(found)).decode())
     else:
@@ -94,6 +97,20 @@ def coverage_json(coverage: Coverage) -> dict[str, Any]:
     """A Coverage as JSON has it."""
     rows = [{**msgspec.to_builtins(row), "share": row.share} for row in coverage.rows]
     return {"rows": rows, "unmatched": coverage.unmatched}
+
+
+def _check_workflow(root: Path, name: str) -> None:
+    """Whether the project declares a workflow of which it has no Call. Raises: DrivetrainError."""
+    from drivetrain.project import load, unload
+
+    snapshot = load(root)
+    try:
+        if name not in snapshot.workflows:
+            raise DrivetrainError(
+                f"There is no workflow `{name}`, and no Call of one.", do=did_you_mean(name, snapshot.workflows)
+            )
+    finally:
+        unload(snapshot)
 
 
 def _imported(
@@ -133,7 +150,10 @@ def _lake(project: Path | None) -> Lake:
 def _told(labels: LabelFile) -> str:
     from drivetrain.cli.outcome_files import MISTAKES_MAX
 
-    lines = [f"row {one.row}{', column ' + one.column if one.column else ''}: {one.what}" for one in labels.mistakes]
+    lines = [
+        f"row {one.row} (line {one.line}){', column ' + one.column if one.column else ''}: {one.what}"
+        for one in labels.mistakes
+    ]
     if len(labels.mistakes) >= MISTAKES_MAX:
         lines.append(f"(only the first {MISTAKES_MAX} are told)")
     lines.append("Nothing was imported.")
@@ -159,7 +179,8 @@ def _print_coverage(coverage: Coverage) -> None:
     else:
         typer.echo("No Call was answered yet.")
     if coverage.unmatched:
-        typer.echo(f"{coverage.unmatched:,} outcomes name no Call of the ledger, by id or by business key.")
+        told = "1 outcome names" if coverage.unmatched == 1 else f"{coverage.unmatched:,} outcomes name"
+        typer.echo(f"{told} no Call of the ledger, by id or by business key.")
 
 
 def _row(one: LabelCoverage) -> list[str]:

@@ -7,7 +7,6 @@ import csv
 import math
 import os
 import resource
-import secrets
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -19,10 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import msgspec
 import typer
 
-from drivetrain.cli.ending import end
+from drivetrain.cli.ending import fail
 from drivetrain.cli.places import plain
 from drivetrain.cli.tables import Column, print_table
 from drivetrain.core.errors import DrivetrainError
+from drivetrain.ports.disk import whole_path
 
 if TYPE_CHECKING:
     from drivetrain.lake.answers import Stream
@@ -43,7 +43,8 @@ GRACE_S = 10.0
 
 def sql_command(
     query: Annotated[
-        str | None, typer.Argument(help="One SELECT; `-` or nothing reads it from standard input.")
+        str | None,
+        typer.Argument(help="One SELECT; `-` or nothing: from standard input. With --tables: part of a name."),
     ] = None,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array of objects.")] = False,
@@ -66,7 +67,7 @@ def sql_command(
             raise DrivetrainError("One form at a time.", do="Give --json, --csv or --parquet FILE.")
         lake = lake_of(ledger_places(project))
         if tables:
-            _list_tables(lake, as_json)
+            _list_tables(lake, as_json, query or "")
             return
         text = _read() if query is None or query == "-" else query
         with _bounded_process(timeout), lake.stream(text, timeout_s=timeout) as rows:
@@ -75,11 +76,12 @@ def sql_command(
             elif as_csv or csv_raw:
                 _print_csv(rows, sys.stdout, safe=not csv_raw)
             elif parquet is not None:
-                typer.echo(f"{_write_parquet(rows, parquet):,} rows in {parquet}", err=True)
+                count = _write_parquet(rows, parquet)
+                typer.echo(f"{count:,} row{'s' if count != 1 else ''} in {parquet}", err=True)
             else:
                 _print_rows(rows, limit)
     except DrivetrainError as error:
-        end(error)
+        fail(error)
     except MemoryError:
         typer.echo("The answer needs more memory than a query may take.\nAsk for fewer columns or rows.", err=True)
         raise typer.Exit(1) from None
@@ -122,11 +124,13 @@ def _read() -> str:
         raise DrivetrainError(f"The query on standard input is not UTF-8: {error}.") from None
 
 
-def _list_tables(lake: Lake, as_json: bool) -> None:
-    found = lake.named()
+def _list_tables(lake: Lake, as_json: bool, part: str) -> None:
+    found = [table for table in lake.named() if part.lower() in table.name.lower()]
     if as_json:
         typer.echo(msgspec.json.encode(found).decode())
         return
+    if not found:
+        raise DrivetrainError(f"No table's name has `{part}`.", do="`drivetrain sql --tables` lists all.")
     rows = [
         [plain(table.name) if place == 0 else "", plain(column), plain(kind)]
         for table in found
@@ -191,18 +195,17 @@ def _write_parquet(rows: Stream, path: Path) -> int:
     """The rows as one file, whole or not at all; how many there were."""
     import duckdb
 
-    fresh = path.with_name(f".{path.name}.{os.getpid():x}.{secrets.token_hex(4)}")
+    config: dict[str, str | bool | int | float | list[str]] = {"threads": 1, "python_enable_replacements": False}
     try:
-        with duckdb.connect(":memory:", config={"threads": 1, "python_enable_replacements": False}) as connection:
+        with whole_path(path) as half, duckdb.connect(":memory:", config=config) as connection:
             connection.register("answer", rows)
             (count,) = connection.execute(
-                "COPY answer TO $path (FORMAT parquet, COMPRESSION zstd)", {"path": str(fresh)}
+                "COPY answer TO $path (FORMAT parquet, COMPRESSION zstd)", {"path": str(half)}
             ).fetchall()[0]
-        fresh.replace(path)
     except (OSError, duckdb.IOException) as error:
-        raise DrivetrainError(f"{path} cannot be written: {error}.") from error
-    finally:
-        fresh.unlink(missing_ok=True)
+        raise DrivetrainError(
+            f"{path} cannot be written: {error}.", do="Make room there, or name another file."
+        ) from error
     return int(count)
 
 
@@ -215,6 +218,8 @@ def _print_rows(rows: Stream, limit: int) -> None:
     numbers = {place for place, kind in enumerate(rows.types) if kind.startswith(NUMBERS)}
     columns = [Column(plain(name), right=place in numbers, drop=place) for place, name in enumerate(rows.columns)]
     print_table(columns, [_cut(map(_text, row)) for row in shown[:limit]])
+    if not shown:
+        typer.echo("no rows")
     if len(shown) > limit:
         typer.echo(f"(more than {limit:,} rows; --limit shows more, --json, --csv and --parquet have all)", err=True)
 

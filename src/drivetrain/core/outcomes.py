@@ -26,13 +26,15 @@ DEFAULT_SOURCE = "api"
 class OutcomeMistake(ValueError):
     """What is wrong with one Outcome, and in which field."""
 
-    def __init__(self, field: str, what: str, *, code: str = "invalid_value") -> None:
+    def __init__(self, field: str, what: str, *, code: str = "invalid_value", alone: str = "") -> None:
         super().__init__(f"{field} {what}" if field else what)
         self.field = field
         """Empty where it is not about one."""
         self.what = what
         """What follows the field's name in a sentence."""
         self.code = code
+        self.alone = alone
+        """The same where the field was named already; empty: `what` can stand there."""
 
 
 def read_outcome(
@@ -88,7 +90,8 @@ def _target(given: Mapping[Any, Any], workflows: Mapping[str, Workflow[Any, Any]
         raise OutcomeMistake("workflow", "must be the name of the workflow whose Calls have this key")
     workflow = workflows.get(name)
     if workflow is None:
-        raise OutcomeMistake("workflow", f"names no workflow: `{name[:64]}`. {did_you_mean(name[:64], workflows)}")
+        seen = f"`{name[:64]}`. {did_you_mean(name[:64], workflows)}"
+        raise OutcomeMistake("workflow", f"names no workflow: {seen}", alone=f"there is no workflow {seen}")
     if workflow.outcome_key is None:
         what = f"is `{name[:64]}`, which declares no `outcome_key`; name its Calls by `call_id`"
         raise OutcomeMistake("workflow", what)

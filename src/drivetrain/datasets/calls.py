@@ -103,7 +103,8 @@ def _outcomes(lake: Lake, matching: str, metrics: tuple[str, ...]) -> dict[tuple
         with lake.stream("SELECT DISTINCT metric FROM outcomes") as stream:
             every = [row[0] for batch in stream.batches() for row in batch]
         raise DrivetrainError(
-            f"No Outcome of these Calls has the metric `{missing[0]}`.", do=did_you_mean(missing[0], every)
+            f"No Outcome of these Calls has the metric `{missing[0]}`.",
+            do=did_you_mean(missing[0], every) if every else "No Outcome was recorded yet.",
         )
     return found
 

@@ -25,6 +25,10 @@ from drivetrain.datasets.typed import STORED, Reading, infer, reading
 LISTED_MAX = 1_000
 """Violations that an error lists; it has the number of all."""
 SHOWN_CHARS_MAX = 200
+ALLOWED_SHOWN = 10
+"""Values that a column may have, where one that it may not have is told."""
+ALLOWED_CHARS_MAX = 40
+"""Of each of them."""
 QUARANTINED_MAX = 10_000_000
 """Violations that are kept at all; a source with more is not a source with some bad rows."""
 CALL_ID = "call_id"
@@ -43,11 +47,14 @@ class Violation(msgspec.Struct, frozen=True):
     """1 is the first; 0: the column as a whole."""
     column: str
     constraint: str
-    """`type`, `time zone`, `finite`, `text`, or the constraint's name in the schema."""
+    """`type`, `time zone`, `finite`, `text`, or the constraint's name in the schema with what it allows."""
     value: str
 
     def __str__(self) -> str:
         where = f"row {self.row}, column {self.column}" if self.row else f"column {self.column}"
+        name, _, allowed = self.constraint.partition(" ")
+        if name == "values" and allowed:
+            return f"{where}: {self.value!r} is none of {allowed}"
         return f"{where}: {self.value!r} violates {self.constraint}"
 
 
@@ -71,13 +78,18 @@ class DatasetRefused(DrivetrainError):
         listed = "\n".join(f"  {one}" for one in found.violations)
         rest = found.total - len(found.violations)
         more = f"\n  and {rest:,} more" if rest else ""
-        what = f"{found.total:,} violation{'s' if found.total != 1 else ''} in {found.bad_rows:,} rows"
+        what = f"{counted(found.total, 'violation')} in {counted(found.bad_rows, 'row')}"
         zones = any(one.constraint == "time zone" for one in found.violations)
         do = "Mend the source or the schema"
         do += ", or let the good rows in with --allow-quarantine." if not found.whole else "."
         if zones:
             do += '\nGive times their zone (`Z`, `+02:00`), or say `timezone = "UTC"` in the schema if they are UTC.'
         super().__init__(f"Dataset `{name}` is not made: {what}.\n{listed}{more}", do=do)
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{count:,} {noun}{'s' if count != 1 else ''}"
 
 
 def settle(bench: Bench, staged: Staged, declared: Declared) -> SchemaV1:
@@ -169,7 +181,7 @@ def _constraints(bench: Bench, schema: SchemaV1, referenced: ReferencedFiles) ->
                 yield _Condition(column.name, f"{name} {bound}", shown, f"{cell} {sign} {_literal(bound, column)}")
         if column.values:
             allowed = ", ".join(_literal(one, column) for one in column.values)
-            yield _Condition(column.name, "values", shown, f"{cell} NOT IN ({allowed})")
+            yield _Condition(column.name, f"values {_allowed(column.values)}", shown, f"{cell} NOT IN ({allowed})")
         if column.pattern:
             condition = f"NOT regexp_full_match({cell}, {literal(column.pattern)})"
             yield _Condition(column.name, f"pattern {column.pattern}", shown, condition)
@@ -177,6 +189,11 @@ def _constraints(bench: Bench, schema: SchemaV1, referenced: ReferencedFiles) ->
             known = _referenced(bench, place, column, referenced)
             condition = f"{cell} IS NOT NULL AND NOT EXISTS (SELECT 1 FROM {known} WHERE {known}.v = typed.{cell})"
             yield _Condition(column.name, f"references {column.references}", shown, condition)
+
+
+def _allowed(values: Sequence[Value]) -> str:
+    shown = ", ".join(repr(one)[:ALLOWED_CHARS_MAX] for one in values[:ALLOWED_SHOWN])
+    return f"{shown} and {len(values) - ALLOWED_SHOWN:,} more" if len(values) > ALLOWED_SHOWN else shown
 
 
 def _referenced(bench: Bench, place: int, column: ColumnV1, referenced: ReferencedFiles) -> str:

@@ -340,9 +340,8 @@ def check_split(dataset: DatasetV1, split: str | None) -> None:
         return
     known = [name for name, _ in dataset.split.shares] if dataset.split is not None else []
     if split not in known:
-        raise DrivetrainError(
-            f"Dataset `{dataset.name}@{dataset.number}` has no split `{split}`.", do=did_you_mean(split, known)
-        )
+        do = did_you_mean(split, known) if known else "It has no splits: make one with --split train=0.8,test=0.2."
+        raise DrivetrainError(f"Dataset `{dataset.name}@{dataset.number}` has no split `{split}`.", do=do)
 
 
 def _only(split: str | None) -> str:

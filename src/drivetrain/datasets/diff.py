@@ -92,7 +92,7 @@ def difference(
     has_moved = bool(keys) and one.split is not None and other.split is not None
     if has_moved:
         counts["moved"] = int(bench.one("SELECT count(*) FROM one JOIN other USING (k) WHERE one.s <> other.s"))
-    columns = _columns(one.schema.columns, other.schema.columns)
+    columns = _columns(one.all_columns, other.all_columns)
     return Difference(
         before=f"{one.name}@{one.number}", after=f"{other.name}@{other.number}",
         columns_added=columns[0], columns_removed=columns[1], columns_changed=columns[2], key=keys,

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from drivetrain.core.codec import JSON
-from drivetrain.core.datasets import ColumnV1, DatasetV1
+from drivetrain.core.datasets import SPLIT_GROUP, ColumnV1, DatasetV1
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.sql import identifier, literal
 from drivetrain.datasets.numbers import file_hash
@@ -36,7 +36,9 @@ class Export(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
     columns: tuple[str, ...]
     left_out: tuple[str, ...]
-    """Personal columns that are not part of it."""
+    """Personal columns, and the group that comes of their values, that are not part of it."""
+    personal: tuple[str, ...] = ()
+    """Personal columns that are part of it."""
 
 
 def write_export(
@@ -57,8 +59,8 @@ def write_export(
 
     if format not in FORMATS:
         raise DrivetrainError(f"`{format}` is no format of an export.", do=did_you_mean(format, FORMATS))
-    columns = [one for one in dataset.all_columns if personal or not one.personal]
-    left_out = tuple(one.name for one in dataset.all_columns if one.personal and not personal)
+    left_out = () if personal else _left_out(dataset)
+    columns = [one for one in dataset.all_columns if one.name not in left_out]
     if not columns:
         raise DrivetrainError(
             "Every column is personal: nothing is left to export.", do="Export with personal columns."
@@ -77,9 +79,9 @@ def write_export(
         rows = int(bench.one(f"SELECT count(*) FROM {source}"))
         export = Export(
             path=str(to), rows=rows, sha256=file_hash(half), columns=tuple(one.name for one in columns),
-            left_out=left_out,
+            left_out=left_out, personal=tuple(one.name for one in columns if one.personal),
         )  # fmt: skip
-        has_personal = any(one.personal for one in columns)
+        has_personal = bool(export.personal)
         noted({"format": format, "rows": rows, "sha256": export.sha256, "personal": has_personal})
         os.link(half, to)  # unlike a rename it never replaces what came there meanwhile
     except FileExistsError:
@@ -91,6 +93,11 @@ def write_export(
     finally:
         half.unlink(missing_ok=True)
     return export
+
+
+def _left_out(dataset: DatasetV1) -> tuple[str, ...]:
+    """What tells of persons: personal columns and, as it is a hash of what rows hold, the group of a split."""
+    return tuple(one.name for one in dataset.all_columns if one.personal or one.name == SPLIT_GROUP)
 
 
 def _write_rows(bench: Bench, columns: list[ColumnV1], source: str, path: Path, format: str) -> None:

@@ -14,13 +14,14 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from drivetrain.core.codec import JSON, MalformedJson, parse_json
-from drivetrain.core.errors import DrivetrainError
+from drivetrain.core.errors import DrivetrainError, nearest
 from drivetrain.core.sql import literal
 from drivetrain.datasets.parquet_pages import Chunk, check_pages
 from drivetrain.datasets.staging import (
@@ -45,6 +46,12 @@ FILE_BYTES_MAX = 16 * 1024**3
 """What is copied at most."""
 LINE_BYTES_MAX = 64 * 1024 * 1024
 """A row whose line is longer is a file without line ends."""
+OTHER_SEPARATORS = {";": "`;`", "\t": "a tab", "|": "`|`"}
+"""What programs write between cells where it is not a comma."""
+SHOWN_CHARS_MAX = 100
+"""Of what a file says, in an error."""
+NEAR_FILES_MAX = 1_000
+"""Files of a folder among which the nearest name is looked for."""
 CHUNK_BYTES = 1024 * 1024
 CHUNKS_MAX = 1_000_000
 """Column chunks of a Parquet file: 500 row groups of as many columns as there may be."""
@@ -67,7 +74,9 @@ def find_file(given: str, root: Path, *, anywhere: bool) -> Path:
         found = (root / given).resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise DrivetrainError(f"The file `{given}` cannot be read: {reason}.", looked=[str(root)]) from None
+        raise DrivetrainError(
+            f"The file `{given}` cannot be read: {reason}.", looked=[str(root)], do=_near_file(given, root)
+        ) from None
     if not anywhere and not found.is_relative_to(root.resolve()):
         raise DrivetrainError(
             f"The file `{given}` is outside the project: it is {found}.",
@@ -81,6 +90,19 @@ def find_file(given: str, root: Path, *, anywhere: bool) -> Path:
             f"`{given}` has no ending that says what it is.", do=f"Name it {', '.join(f'x{one}' for one in FORMATS)}."
         )
     return found
+
+
+def _near_file(given: str, root: Path) -> str:
+    """The name in the same folder of the project that is nearest."""
+    try:
+        folder = (root / given).parent.resolve(strict=True)
+        if not folder.is_relative_to(root.resolve()):
+            return ""
+        names = sorted(one.name for one in islice(folder.iterdir(), NEAR_FILES_MAX) if one.suffix.lower() in FORMATS)
+    except (OSError, RuntimeError, ValueError):
+        return ""
+    near = nearest(Path(given).name, names)
+    return f"Did you mean `{Path(given).with_name(near)}`?" if near is not None else ""
 
 
 def copy_file(bench: Bench, path: Path) -> Copied:
@@ -123,11 +145,24 @@ def _stage_csv(bench: Bench, path: Path) -> Staged:
     header = next(records, None)
     if header is None:
         raise DrivetrainError("The CSV file has no header.", do="Write the names of its columns into its first line.")
+    separator = other_separator(header)
+    if separator:
+        raise DrivetrainError(
+            f"The CSV file has one column `{header[0][:SHOWN_CHARS_MAX]}`: is {separator} its separator?",
+            do="Write it with commas.",
+        )
     check_names(header)
     staged = stage_cells(bench, header, TEXT, _csv_cells(records, header))
     if not staged.rows:
         raise DrivetrainError("The CSV file has a header and no row.", do="Look whether it was written to its end.")
     return staged
+
+
+def other_separator(header: Sequence[str]) -> str:
+    """What seems to stand between the columns of a CSV instead of commas, in words; empty where nothing does."""
+    if len(header) != 1:
+        return ""
+    return next((told for mark, told in OTHER_SEPARATORS.items() if mark in header[0]), "")
 
 
 def _csv_records(path: Path) -> Iterator[list[str]]:

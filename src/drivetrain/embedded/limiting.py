@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from drivetrain.adapters.sqlite_counters import SqliteCounters
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.limits import Alert, Limit
 from drivetrain.core.money import usd
-from drivetrain.ledger.frames import Damage, records, segments
+from drivetrain.ledger.frames import records_of
 from drivetrain.ledger.journal import FrameJournal
 from drivetrain.limits.leasing import Limits
 from drivetrain.limits.recovery import Resolution
@@ -32,13 +33,6 @@ def make_limits(
     """This process's limits. Raises: DrivetrainError where the counters cannot be opened."""
     folder = limits_folder(data_folder)
 
-    def read_ledger(writer: str, position: str) -> Iterator[object]:
-        damage: list[Damage] = []
-        for segment in segments(data_folder):
-            if segment.writer == writer and segment.name >= position:
-                for _, _, record in records(segment, damage):
-                    yield record
-
     try:
         return Limits(
             limits,
@@ -46,7 +40,7 @@ def make_limits(
             worker=journal.writer,
             loop=loop,
             position=lambda: journal.segment.name,
-            read_ledger=read_ledger,
+            read_ledger=partial(records_of, data_folder),
             on_alert=_announce,
             on_buried=_tell_buried,
         )

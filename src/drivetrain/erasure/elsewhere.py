@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import glob
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -10,15 +12,21 @@ import msgspec
 from drivetrain.core.datasets import DatasetV1
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.features import AnySource, FileSource, PushSource
+from drivetrain.datasets.checks import CALL_ID
 from drivetrain.erasure.receipt import Elsewhere
+from drivetrain.features.erasing import subject_keys
 from drivetrain.lineage.lineage import Lineage
 from drivetrain.ports.control import ControlLog, ControlRecord
-from drivetrain.project.snapshot import Snapshot
+from drivetrain.project.snapshot import Features, Snapshot
 
 EXPORTED = "exported"
 """The control log's kind of exports of Datasets."""
 RECORDS_MAX = 1_000
 """Of the control log, that a receipt lists."""
+NAMED_MAX = 1_000
+"""Of Datasets in which nothing was looked for: the control log bounds what a receipt may say."""
+RESTORES = ("before-restore-", "restoring-")
+"""How names of folders go on that a restore moves aside, or makes."""
 
 
 def elsewhere(
@@ -37,6 +45,9 @@ def elsewhere(
     Raises: DrivetrainError.
     """
     records = list(control.records())
+    datasets = list(datasets)
+    untold = [one.artifact for one in datasets if _is_untold(one)]
+    unsaid = [one.artifact for one in datasets if not _says_whose(one) and one.artifact not in untold]
     return Elsewhere(
         models=_made_from(snapshot, control, changed),
         files=tuple(sorted({path for source in snapshot.features.sources.values() for path in _files_of(source)})),
@@ -46,7 +57,10 @@ def elsewhere(
         exports=_exports(records, changed),
         providers=tuple(providers),
         unmarked=dict(unmarked),
-        untold=tuple(one.artifact for one in datasets if _is_untold(one)),
+        untold=tuple(untold),
+        unsaid=tuple(unsaid[:NAMED_MAX]),
+        entities=dict(_unsearched(snapshot.features)),
+        aside=tuple(sorted(str(folder) for folder in _aside(snapshot))),
         unreadable=tuple(unreadable),
         declared=tuple(sorted(path for path, content in snapshot.files.items() if id_.encode() in content)),
         control_records=tuple(one.seq for one in records if _names(one, id_))[:RECORDS_MAX],
@@ -79,8 +93,34 @@ def _exports(records: Sequence[ControlRecord], changed: Sequence[str]) -> tuple[
 
 
 def _is_untold(dataset: DatasetV1) -> bool:
-    columns = dataset.schema.columns
-    return any(one.personal for one in columns) and not any(one.subject or one.name == "call_id" for one in columns)
+    return any(one.personal for one in dataset.schema.columns) and not _says_whose(dataset)
+
+
+def _says_whose(dataset: DatasetV1) -> bool:
+    return any(one.subject or one.name == CALL_ID for one in dataset.schema.columns)
+
+
+def _unsearched(features: Features) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """(entity that is not said to be a person, what has its keys)."""
+    persons = frozenset(subject_keys(features.entities))
+    for name, entity in features.entities.items():
+        if persons.issuperset(entity.join_keys):
+            continue
+        views = [one for one in features.views.values() if any(of.name == name for of in one.entities)]
+        pushed = dict.fromkeys(one.source.name for one in views if isinstance(one.source, PushSource))
+        found = [f"features of view {one.name}" for one in views if one.online]
+        yield name, (*found, *(f"rows pushed to {one}" for one in pushed))
+
+
+def _aside(snapshot: Snapshot) -> Iterator[Path]:
+    """A folder's own, beside it, or inside of it where it is a disk's mount point."""
+    places = [snapshot.data_folder, snapshot.keys_folder]
+    if snapshot.lake.url and not snapshot.lake.url.startswith("s3://"):
+        places.append(Path(snapshot.lake.url.removeprefix("file://")))
+    for place in {one.resolve() for one in places}:
+        for word in RESTORES:
+            beside = place.parent.glob(f"{glob.escape(place.name)}.{word}*")
+            yield from (one for one in (*beside, *place.glob(f".{word}*")) if one.is_dir())
 
 
 def _names(record: ControlRecord, id_: str) -> bool:

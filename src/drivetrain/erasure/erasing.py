@@ -13,6 +13,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -31,7 +32,7 @@ from drivetrain.lake.erasing import LakeErasing, settle
 from drivetrain.lake.holding import deleting
 from drivetrain.lake.lake import Lake
 from drivetrain.lake.subjects import ERASED, Subject, subject_of
-from drivetrain.ledger.frames import Segment, records, segments
+from drivetrain.ledger.frames import Segment, records, records_of
 from drivetrain.ledger.leaving import leave_all
 from drivetrain.limits.recovery import bury_dead
 from drivetrain.ports.control import ControlLog
@@ -224,13 +225,6 @@ class Erasure:
             if (limit := declared.get(name.partition("/")[0])) is None or limit.dimension in PERSONAL_DIMENSIONS
         ]
 
-    def _read_ledger(self, writer: str, position: str) -> Iterator[object]:
-        """What a worker that died wrote since then."""
-        for segment in segments(self._data_folder):
-            if segment.writer == writer and segment.name >= position:
-                for _, _, record in records(segment, []):
-                    yield record
-
     @contextlib.contextmanager
     def _not_rolling(self) -> Iterator[None]:
         """Nobody rolls, tidies up or copies this folder meanwhile. Raises: DrivetrainError after `LOCK_S`."""
@@ -374,7 +368,7 @@ class _UnderWay:
         counters = self._stores.counters
         if counters is None:
             return []
-        bury_dead(counters, self._erasure._read_ledger)
+        bury_dead(counters, partial(records_of, self._erasure._data_folder))
         told = {one.worker: one for one in counters.told()}
         return [
             segment.name

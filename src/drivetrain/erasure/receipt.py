@@ -61,6 +61,12 @@ class Elsewhere(msgspec.Struct, frozen=True, kw_only=True):
     """Dataset -> rows in which a cell is their id, in a column that is not marked `subject`."""
     untold: tuple[str, ...] = ()
     """Datasets with personal columns, and none that says whose a row is."""
+    unsaid: tuple[str, ...] = ()
+    """Other Datasets in which no column says whose a row is: no row of theirs was looked for there."""
+    entities: dict[str, tuple[str, ...]] = {}
+    """Entity without `subject=True` -> what would be looked through if it had it: `features of view orders`."""
+    aside: tuple[str, ...] = ()
+    """Folders beside the data and the keys that a restore moved aside, or was cut off in making."""
     unreadable: tuple[str, ...] = ()
     """Datasets whose manifest or files are missing or damaged; what is left of them may have rows of anybody."""
     declared: tuple[str, ...] = ()

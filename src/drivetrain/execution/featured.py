@@ -56,6 +56,8 @@ class FeaturePlan:
         if seen.missing and self._refuses:
             named = ", ".join(f"`{name}`" for name in seen.missing)
             message = f"no features are known of {named}, and workflow `{self._workflow}` does not go on without"
+            if seen.as_of_ns == 0:
+                message += ". They were never materialized: run `drivetrain features materialize`"
             raise RequestError(422, message, code=MISSING, kind="invalid_request_error")
         record = FeatureRecordV1(seen.given, seen.values, seen.views)
         return Featured(

@@ -21,6 +21,7 @@ from drivetrain.execution.environment import NOTHING_ASKED, Asked, Environment
 from drivetrain.execution.plan import Plans
 from drivetrain.execution.refusals import TIMEOUTS
 from drivetrain.execution.verdicts import LOST, UNSENT, Recorded, Verdicts
+from drivetrain.lake.subjects import ERASED
 from drivetrain.ports.journal import Vault
 from drivetrain.ports.transport import Attempt, UpstreamFailure, UpstreamHead, UpstreamRequest, UpstreamSink
 
@@ -46,6 +47,8 @@ def open_payloads(call: Call, vault: Vault) -> Recorded:
     """Raises: DrivetrainError where the Call has not ended or its payloads were not kept."""
     if call.status in ("running", "interrupted"):
         raise DrivetrainError(f"Call {call.call_id} is {call.status}: there is no end to compare with.")
+    if call.retained != RETAINED_FULL and call.attribution.user == ERASED:
+        raise DrivetrainError(f"Call {call.call_id} cannot be replayed: its payloads were erased.")
     if call.retained != RETAINED_FULL:
         raise DrivetrainError(
             f"Call {call.call_id} cannot be replayed: its prompt and answers were not kept.",

@@ -32,6 +32,8 @@ from drivetrain.core.features import (
 from drivetrain.core.times import span_us
 from drivetrain.features.definitions import ServiceDefinition, aggregated_dtype, column_dtype, define
 from drivetrain.features.dtypes import coerce, dtype_name
+from drivetrain.features.online import output_names
+from drivetrain.features.usage_checks import unknown_names
 from drivetrain.project.settings import NAME, NAME_HELP
 from drivetrain.project.snapshot import Features, Snapshot
 
@@ -72,7 +74,10 @@ def check(snapshot: Snapshot) -> Iterator[Problem]:
     _check_keys(notes, features)
     services = _defined(notes, features)
     for workflow in snapshot.workflows.values():
-        _check_workflow(notes, workflow, features.services, services)
+        named = _check_workflow(notes, workflow, features.services, services)
+        if named is not None:
+            given = [name for name, _ in output_names(named)]
+            notes.found += unknown_names(snapshot, workflow, given)
     yield from notes.found
 
 
@@ -372,7 +377,8 @@ def _check_workflow(
     workflow: Workflow[Any, Any],
     declared: Mapping[str, FeatureService],
     services: Mapping[str, ServiceDefinition],
-) -> None:
+) -> ServiceDefinition | None:
+    """The service whose features the workflow sees; None where it names none, or none that is right."""
     if workflow.features_missing not in FEATURES_MISSING:
         notes.note(
             workflow,
@@ -384,15 +390,17 @@ def _check_workflow(
     if named is None:
         if workflow.entity_keys:
             notes.note(workflow, "has `entity_keys` but no `features`.", do="Name a FeatureService, or remove them.")
-        return
+        return None
     name = named.name if isinstance(named, FeatureService) else named
     if not isinstance(name, str) or name not in declared:
         notes.note(
             workflow, f"names the FeatureService `{name}`, which is not declared.", do=did_you_mean(str(name), declared)
         )
-        return
-    if name in services:
-        _check_inputs(notes, workflow, services[name])
+        return None
+    if name not in services:
+        return None
+    _check_inputs(notes, workflow, services[name])
+    return services[name]
 
 
 def _check_inputs(notes: _Notes, workflow: Workflow[Any, Any], service: ServiceDefinition) -> None:

@@ -117,7 +117,9 @@ def _timestamp(value: Any) -> datetime:
 
 
 def _refused(value: Any, dtype: str) -> ValueError:
-    return ValueError(f"{str(value)[:60]!r}, a {type(value).__name__}, is no {dtype}")
+    kind = type(value).__name__
+    article = "an" if kind[0].lower() in "aeiou" else "a"
+    return ValueError(f"{str(value)[:60]!r}, {article} {kind}, is no {dtype}")
 
 
 COERCE: Mapping[str, Callable[[Any], Any]] = {

@@ -6,7 +6,7 @@ Features without a declared default stay null, and `defaults=False` gives Feast'
 0 over nothing either way.
 """
 
-# ruff: noqa: S608  every name that is not ours passes `quoted`, every value `_literal`
+# ruff: noqa: S608  every name that is not ours passes `identifier`, every value `_literal`
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import msgspec
 
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.features import FeatureService
+from drivetrain.core.sql import identifier, literal
 from drivetrain.features.definitions import (
     COUNTING,
     Definitions,
@@ -31,7 +32,7 @@ from drivetrain.features.dtypes import SQL_TYPES, coerce
 from drivetrain.features.labels import Labels, arrow_column, points_of, read_labels
 from drivetrain.features.on_demand import compute, request_columns
 from drivetrain.features.points import values_at
-from drivetrain.features.scratch import Scratch, explained, literal, quoted, scratch_of
+from drivetrain.features.scratch import Scratch, explained, scratch_of
 from drivetrain.features.sources import typed
 from drivetrain.ports.disk import whole_path
 
@@ -127,9 +128,9 @@ def historical_features(
         taken = _taken(scratch, service, labels, ask, columns)
         for view in service.on_demand:
             taken = _with_on_demand(scratch, view, taken, ask, columns)
-        chosen = [f"l{number} AS {quoted(name)}" for number, name in enumerate(labels.types)]
+        chosen = [f"l{number} AS {identifier(name)}" for number, name in enumerate(labels.types)]
         for feature, name in zip(service.features, names, strict=True):
-            chosen.append(f"{columns[feature.full_name]} AS {quoted(name)}")
+            chosen.append(f"{columns[feature.full_name]} AS {identifier(name)}")
         return Retrieved(scratch, f"SELECT {', '.join(chosen)} FROM {taken}", service, names)
 
 
@@ -148,7 +149,7 @@ def _output_names(service: ServiceDefinition, labels: Labels, full: bool) -> tup
 def _taken(scratch: Scratch, service: ServiceDefinition, labels: Labels, ask: _Ask, columns: Mapping[str, str]) -> str:
     """A table (n, l0 ... the labels' columns, r0 ... request columns, f0 ... the views' features), in order."""
     outputs = [f"l.{labels.n} AS n"]
-    outputs += [f"l.{quoted(name)} AS l{number}" for number, name in enumerate(labels.types)]
+    outputs += [f"l.{identifier(name)} AS l{number}" for number, name in enumerate(labels.types)]
     for column in service.request:
         outputs.append(f"{_request(labels, column)} AS {_request_place(column)}")
     joins, dropped = [f"{labels.table} l"], [labels.table]
@@ -184,11 +185,11 @@ def _request(labels: Labels, column: FeatureDefinition) -> str:
     if column.name not in labels.types and column.default is not None:
         return _literal(column.dtype, column.default)
     name = labels.column(column.name, "an on-demand view reads it from the request")
-    return typed(f"l.{quoted(name)}", labels.types[name], column.dtype)
+    return typed(f"l.{identifier(name)}", labels.types[name], column.dtype)
 
 
 def _request_place(column: FeatureDefinition) -> str:
-    return quoted(f"r_{column.name}")
+    return identifier(f"r_{column.name}")
 
 
 def _with_on_demand(scratch: Scratch, view: OnDemandDefinition, taken: str, ask: _Ask, columns: dict[str, str]) -> str:

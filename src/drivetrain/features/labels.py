@@ -16,7 +16,16 @@ from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.features.definitions import KeyDefinition
 from drivetrain.features.dtypes import COERCE, microseconds
 from drivetrain.features.scratch import Scratch, explained, quoted
-from drivetrain.features.sources import check_parquet, column_types, is_time, named_only, reading, time_us, typed
+from drivetrain.features.sources import (
+    check_parquet,
+    column_types,
+    is_time,
+    known_table,
+    named_only,
+    reading,
+    time_us,
+    typed,
+)
 
 DATASET = "dataset:"
 _QUERY = re.compile(r"\s*(select|with|from|values)[\s(]", re.IGNORECASE)
@@ -125,7 +134,7 @@ def arrow_column(values: list[Any], dtype: str) -> Any:
 def _named(connection: Any, rows: Path | str) -> str:
     if isinstance(rows, str):
         if rows.startswith(DATASET):
-            return f"dataset.{quoted(rows.removeprefix(DATASET))}"
+            return known_table(connection, f"dataset.{quoted(rows.removeprefix(DATASET))}", "The labels")
         if _QUERY.match(rows):
             return named_only(connection, rows, "The labels")
     path = Path(rows)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from drivetrain.core.errors import DrivetrainError
+from drivetrain.core.sql import identifier
 from drivetrain.features.definitions import ViewDefinition
 from drivetrain.features.points import chosen_windows, values_at
-from drivetrain.features.scratch import explained, quoted, scratch_of
+from drivetrain.features.scratch import explained, scratch_of
 from drivetrain.features.sources import read_rows, wrong_value
 
 if TYPE_CHECKING:
@@ -60,8 +61,8 @@ def latest(connection: duckdb.DuckDBPyConnection, view: ViewDefinition, at_us: i
                 raise wrong from None
             raise
         values = values_at(scratch, points, view, view.features, root=root)
-        outputs = [f"k{number} AS {quoted(key.name)}" for number, key in enumerate(view.keys)]
-        outputs += [f"c{number} AS {quoted(one.name)}" for number, one in enumerate(view.features)]
+        outputs = [f"k{number} AS {identifier(key.name)}" for number, key in enumerate(view.keys)]
+        outputs += [f"c{number} AS {identifier(one.name)}" for number, one in enumerate(view.features)]
         outputs.append(f"make_timestamptz(event_us) AS {EVENT_TIMESTAMP}")
         made = scratch.table(f"SELECT {', '.join(outputs)} FROM {points} JOIN {values} USING (n)")
         count, newest = connection.execute(f"SELECT count(*), max(epoch_us({EVENT_TIMESTAMP})) FROM {made}").fetchall()[

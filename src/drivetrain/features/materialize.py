@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from drivetrain.core.errors import DrivetrainError
+from drivetrain.core.sql import identifier
 from drivetrain.features.definitions import Definitions, KeyDefinition, ViewRead
 from drivetrain.features.latest import EVENT_TIMESTAMP, latest
 from drivetrain.features.online import Lookup, lookup, service_layout, view_lookup
-from drivetrain.features.scratch import quoted
 from drivetrain.ports.online import ABSENT, OnlineStore, PartRow, entity_key
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def _side(relation: str, keys: Sequence[KeyDefinition], read: ViewRead) -> str:
     """One view's rows with numbered columns, times as microseconds: what vectors hold."""
 
     def plain(name: str, dtype: str) -> str:
-        return f"epoch_us({quoted(name)})" if dtype == "timestamp" else quoted(name)
+        return f"epoch_us({identifier(name)})" if dtype == "timestamp" else identifier(name)
 
     outputs = [f"{plain(key.name, key.dtype)} AS k{number}" for number, key in enumerate(keys)] or ["0 AS k0"]
     outputs.append(f"epoch_us({EVENT_TIMESTAMP}) AS event_us")

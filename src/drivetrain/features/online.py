@@ -254,6 +254,16 @@ def lookups(service: ServiceDefinition) -> tuple[Lookup, ...]:
     return tuple(view_lookup(read.view) for read in service.reads)
 
 
+def never_materialized(store: OnlineStore, service: ServiceDefinition) -> list[str]:
+    """Views of a service whose vectors nobody ever made: of their entities nothing is known but what was pushed."""
+    missing: dict[str, None] = {}
+    for table in lookups(service):
+        state = store.state(table.layout.table)
+        made = dict(zip((part.name for part in state.layout.parts), state.as_of_us, strict=True)) if state else {}
+        missing |= dict.fromkeys(read.view.name for read in table.reads if not made.get(read.view.name))
+    return list(missing)
+
+
 def view_lookup(view: ViewDefinition) -> Lookup:
     """The table that holds a view by itself."""
     return lookup(view_layout(view), view.keys, (ViewRead(view, view.features),))

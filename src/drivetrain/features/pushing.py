@@ -170,7 +170,7 @@ def _typed(shape: PushShape, rows: Iterable[Mapping[str, Any]], now_us: int) -> 
         made: dict[str, Any] = dict.fromkeys(types)
         if not isinstance(row, Mapping):
             raise DrivetrainError(
-                f"Nothing was pushed to `{shape.name}`: row {number} is a {type(row).__name__}.",
+                f"Nothing was pushed to `{shape.name}`: row {number} is no object but `{type(row).__name__}`.",
                 do='Give each row as {"column": value}.',
             )
         for column, value in row.items():
@@ -184,7 +184,8 @@ def _typed(shape: PushShape, rows: Iterable[Mapping[str, Any]], now_us: int) -> 
         if len(entity_key([str(made[key.name]) for key in shape.keys])) > KEY_BYTES_MAX:
             wrong.append(f"row {number}: its join keys have more than {KEY_BYTES_MAX:,} bytes")
         if all(made[key.name] is None for key in shape.keys) and shape.keys:
-            wrong.append(f"row {number}: it has no join key")
+            named = ", ".join(f"`{key.name}`" for key in shape.keys)
+            wrong.append(f"row {number}: it has no join key; {named} must be given")
         wrong += [
             f"row {number}, column `{column}`: the naive time {value.isoformat()} could be in any zone"
             for column in (shape.event, shape.created)

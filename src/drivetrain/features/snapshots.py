@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drivetrain.core.errors import DrivetrainError
+from drivetrain.core.sql import literal
 from drivetrain.datasets.workplaces import working_folder
-from drivetrain.features.scratch import explained, literal
+from drivetrain.features.scratch import explained
 from drivetrain.ports.tables import ObjectStore
 
 if TYPE_CHECKING:

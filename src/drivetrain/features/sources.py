@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from drivetrain.core.errors import DrivetrainError, did_you_mean
+from drivetrain.core.errors import DrivetrainError, did_you_mean, nearest
 from drivetrain.core.features import AnySource, FileSource, PushSource, TableSource
 from drivetrain.datasets.parquet_pages import Chunk, check_pages
 from drivetrain.features.definitions import KeyDefinition, ViewDefinition
@@ -44,6 +44,15 @@ _READERS = {
 }
 _FRACTIONS = ("FLOAT", "DOUBLE", "DECIMAL")
 _WHOLE_TEXT = r"[+-]?[0-9]+(\.0*)?"
+
+
+class SourceAbsent(DrivetrainError):
+    """What a source names is not there, or not yet."""
+
+    def __init__(self, what: str, *, note: str, looked: Sequence[str] = (), do: str = "") -> None:
+        super().__init__(what, looked=looked, do=do)
+        self.note = note
+        """The same in a few words, for a table of many sources."""
 
 
 class Column(msgspec.Struct, frozen=True):
@@ -102,6 +111,16 @@ def read_rows(
     return Rows(" UNION ALL ".join(selects), max(len(view.keys), 1), len(columns), created)
 
 
+def event_times(connection: duckdb.DuckDBPyConnection, source: AnySource, root: Path, where: str) -> str:
+    """A SELECT of `event_us` of every row of a source. where: what errors call it.
+
+    Reads no more than names and types. Raises: DrivetrainError where a file, a table or the column is missing.
+    """
+    with explained(where):
+        parts = _parts(connection, source, root, where)
+    return " UNION ALL ".join(f"SELECT {_time(part, part.event, where)} AS event_us FROM {part.sql}" for part in parts)
+
+
 def wrong_value(
     connection: duckdb.DuckDBPyConnection, view: ViewDefinition, columns: Sequence[Column], root: Path
 ) -> DrivetrainError | None:
@@ -128,7 +147,10 @@ def files_of(path: str, root: Path) -> list[Path]:
         raise DrivetrainError(f"`{path}` is no pattern of files: {error}.", do="`**` stands between slashes.") from None
     found = [one for one in found if one.is_file()]
     if not found:
-        raise DrivetrainError(f"No file is called `{path}`.", looked=[str(base)], do="Write a path in the project.")
+        raise SourceAbsent(
+            f"No file is called `{path}`.", note=f"no file `{path}`", looked=[str(base)],
+            do="Write a path in the project.",
+        )  # fmt: skip
     if any(not one.resolve().is_relative_to(base) for one in found):
         raise _outside(path)
     if len(found) > FILES_MAX:
@@ -304,6 +326,27 @@ def table_name(name: str) -> str:
     return f"{quoted(schema)}.{quoted(table.strip(chr(34)))}" if dot else quoted(name)
 
 
+def known_table(connection: duckdb.DuckDBPyConnection, name: str, where: str) -> str:
+    """As `table_name`, of a table that is there. Raises: DrivetrainError with what is near, or how to make it."""
+    schema, dot, table = name.partition(".")
+    schema, table = (schema, table.strip('"')) if dot else ("main", name)
+    rows = connection.execute(
+        "SELECT table_name FROM information_schema.tables WHERE lower(table_schema) = lower(?)", [schema]
+    ).fetchall()
+    known = [row[0] for row in rows]
+    if table.lower() in {one.lower() for one in known}:
+        return table_name(name)
+    numbered = table.partition("@")[0]
+    if schema.lower() == "dataset":
+        near = nearest(table, known)
+        do = f"Did you mean `{near}`? " if near else ""
+        made = f"Make it with `drivetrain dataset create {numbered} ...`."
+        note = f"no Dataset `{table}`"
+        raise SourceAbsent(f"{where} cannot be read: there is {note}.", note=note, do=do + made)
+    note = f"no table `{f'{schema}.{table}' if dot else table}`"
+    raise SourceAbsent(f"{where} cannot be read: there is {note}.", note=note, do=did_you_mean(table, known))
+
+
 def _wrong_value(
     connection: duckdb.DuckDBPyConnection, view: ViewDefinition, columns: Sequence[Column], root: Path
 ) -> DrivetrainError | None:
@@ -333,14 +376,17 @@ def _parts(connection: duckdb.DuckDBPyConnection, source: AnySource, root: Path,
         if pushed is not None:
             parts.append(pushed)
         if not parts:
-            raise DrivetrainError(f"{where} has no rows yet.", do="Push some, or declare its `batch_source`.")
+            raise SourceAbsent(
+                f"{where} has no rows yet.", note="nothing was pushed yet",
+                do="Push some, or declare its `batch_source`.",
+            )  # fmt: skip
         return parts
     if isinstance(source, FileSource):
         files = files_of(source.path, root)
         check_parquet(connection, files, where)
         relation = reading(files)
     elif isinstance(source, TableSource):
-        relation = table_name(source.table)
+        relation = known_table(connection, source.table, where)
     else:
         relation = named_only(connection, source.query, where)
     types = column_types(connection, relation)
@@ -366,19 +412,20 @@ def _pushed(connection: duckdb.DuckDBPyConnection, source: PushSource) -> _Part 
     return _Part(relation, types, source.timestamp_field, created)
 
 
+def _time(part: _Part, name: str, where: str) -> str:
+    known = _known(part, name, where)
+    return time_us(quoted(known), part.types[known])
+
+
 def _select(part: _Part, keys: Sequence[KeyDefinition], columns: Sequence[Column], where: str, created: bool) -> str:
     def value(name: str, dtype: str) -> str:
         known = _known(part, name, where)
         return typed(quoted(known), part.types[known], dtype)
 
-    def time(name: str) -> str:
-        known = _known(part, name, where)
-        return time_us(quoted(known), part.types[known])
-
     outputs = [f"{value(key.name, key.dtype)} AS k{number}" for number, key in enumerate(keys)] or ["0 AS k0"]
-    outputs.append(f"{time(part.event)} AS event_us")
+    outputs.append(f"{_time(part, part.event, where)} AS event_us")
     if created:
-        outputs.append(f"{time(part.created or part.event)} AS created_us")
+        outputs.append(f"{_time(part, part.created or part.event, where)} AS created_us")
     outputs += [f"{value(column.name, column.dtype)} AS c{number}" for number, column in enumerate(columns)]
     return f"SELECT {', '.join(outputs)} FROM {part.sql}"
 

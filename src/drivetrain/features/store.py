@@ -27,6 +27,7 @@ from drivetrain.features.online import (
     OnlineReader,
     OnlineRows,
     OnlineService,
+    never_materialized,
     output_names,
 )
 from drivetrain.features.pushing import PushedRows, make_empty, push
@@ -247,6 +248,10 @@ class FeatureStore:
         rows = reader.read_rows(columns, columns, count, self._now_ns() // 1_000)
         keys = {key.name: columns[key.name] for key in service.keys if key.name in columns}
         return OnlineResponse(keys, rows, output_names(service, full=full_feature_names))
+
+    def never_materialized(self, features: str | FeatureService | Sequence[str]) -> list[str]:
+        """Views of these features whose online vectors nobody ever made."""
+        return never_materialized(self.online, self.definitions.select(features))
 
     def reader(self) -> OnlineReader:
         """What a gateway asks per Call."""

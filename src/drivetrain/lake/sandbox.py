@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from drivetrain.core.errors import DrivetrainError, did_you_mean, nearest
+from drivetrain.core.sql import literals
 
 if TYPE_CHECKING:
     import duckdb
@@ -40,6 +41,11 @@ TABLE_FUNCTIONS = frozenset({"generate_series", "generate_subscripts", "range", 
 HIDDEN_FUNCTIONS = frozenset({"current_setting", "getenv", "getvariable", "nextval", "currval", "write_log"})
 """They read or write what is not a row of a table."""
 TABLES_HINT = "`drivetrain sql --tables` lists the named tables."
+FILES_HINT = "Rows of a file become a table by `drivetrain dataset create NAME --from-file FILE`."
+FILE_NAME = re.compile(r".*(/|\.(csv|json|jsonl|ndjson|parquet|tsv|txt)(\.gz)?$)", re.DOTALL)
+"""What stands for a table, and is a file's name or address."""
+UNQUOTED_VERSION = re.compile(r"\b(dataset|feature|push)\.([\w-]+@[\w.-]+)", re.IGNORECASE)
+"""A table's version that the syntax wants in quotes."""
 CATALOGUE = "information_schema"
 """The one schema besides ours that may be read: it says which tables and columns there are."""
 
@@ -73,8 +79,8 @@ def settings(scratch: Path) -> dict[str, Any]:
 
 def lock(connection: duckdb.DuckDBPyConnection, files: Sequence[str], folders: Sequence[str]) -> None:
     """From now on it reads these files, reads and writes these folders, and keeps its settings."""
-    connection.execute(f"SET allowed_paths = {_strings(files)}")
-    connection.execute(f"SET allowed_directories = {_strings(folders)}")
+    connection.execute(f"SET allowed_paths = {literals(files)}")
+    connection.execute(f"SET allowed_directories = {literals(folders)}")
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
 
@@ -163,9 +169,10 @@ def explained(error: duckdb.Error, connection: duckdb.DuckDBPyConnection) -> Dri
     if column is not None:
         name = column[1] or column[2]
         rows = connection.execute("SELECT DISTINCT column_name FROM duckdb_columns() WHERE NOT internal").fetchall()
-        return DrivetrainError(
-            f"There is no column `{name}` here.", do=_near_columns(text, name, [row[0] for row in rows])
-        )
+        do = [_near_columns(text, name, [row[0] for row in rows])]
+        if f'"{name}"' in text.partition("\nLINE ")[2]:
+            do.append(f"A text stands in single quotes: '{name}'.")
+        return DrivetrainError(f"There is no column `{name}` here.", do=" ".join(filter(None, do)))
     if isinstance(error, duckdb.OutOfMemoryException):
         return DrivetrainError(
             f"The query needs more than {MEMORY_MAX} of memory.",
@@ -203,7 +210,11 @@ def _tree(connection: duckdb.DuckDBPyConnection, text: str) -> list[dict[str, An
             do="Write one SELECT; `pivot` stands inside one: `select * from (pivot ...)`.",
         )
     message, place = parsed["error_message"], parsed.get("position")
-    raise DrivetrainError(f"The query cannot be read: {message}.{_pointed(text, place)}")
+    version = UNQUOTED_VERSION.search(text)
+    raise DrivetrainError(
+        f"The query cannot be read: {message}.{_pointed(text, place)}",
+        do=f'Quote a version: {version[1]}."{version[2]}".' if version is not None else "",
+    )
 
 
 def _pointed(text: str, place: str | None) -> str:
@@ -237,7 +248,7 @@ def _walk(node: Any, functions: set[str], read: list[tuple[str, str, str]], name
             if function not in TABLE_FUNCTIONS:
                 raise DrivetrainError(
                     f"`{function}()` may not be used as a table: a query reads the named tables only.",
-                    do=TABLES_HINT,
+                    do=f"{TABLES_HINT} {FILES_HINT}" if function.startswith(("read_", "parquet_")) else TABLES_HINT,
                 )
         elif kind == "FUNCTION":
             functions.add(one["function_name"].lower())
@@ -248,6 +259,8 @@ def _walk(node: Any, functions: set[str], read: list[tuple[str, str, str]], name
 
 
 def _no_table(catalogue: str, schema: str, name: str, names: Callable[[str], Collection[str]]) -> DrivetrainError:
+    if FILE_NAME.fullmatch(name):
+        return DrivetrainError(f"`{name}` is no table, and a query reads no files.", do=f"{TABLES_HINT} {FILES_HINT}")
     written = ".".join(part for part in (catalogue, schema, name) if part)
     known = [f"{place}.{one}" if place else one for place in {"", schema} for one in names(place)]
     near = did_you_mean(written, known) if nearest(written, known) else TABLES_HINT

@@ -249,6 +249,14 @@ def records(
             yield frame.offset, frame.end, record
 
 
+def records_of(data_folder: Path, writer: str, first: str) -> Iterator[Stored]:
+    """What a writer wrote from its segment `first` on; what is damaged is passed over."""
+    for segment in segments(data_folder):
+        if segment.writer == writer and segment.name >= first:
+            for _, _, record in records(segment, []):
+                yield record
+
+
 KNOWN_TAGS = frozenset({"block.1", "segment.1", "opened.1", "closed.1", "outcome.1", "reserved.1"})
 
 

@@ -1,13 +1,14 @@
 """The graph of artifacts: records of the control log and a project's declarations, walked upstream and downstream.
 
-An artifact's inputs are those of its records, newest first. A version that was never recorded has what is declared of
-its name. A name without a version stands for what is declared and for its newest version. What stays outside is an
-input of each reader that it names, in every version.
+What came later changes no past: upstream of an artifact is what held when it was made, by the newest record then; where
+an input was recorded only later, by its first. A version that was never recorded has what is declared of its name. A
+name without a version stands for what is declared and for its newest version. What stays outside is an input of each
+reader that it names, in every version. Downstream is whatever any record says was made from it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -15,7 +16,7 @@ from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.lineage import MadeV1
 from drivetrain.lineage.artifacts import LEDGER_TABLES, Artifact, parse_artifact
 from drivetrain.lineage.declared import Declared
-from drivetrain.lineage.made import ErasedV1, History
+from drivetrain.lineage.made import ErasedV1, History, Making
 
 CANDIDATES_SHOWN = 20
 """Artifacts that an ambiguous name may be, in its error."""
@@ -28,23 +29,27 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
 
     artifact: str
     made: MadeV1 | None = None
-    """Its newest record; None where there is none."""
+    """Its newest record, of those that held at the moment in question; None where there is none."""
     actor: str = ""
     times: int = 0
     """How often it was recorded."""
     erased: tuple[ErasedV1, ...] = ()
     declared: Declared | None = None
     """What is declared of it, or of its name where it is a version."""
+    newest: str = ""
+    """Its newest version, of a name without one that was not recorded itself."""
 
     @property
     def standing(self) -> str:
-        """`made`, `outside`, `declared`, `ledger` (the project's own records), `file`, or `unrecorded`: it was used,
-        and nobody recorded how it came to be."""
+        """`made`, `outside`, `declared`, `newest` (a name that stands for its newest version), `ledger` (the project's
+        own records), `file`, or `unrecorded`: it was used, and nobody recorded how it came to be."""
         parts = parse_artifact(self.artifact)
         if self.made is not None:
             return "made"
         if self.declared is not None:
             return "outside" if self.declared.outside else "declared"
+        if self.newest:
+            return "newest"
         if parts.kind == "table" and parts.name in LEDGER_TABLES:
             return "ledger"
         return "file" if parts.kind == "file" else "unrecorded"
@@ -63,6 +68,15 @@ class Step(msgspec.Struct, frozen=True):
     why: str = ""
     """`repeated` (its own inputs stand above), `cycle` (it is above itself), `cut` (deeper than asked for); or empty:
     what is below it follows."""
+    at_ns: int | None = None
+    """When what hangs above it was made: the moment of which it is told; None: now."""
+
+
+class _Place(msgspec.Struct, frozen=True):
+    """An artifact on a walk. Upstream the moment is when it was needed, downstream from when on readers count."""
+
+    artifact: str
+    moment_ns: int | None = None
 
 
 class Graph:
@@ -74,6 +88,10 @@ class Graph:
         self._versions = _versions(history)
         self._inputs: dict[str, tuple[str, ...]] = {}
         self._outputs: dict[str, list[str]] = {}
+        self._told = {
+            artifact: frozenset(one for making in makings for one in self._recorded(making.made))
+            for artifact, makings in history.made.items()
+        }
         waiting = [*history.made, *history.erased, *declared]
         while waiting:
             artifact = waiting.pop()
@@ -99,17 +117,19 @@ class Graph:
         """Records of the control log that could not be read."""
         return self._history.unreadable
 
-    def node(self, artifact: str) -> Node:
-        """What is known of an artifact; it need not be in the graph."""
+    def node(self, artifact: str, at_ns: int | None = None) -> Node:
+        """What is known of an artifact, by the record that held at `at_ns` (None: now); it need not be in the graph."""
         makings = self._history.made.get(artifact, ())
+        held = self._held(artifact, at_ns)
         declared = self._declared.get(artifact) or self._declared.get(parse_artifact(artifact).base)
         return Node(
             artifact=artifact,
-            made=makings[-1].made if makings else None,
-            actor=makings[-1].actor if makings else "",
+            made=held.made if held is not None else None,
+            actor=held.actor if held is not None else "",
             times=len(makings),
             erased=self._history.erased.get(artifact, ()),
             declared=declared,
+            newest=(self._newest(artifact, at_ns) or "") if not makings else "",
         )
 
     def makings(self, artifact: str) -> tuple[MadeV1, ...]:
@@ -117,8 +137,8 @@ class Graph:
         return tuple(one.made for one in self._history.made.get(artifact, ()))
 
     def inputs(self, artifact: str) -> tuple[str, ...]:
-        """What it was made from, directly."""
-        return self._inputs.get(artifact, ())
+        """What it was made from, directly: by its newest record."""
+        return tuple(one.artifact for one in self._above(_Place(artifact)))
 
     def outputs(self, artifact: str) -> tuple[str, ...]:
         """What was made from it, directly, oldest first."""
@@ -126,44 +146,42 @@ class Graph:
 
     def upstream(self, artifact: str, depth: int | None = None) -> dict[str, int]:
         """Everything that it was made from -> over how many steps, at least; the nearest first."""
-        return _reached(artifact, self._inputs, depth)
+        return self._reached(artifact, self._above, depth)
 
     def downstream(self, artifact: str, depth: int | None = None) -> dict[str, int]:
         """Everything that was made from it -> over how many steps, at least; the nearest first."""
-        return _reached(artifact, self._outputs, depth)
+        return self._reached(artifact, self._below, depth)
 
     def tree(self, artifact: str, *, downstream: bool = False, depth: int | None = None) -> Iterator[Step]:
         """What lies up- or downstream as lines of a tree; each artifact's own part is given once."""
-        edges: Mapping[str, Iterable[str]] = self._outputs if downstream else self._inputs
+        beside = self._below if downstream else self._above
         if depth is not None and depth < 1:
             return
-        shown = {artifact}
-        path = {artifact}
-        stack: list[tuple[str, Iterator[tuple[str, bool]], Step | None]] = [
-            (artifact, _marked(edges.get(artifact, ())), None)
-        ]
+        root = _Place(artifact)
+        shown = {self._key(root)}
+        path = {self._key(root)}
+        stack: list[tuple[_Place, Iterator[tuple[_Place, bool]], Step | None]] = [(root, _marked(beside(root)), None)]
         while stack:
-            name, children, above = stack[-1]
+            place, children, above = stack[-1]
             child = next(children, None)
             if child is None:
                 stack.pop()
-                path.discard(name)
+                path.discard(self._key(place))
                 continue
             one, is_last = child
-            below, level = edges.get(one, ()), len(stack)
-            if one in path:
-                yield Step(one, is_last, level, above, "cycle")
-            elif not below:
-                yield Step(one, is_last, level, above)
-            elif one in shown:
-                yield Step(one, is_last, level, above, "repeated")
-            elif depth is not None and level >= depth:
-                yield Step(one, is_last, level, above, "cut")
-            else:
-                shown.add(one)
-                path.add(one)
-                step = Step(one, is_last, level, above)
-                yield step
+            below, level, key = beside(one), len(stack), self._key(one)
+            why = ""
+            if key in path:
+                why = "cycle"
+            elif below and key in shown:
+                why = "repeated"
+            elif below and depth is not None and level >= depth:
+                why = "cut"
+            step = Step(one.artifact, is_last, level, above, why, None if downstream else one.moment_ns)
+            yield step
+            if below and not why:
+                shown.add(key)
+                path.add(key)
                 stack.append((one, _marked(below), step))
 
     def cycles(self, artifacts: Iterable[str]) -> list[tuple[str, ...]]:
@@ -177,7 +195,7 @@ class Graph:
         Raises: DrivetrainError where nothing is called that, with the nearest name, or where several are.
         """
         if text in self._inputs:
-            return text
+            return text if text in self._history.made else self._newest(text) or text
         found = self._matching(text)
         if not found:
             names = {name for one in self._inputs for name in (one, one.partition(":")[2])}
@@ -208,23 +226,91 @@ class Graph:
             return exact
         return sorted(str(one) for one in every if one.version.startswith(version))
 
-    def _newest(self, base: str) -> str | None:
-        versions = self._versions.get(base)
-        return versions[-1] if versions else None
+    def _newest(self, base: str, at_ns: int | None = None) -> str | None:
+        """The version of a name that was made last, of those made until `at_ns`; None where there is none."""
+        versions = self._versions.get(base, ())
+        if at_ns is None:
+            return versions[-1] if versions else None
+        return next((one for one in reversed(versions) if self._history.made[one][0].made.at_ns <= at_ns), None)
+
+    def _held(self, artifact: str, at_ns: int | None) -> Making | None:
+        """The record that held then: the newest until then, or the first where all came later."""
+        makings = self._history.made.get(artifact, ())
+        if not makings:
+            return None
+        if at_ns is None:
+            return makings[-1]
+        return next((one for one in reversed(makings) if one.made.at_ns <= at_ns), makings[0])
 
     def _inputs_of(self, artifact: str) -> tuple[str, ...]:
+        """Its inputs by any record, newest first."""
         makings = self._history.made.get(artifact, ())
-        found = dict.fromkeys(one for making in reversed(makings) for one in making.made.inputs)
+        found = dict.fromkeys(one for making in reversed(makings) for one in self._recorded(making.made))
+        found |= dict.fromkeys(self._understood(artifact, None))
+        return tuple(found)
+
+    def _recorded(self, made: MadeV1) -> tuple[str, ...]:
+        """The inputs of one record; a name without a version, which nobody recorded, is what was its newest then."""
+        makings = self._history.made
+        return tuple(one if one in makings else self._newest(one, made.at_ns) or one for one in made.inputs)
+
+    def _understood(self, artifact: str, at_ns: int | None) -> Iterator[str]:
+        """The inputs that no record says: what is declared, and a name's newest version."""
         base = parse_artifact(artifact).base
         declared = self._declared.get(base)
         if declared is not None:
-            recorded = artifact != base and bool(makings)
-            found |= dict.fromkeys(one for one in declared.inputs if not recorded or self._is_outside(one))
-        if artifact == base:
-            newest = self._newest(base)
-            if newest is not None and newest != artifact:
-                found[newest] = None
+            recorded = artifact != base and artifact in self._history.made
+            yield from (one for one in declared.inputs if not recorded or self._is_outside(one))
+        newest = self._newest(base, at_ns) if artifact == base else None
+        if newest is not None:
+            yield newest
+
+    def _above(self, place: _Place) -> tuple[_Place, ...]:
+        """What it was made from, each as of when it was made."""
+        held = self._held(place.artifact, place.moment_ns)
+        made_ns = place.moment_ns if held is None else held.made.at_ns
+        found = dict.fromkeys(() if held is None else self._recorded(held.made))
+        found |= dict.fromkeys(self._understood(place.artifact, place.moment_ns))
+        return tuple(_Place(one, made_ns) for one in found)
+
+    def _below(self, place: _Place) -> tuple[_Place, ...]:
+        """What was made from it. By way of a name alone, only what was made after it."""
+        makings = self._history.made.get(place.artifact, ())
+        is_version = bool(makings) and bool(parse_artifact(place.artifact).version)
+        since_ns = makings[0].made.at_ns if is_version else place.moment_ns
+        found = []
+        for one in self._outputs.get(place.artifact, ()):
+            readers = self._history.made.get(one, ())
+            late = not is_version or place.artifact not in self._told.get(one, ())
+            if late and since_ns is not None and readers and readers[-1].made.at_ns < since_ns:
+                continue
+            found.append(_Place(one, since_ns if late and not readers else None))
         return tuple(found)
+
+    def _key(self, place: _Place) -> _Place:
+        """Places of one key have the same about them."""
+        held = self._held(place.artifact, place.moment_ns)
+        return _Place(place.artifact, None if held is None else held.made.at_ns)
+
+    def _reached(
+        self, start: str, beside: Callable[[_Place], tuple[_Place, ...]], depth: int | None
+    ) -> dict[str, int]:
+        found: dict[str, int] = {start: 0}
+        seen = {self._key(_Place(start))}
+        level, far = [_Place(start)], 0
+        while level and (depth is None or far < depth):
+            far += 1
+            beyond = []
+            for place in level:
+                for one in beside(place):
+                    key = self._key(one)
+                    if key not in seen:
+                        seen.add(key)
+                        found.setdefault(one.artifact, far)
+                        beyond.append(one)
+            level = beyond
+        del found[start]
+        return found
 
     def _is_outside(self, artifact: str) -> bool:
         declared = self._declared.get(artifact)
@@ -245,27 +331,10 @@ def _versions(history: History) -> dict[str, list[str]]:
     return found
 
 
-def _marked(children: Iterable[str]) -> Iterator[tuple[str, bool]]:
+def _marked(children: tuple[_Place, ...]) -> Iterator[tuple[_Place, bool]]:
     """Each child, and whether it is the last."""
-    listed = tuple(children)
-    for place, one in enumerate(listed, start=1):
-        yield one, place == len(listed)
-
-
-def _reached(start: str, edges: Mapping[str, Iterable[str]], depth: int | None) -> dict[str, int]:
-    found: dict[str, int] = {start: 0}
-    level, far = [start], 0
-    while level and (depth is None or far < depth):
-        far += 1
-        beyond = []
-        for artifact in level:
-            for one in edges.get(artifact, ()):
-                if one not in found:
-                    found[one] = far
-                    beyond.append(one)
-        level = beyond
-    del found[start]
-    return found
+    for number, one in enumerate(children, start=1):
+        yield one, number == len(children)
 
 
 def _cycles(within: set[str], edges: Mapping[str, tuple[str, ...]]) -> list[tuple[str, ...]]:

@@ -102,6 +102,37 @@ class Prompts:
             )  # fmt: skip
 
 
+def included(text: str) -> list[str]:
+    """Paths of the templates that a template includes."""
+    return [name for name, _ in _includes(text)]
+
+
+def members_of(text: str, variable: str) -> list[tuple[str, int]]:
+    """(name, first line) of what a template that parses reads of a variable, as `variable.name` or `variable["name"]`.
+
+    Not among them: methods that are called, and what the template itself asks for with `is defined` or `default`.
+    """
+    environment = minijinja.Environment()
+    if variable not in environment.undeclared_variables_in_str(text):
+        return []
+    paths = environment.undeclared_variables_in_str(text, nested=True)
+    read = {path.split(".")[1] for path in paths if path.startswith(f"{variable}.")}
+    member = re.compile(
+        rf"(?<![\w.\"']){re.escape(variable)}(?:\.([A-Za-z_]\w*)|\[\s*(?:\"([^\"]*)\"|'([^']*)')\s*\])"
+        r"(\s*\(|\s+is\s+(?:not\s+)?(?:un)?defined\b|\s*\|\s*(?:default|d)\b)?"
+    )
+    found: dict[str, int] = {}
+    asked: set[str] = set()
+    for tag in _TAG.finditer(text):
+        for one in member.finditer(tag[1]):
+            name = one[1] or one[2] or one[3] or ""
+            if one[4]:
+                asked.add(name)
+            elif not one[1] or name in read:
+                found.setdefault(name, _line(text, tag.start(1) + one.start()))
+    return [(name, line) for name, line in found.items() if name not in asked]
+
+
 def _places(name: str, declared_in: str) -> list[str]:
     folders = dict.fromkeys((dirname(declared_in), "workflows", ""))
     return [normpath(f"{folder}/{name}" if folder else name) for folder in folders]

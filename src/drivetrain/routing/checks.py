@@ -13,6 +13,8 @@ from drivetrain.core.declarations import Check, Reject, Rule, Variant, Workflow
 
 SLOW_MS = 5.0
 """The user's code stalls every call of a worker while it runs; beyond this it is counted by name."""
+NAME_CHARACTERS_MAX = 64
+"""Of a missing name that a reason tells; a longer one is no name of a field or feature."""
 
 
 class Slow(msgspec.Struct):
@@ -68,7 +70,7 @@ class RuleStep:
                 then = then(value, features) if self._then_takes >= 2 else then(value)
             return Matched(True, then)
         except Exception as error:  # noqa: BLE001  the boundary to the user's code
-            return Matched(False, None, f"rule raised {type(error).__name__}")
+            return Matched(False, None, f"rule raised {_told(error)}")
         finally:
             note_time(self._slow, self._name, started)
 
@@ -129,6 +131,25 @@ def _takes(function: Callable[..., Any]) -> int:
     return min(3, max(1, sum(one.kind in kinds and one.default is inspect.Parameter.empty for one in parameters)))
 
 
+def _told(error: Exception) -> str:
+    """An exception's type, and the name that it misses where the raising code itself holds that name.
+
+    No other text: it may quote the input, and reasons stand unencrypted in the record.
+    """
+    kind, name = type(error).__name__, None
+    if isinstance(error, KeyError):
+        name = error.args[0] if error.args else None
+    elif isinstance(error, AttributeError | NameError):
+        name = error.name
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    if place is None or not isinstance(name, str) or len(name) > NAME_CHARACTERS_MAX or not name.isidentifier():
+        return kind
+    code = place.tb_frame.f_code
+    return f"{kind}: {name!r}" if name in code.co_names or name in code.co_consts else kind
+
+
 def _measured(test: CheckStep, prefix: str, slow: SlowCode) -> CheckStep:
     name = f"{prefix}.{test.name}"
 
@@ -139,7 +160,7 @@ def _measured(test: CheckStep, prefix: str, slow: SlowCode) -> CheckStep:
         except Reject as reject:
             return str(reject) or f"{test.name} rejected it"
         except Exception as error:  # noqa: BLE001  the boundary to the user's code
-            return f"{test.name} raised {type(error).__name__}"
+            return f"{test.name} raised {_told(error)}"
         finally:
             note_time(slow, name, started)
 

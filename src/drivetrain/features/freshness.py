@@ -1,23 +1,22 @@
 """How fresh sources and feature views are, against what was promised of them.
 
-A source's newest event is looked up in its rows; a view's is what its last materialization recorded, and that of a
-system outside what anybody recorded of it. Called by `drivetrain freshness`.
+A source's newest event is looked up in its rows, read as features read them; a view's is what its last materialization
+recorded, and that of a system outside what anybody recorded of it. Called by `drivetrain freshness`.
 """
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from drivetrain.core.errors import DrivetrainError
-from drivetrain.core.features import AnySource, FileSource, PushSource, SqlSource, TableSource
-from drivetrain.core.sql import identifier, literal
+from drivetrain.core.features import AnySource
 from drivetrain.core.times import NS_PER_S
+from drivetrain.features.scratch import explained
+from drivetrain.features.sources import SourceAbsent, event_times
 from drivetrain.lake.lake import Lake
-from drivetrain.lake.sandbox import translated
 from drivetrain.lineage.graph import Graph
 from drivetrain.project.snapshot import Snapshot
 from drivetrain.project.source_checks import duration_s
@@ -27,15 +26,6 @@ if TYPE_CHECKING:
 
 NEWEST_FACT = "newest_event_ns"
 """Fact of a record that says what its artifact's newest event is."""
-READERS = {
-    ".parquet": "read_parquet({}, union_by_name=true)",
-    ".csv": "read_csv({}, union_by_name=true)",
-    ".json": "read_json({}, union_by_name=true)",
-    ".jsonl": "read_json({}, format='newline_delimited', union_by_name=true)",
-    ".ndjson": "read_json({}, format='newline_delimited', union_by_name=true)",
-}
-UNITS_NS = {"_ns": 1, "_us": 1_000, "_ms": 1_000_000}
-"""What a whole number in a time column counts, by the column's name; else seconds."""
 NOTE_CHARS_MAX = 300
 """Of what a database says when it cannot read a source."""
 
@@ -70,7 +60,7 @@ def freshness(snapshot: Snapshot, graph: Graph, lake: Lake, *, now_ns: int) -> l
     """
     features = snapshot.features
     found = []
-    with lake.connect(folders=[snapshot.root]) as connection:
+    with lake.connect(trusted=True) as connection:  # queries are guarded by who reads sources
         for name, source in features.sources.items():
             newest_ns, note = _newest(connection, source, snapshot.root, now_ns)
             found.append(_measured(f"source:{name}", newest_ns, source.fresh_within, now_ns, note=note))
@@ -91,6 +81,8 @@ def _recorded(graph: Graph, artifact: str, promise: str | None, now_ns: int, *, 
         note = "nobody recorded its newest event" if outside else "never materialized"
         return _measured(artifact, None, promise, now_ns, note=note, outside=outside)
     event_ns = newest.facts.get(NEWEST_FACT)
+    if event_ns is None and newest.facts.get("rows") == 0:
+        return _measured(artifact, None, promise, now_ns, note="it has no rows", outside=outside)
     if not isinstance(event_ns, int) or isinstance(event_ns, bool):
         note = f"its last record does not say its `{NEWEST_FACT}`"
         return _measured(artifact, None, promise, now_ns, note=note, outside=outside)
@@ -114,44 +106,19 @@ def _newest(
     connection: duckdb.DuckDBPyConnection, source: AnySource, root: Path, now_ns: int
 ) -> tuple[int | None, str]:
     """The newest event of a source's rows that is not in the future, and what to say of it."""
+    where = f"The source `{source.name}`"
     try:
-        with translated(connection):
-            rows = _rows_sql(source, root)
-            column = identifier(source.timestamp_field)
-            kind = connection.execute(f"SELECT {column} FROM {rows} LIMIT 0").description[0][1]  # noqa: S608 - quoted
-            event_ns = _event_ns(column, source.timestamp_field, str(kind))
-            newest, ahead = connection.execute(
-                "SELECT max(t) FILTER (t <= $now), count(*) FILTER (t > $now) "  # noqa: S608 - quoted
-                f"FROM (SELECT {event_ns} AS t FROM {rows})",
-                {"now": now_ns},
+        times = event_times(connection, source, root, where)
+        with explained(where):
+            newest_us, ahead = connection.execute(
+                f"SELECT max(event_us) FILTER (event_us <= $now), count(*) FILTER (event_us > $now) FROM ({times})",  # noqa: S608
+                {"now": now_ns // 1_000},
             ).fetchall()[0]
+    except SourceAbsent as error:
+        return None, error.note
     except DrivetrainError as error:
-        return None, f"it cannot be read: {' '.join(str(error).split())}"[:NOTE_CHARS_MAX]
-    if newest is None:
+        why = " ".join(error.what.removeprefix(f"{where} cannot be read: ").split())
+        return None, f"it cannot be read: {why}"[:NOTE_CHARS_MAX]
+    if newest_us is None:
         return None, "it has no row" if not ahead else f"all of its {ahead} rows are in the future"
-    return int(newest), f"{ahead} of its rows are in the future" if ahead else ""
-
-
-def _rows_sql(source: AnySource, root: Path) -> str:
-    """A source's rows as a FROM clause has them. Raises: DrivetrainError for a file of an unknown kind."""
-    if isinstance(source, FileSource):
-        path = root / source.path
-        reader = READERS.get(path.suffix.lower())
-        if reader is None:
-            raise DrivetrainError(f"{source.path} is no Parquet, CSV or JSON-lines file.")
-        return reader.format(literal(str(path)))
-    if isinstance(source, TableSource):
-        parts = re.findall(r'"[^"]+"|[^."]+', source.table)
-        return ".".join(identifier(part.strip('"')) for part in parts)
-    if isinstance(source, SqlSource):
-        return f"({source.query.rstrip().rstrip(';')})"
-    if isinstance(source, PushSource):
-        return f"push.{identifier(source.name)}"
-    raise DrivetrainError(f"`{source!r}` is no source.")
-
-
-def _event_ns(column: str, name: str, kind: str) -> Any:
-    """SQL of a time column as nanoseconds since 1970, UTC where it has no offset."""
-    if "INT" in kind.upper():
-        return f"CAST({column} AS HUGEINT) * {UNITS_NS.get(name[-3:], NS_PER_S)}"
-    return f"CAST(epoch_us(CAST({column} AS TIMESTAMPTZ)) AS HUGEINT) * 1000"
+    return int(newest_us) * 1_000, f"{ahead} of its rows are in the future" if ahead else ""
