@@ -173,6 +173,25 @@ def test_what_cannot_be_made_says_why_and_makes_nothing(project: Path, arguments
     assert done("list").startswith("There is no Dataset")
 
 
+def test_what_is_near_is_told(project: Path) -> None:
+    (project / "tickets.csv").write_text("id,team\n1,biling\n")
+    assert "Did you mean `tickets.csv`?" in run("create", "tickets", "--from-file", "tikets.csv").stderr
+    teams = ", ".join(f'"t{number}"' for number in range(30))
+    (project / "schema.toml").write_text(
+        f'others = "infer"\n[columns.team]\ntype = "string"\nvalues = ["billing", {teams}]\n'
+    )
+    said = run("create", "tickets", "--from-file", "tickets.csv", "--schema", "schema.toml").stderr
+    assert "1 violation in 1 row." in said
+    assert "row 1, column team: 'biling' is none of 'billing', 't0', " in said
+    assert "'t8' and 21 more" in said
+    assert "tickets@1: 1 row, content" in done("create", "tickets", "--from-file", "tickets.csv")
+    assert "It has no splits" in run("export", "tickets", "--split", "test").stderr
+    done("create", "tickets", "--from-file", "tickets.csv", "--split", "train=0.5,test=0.5")
+    said = done("diff", "tickets@1", "tickets@2")
+    assert "+ column split\n" in said
+    assert "+ column split_group\n" in said
+
+
 def test_a_file_through_schema_split_diff_and_verify(project: Path) -> None:
     (project / "tickets.csv").write_text(
         "id,text,mail\n" + "".join(f"{n},ticket number {n},m{n}@x\n" for n in range(60))
@@ -192,7 +211,7 @@ def test_a_file_through_schema_split_diff_and_verify(project: Path) -> None:
     assert "2 violations in 2 rows" in ran.stderr
     assert "row 61, column id: '60' violates unique" in ran.stderr
     assert "\x1b" not in ran.stderr
-    assert "2 rows are quarantined, for 2 violations" in done("create", "tickets", *options, "--allow-quarantine")
+    assert "left out, in quarantine: 2 rows, 2 violations" in done("create", "tickets", *options, "--allow-quarantine")
     assert done("diff", "tickets@1", "tickets@2").startswith("tickets@1 and tickets@2 are the same: 60 rows.")
     shown = done("show", "tickets")
     for part in ("tickets@2 of 1, 2", "train=0.8, test=0.2 by id", "2 rows, 2 violations", "unique", "personal  mail"):
@@ -201,6 +220,12 @@ def test_a_file_through_schema_split_diff_and_verify(project: Path) -> None:
     assert done("export", "tickets", "--split", "test") == (
         f"tickets@2.test.csv: {json.loads(done('show', 'tickets', '--json'))['split_rows']['test']} rows\n"
     )
+    assert "holds personal columns: mail; --without-personal leaves them out" in run("export", "tickets@1").stderr
+    ran = run("export", "tickets@1", "--without-personal", "--to", "open.csv")
+    assert (ran.exit_code, ran.stderr) == (0, "")
+    assert (project / "open.csv").read_text().startswith("id,text,split\n")
+    ran = run("export", "tickets", "--split", "dev", "--to", "dev.csv")
+    assert "Known: `test`, `train`." in ran.stderr
     (manifest,) = (project / ".drivetrain").rglob("tickets/1/manifest.json")
     manifest.write_bytes(manifest.read_bytes().replace(b'"rows": 60', b'"rows": 61'))
     ran = run("verify", "tickets@1")
@@ -208,4 +233,5 @@ def test_a_file_through_schema_split_diff_and_verify(project: Path) -> None:
     log = SqliteControlLog(project / ".drivetrain/data/control.db", project / ".drivetrain/keys")
     assert [(one.kind, one.subject) for one in log.records()] == [
         ("made", "dataset:tickets@1"), ("made", "dataset:tickets@2"), ("exported", "dataset:tickets@2"),
+        ("exported", "dataset:tickets@1"), ("exported", "dataset:tickets@1"),
     ]  # fmt: skip

@@ -151,7 +151,7 @@ def test_a_rule_or_check_that_raises_names_what_it_misses_and_no_text_of_the_inp
 @pytest.mark.parametrize(
     ("raising", "reason"),
     [
-        (lambda ticket: {}[ticket.who], "rule raised KeyError"),
+        (lambda ticket: {"bob": 1}[ticket.who], "rule raised KeyError"),
         (lambda ticket: getattr(ticket, ticket.who), "rule raised AttributeError"),
         (lambda ticket: ticket.whom, "rule raised AttributeError: 'whom'"),
         (lambda ticket: int(ticket.who), "rule raised ValueError"),

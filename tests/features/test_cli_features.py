@@ -17,6 +17,8 @@ from online_world import write_csv
 from typer.testing import CliRunner, Result
 
 from drivetrain.cli.features import app
+from drivetrain.embedded.featuring import unmaterialized
+from drivetrain.project import load
 
 DECLARED = """
 import drivetrain as dt
@@ -92,12 +94,14 @@ def test_from_declarations_to_an_online_read(run: Callable[..., Result], project
     assert "no int64" not in run("get", "stats:orders,stats:mean", "customer=c3").output
 
 
-def test_what_was_never_materialized_is_said_beside_the_answer(run: Callable[..., Result]) -> None:
+def test_what_was_never_materialized_is_said_beside_the_answer(run: Callable[..., Result], project: Path) -> None:
     result = run("get", "inputs", "customer=c1", "amount=4.0", "--json")
     assert json.loads(result.stdout)["orders"] == 0
     assert result.stderr == "Never materialized: `stats`, `click`. Run `drivetrain features materialize`.\n"
+    assert unmaterialized(load(project)) == {"inputs": ["stats", "click"]}
     run("materialize")
     assert run("get", "inputs", "customer=c1", "amount=4.0").stderr == ""
+    assert unmaterialized(load(project)) == {}
 
 
 def test_one_view_is_materialized_with_the_tables_it_stands_in(run: Callable[..., Result]) -> None:

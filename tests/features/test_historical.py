@@ -233,7 +233,7 @@ def test_a_wrong_key_is_an_error_with_its_value(database: Any) -> None:
         ({"ratio": 1.0}, "did not return `big`"),
         ({"ratio": 1.0, "big": True, "more": 1}, "returned `more`, which its schema does not have"),
         ({"ratio": "1.0", "big": True}, "gave a wrong value for `ratio`: '1.0', a str, is no float64"),
-        (7, "returned a int"),
+        (7, "returned an int"),
     ],
 )
 def test_what_a_function_must_not_return_is_said_with_its_row(database: Any, answer: Any, said: str) -> None:
@@ -404,6 +404,8 @@ def test_what_a_source_lacks_is_said(database: Any) -> None:
     absent = said(TableSource("dataset.goldn"))
     assert "there is no Dataset `goldn`." in absent.what
     assert absent.do == "Did you mean `golden`? Make it with `drivetrain dataset create goldn ...`."
+    query = said(SqlSource("asked", query="SELECT * FROM dataset.gone"))
+    assert query.do.endswith("Or make it with `drivetrain dataset create gone ...`.")
     assert "there is no Dataset `gone@3`" in refusal(database, "dataset:gone@3").what
     assert "no rows yet" in said(PushSource("clicks")).what
 

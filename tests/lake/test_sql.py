@@ -181,6 +181,10 @@ def test_a_connection_reads_the_folders_that_it_is_given(lake: Lake, tmp_path_fa
         ("select * frm calls wher", "The query cannot be read: syntax error at or near"),
         ("delete from calls", "That is no SELECT. The named tables are read-only."),
         ("select 1; select 2", "That is 2 statements."),
+        ("select * from dataset.golden@1", 'Quote a version: dataset."golden@1".'),
+        ('select * from calls where workflow = "acme"', "A text stands in single quotes: 'acme'."),
+        ("select * from 'orders.csv'", "`drivetrain dataset create NAME --from-file FILE`"),
+        ("select * from read_csv('orders.csv')", "`drivetrain dataset create NAME --from-file FILE`"),
         ("select cast('x' as int)", "Could not convert string 'x'"),
     ],
 )
@@ -304,6 +308,11 @@ def test_the_table_for_people_is_cut_and_says_so(project: Path) -> None:
     assert "more than 3 rows" in found.stderr
 
 
+def test_an_answer_without_rows_says_so(project: Path) -> None:
+    found = run("select 1 as one where false", "--project", str(project))
+    assert [line.strip() for line in found.stdout.splitlines()] == ["one", "no rows"]
+
+
 def test_a_query_comes_from_standard_input(project: Path) -> None:
     assert json.loads(run("-", "--json", "--project", str(project), typed="select 42 as x").stdout) == [{"x": 42}]
     assert json.loads(run("--json", "--project", str(project), typed="select 43 as x;\n").stdout) == [{"x": 43}]
@@ -321,6 +330,9 @@ def test_tables_are_listed(project: Path) -> None:
     found = json.loads(run("--tables", "--json", "--project", str(project)).stdout)
     assert {"calls", "attempts", "outcomes", "outcomes_history", "spend", "control"} <= {one["name"] for one in found}
     assert "cost_nano_usd" in run("--tables", "--project", str(project)).stdout
+    some = json.loads(run("outcomes", "--tables", "--json", "--project", str(project)).stdout)
+    assert {one["name"] for one in some} == {"outcomes", "outcomes_history"}
+    assert run("absent", "--tables", "--project", str(project)).exit_code == 1
 
 
 def test_python_asks_the_same(project: Path) -> None:

@@ -1,4 +1,4 @@
-"""Promise 22: features before the route, through a real gateway: rules see them, records keep them, parity recomputes them.
+"""Promise 22: features before the route, through a real gateway. Rules see them, records keep them, parity holds.
 
 The provider is not asked: rules answer from features alone, so what a client gets is what the vectors hold.
 """
@@ -26,7 +26,9 @@ orders = dt.FeatureView(
     schema=[dt.Field("orders", int, default=0), dt.Field("basket", float)],
 )
 clicks = dt.PushSource("clicks", schema=[dt.Field("page", str)])
-last_click = dt.FeatureView("last_click", entities=[customer], source=clicks, schema=[dt.Field("page", str, default="")])
+last_click = dt.FeatureView(
+    "last_click", entities=[customer], source=clicks, schema=[dt.Field("page", str, default="")]
+)
 """
 MORE = """\
 spent = dt.FeatureView(

@@ -385,7 +385,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         content = source.read(INPUT_BYTES_MAX + 1)
     if len(content) > INPUT_BYTES_MAX:
         raise DrivetrainError(f"{path} has more than {INPUT_BYTES_MAX} bytes.", do="Declare a `batch_source` for it.")
-    number = 0
+    number, named = 0, "Standard input" if str(path) == "-" else str(path)
     try:
         if content.lstrip()[:1] == b"[":
             yield from msgspec.json.decode(content, type=list[dict[str, Any]])
@@ -397,7 +397,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     except (msgspec.MsgspecError, UnicodeError) as error:
         where = f", line {number}" if number else ""
         raise DrivetrainError(
-            f"{path}{where} is no JSON object: {error}.",
+            f"{named}{where} is no JSON object: {error}.",
             do='Give JSON lines, one object per line as {"column": value}, or one JSON array of objects.',
         ) from None
 

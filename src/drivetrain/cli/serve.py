@@ -22,6 +22,7 @@ def serve_command(
 ) -> None:
     """Serve a project: POST /v1/chat/completions with a workflow's name as the model."""
     from drivetrain.embedded.applying import apply
+    from drivetrain.embedded.featuring import unmaterialized
     from drivetrain.gateway.key_watch import has_keys
     from drivetrain.gateway.supervisor import serve
     from drivetrain.project.files import find_root
@@ -40,6 +41,12 @@ def serve_command(
         typer.echo(f"drivetrain serving {names} on http://{shown}:{bound_port}/v1 (snapshot {snapshot.short_hash})")
         if not asks_for_keys:
             typer.echo("no key is declared or issued: anybody on this machine may call, and nobody else can")
+        for service, views in unmaterialized(snapshot).items():
+            named = ", ".join(f"`{one}`" for one in views)
+            typer.echo(
+                f"features of `{service}` were never materialized ({named}): run `drivetrain features materialize`",
+                err=True,
+            )
 
     raise typer.Exit(
         serve(

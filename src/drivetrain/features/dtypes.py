@@ -62,6 +62,12 @@ def microseconds(moment: datetime) -> int:
     return (_timestamp(moment) - _EPOCH) // timedelta(microseconds=1)
 
 
+def kind_of(value: Any) -> str:
+    """`a str`, `an int`: what a value is, for errors."""
+    kind = type(value).__name__
+    return f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
+
+
 def _int64(value: Any) -> int:
     if isinstance(value, bool | str):
         raise _refused(value, "int64")
@@ -117,9 +123,7 @@ def _timestamp(value: Any) -> datetime:
 
 
 def _refused(value: Any, dtype: str) -> ValueError:
-    kind = type(value).__name__
-    article = "an" if kind[0].lower() in "aeiou" else "a"
-    return ValueError(f"{str(value)[:60]!r}, {article} {kind}, is no {dtype}")
+    return ValueError(f"{str(value)[:60]!r}, {kind_of(value)}, is no {dtype}")
 
 
 COERCE: Mapping[str, Callable[[Any], Any]] = {

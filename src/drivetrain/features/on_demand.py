@@ -11,7 +11,7 @@ from typing import Any
 
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.features.definitions import FeatureDefinition, OnDemandDefinition
-from drivetrain.features.dtypes import COERCE, coerce
+from drivetrain.features.dtypes import COERCE, coerce, kind_of
 
 
 def compute(
@@ -39,7 +39,7 @@ def compute(
         ) from error
     if not isinstance(answer, Mapping):
         raise DrivetrainError(
-            f"The function of OnDemandFeatureView `{view.name}` returned a {type(answer).__name__}.",
+            f"The function of OnDemandFeatureView `{view.name}` returned {kind_of(answer)}.",
             do='Return its features by name: `{"ratio": 0.5}`.',
         )
     features = {one.name: _feature(view, one, answer, defaults) for one in view.features}

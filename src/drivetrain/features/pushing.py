@@ -16,7 +16,7 @@ import msgspec
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.features import PushSource
 from drivetrain.features.definitions import Definitions, FeatureDefinition, KeyDefinition, ViewDefinition
-from drivetrain.features.dtypes import SQL_TYPES, coerce, dtype_name
+from drivetrain.features.dtypes import SQL_TYPES, coerce, dtype_name, kind_of
 from drivetrain.features.materialize import tables_of
 from drivetrain.features.online import EPOCH, US, stored, stored_key
 from drivetrain.features.scratch import quoted
@@ -170,7 +170,7 @@ def _typed(shape: PushShape, rows: Iterable[Mapping[str, Any]], now_us: int) -> 
         made: dict[str, Any] = dict.fromkeys(types)
         if not isinstance(row, Mapping):
             raise DrivetrainError(
-                f"Nothing was pushed to `{shape.name}`: row {number} is no object but `{type(row).__name__}`.",
+                f"Nothing was pushed to `{shape.name}`: row {number} is {kind_of(row)}.",
                 do='Give each row as {"column": value}.',
             )
         for column, value in row.items():

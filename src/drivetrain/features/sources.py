@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -317,7 +318,9 @@ def named_only(connection: duckdb.DuckDBPyConnection, query: str, where: str) ->
     try:
         return subquery(guarded(connection, query, names).sql)
     except DrivetrainError as error:
-        raise DrivetrainError(f"{where} cannot be read: {error.what}", do=error.do) from None
+        gone = re.search(r"no table `dataset\.([^`@]+)", error.what)
+        make = f" Or make it with `drivetrain dataset create {gone[1]} ...`." if gone is not None else ""
+        raise DrivetrainError(f"{where} cannot be read: {error.what}", do=error.do + make) from None
 
 
 def table_name(name: str) -> str:

@@ -169,10 +169,9 @@ def explained(error: duckdb.Error, connection: duckdb.DuckDBPyConnection) -> Dri
     if column is not None:
         name = column[1] or column[2]
         rows = connection.execute("SELECT DISTINCT column_name FROM duckdb_columns() WHERE NOT internal").fetchall()
-        do = [_near_columns(text, name, [row[0] for row in rows])]
-        if f'"{name}"' in text.partition("\nLINE ")[2]:
-            do.append(f"A text stands in single quotes: '{name}'.")
-        return DrivetrainError(f"There is no column `{name}` here.", do=" ".join(filter(None, do)))
+        return DrivetrainError(
+            f"There is no column `{name}` here.", do=_near_columns(text, name, [row[0] for row in rows])
+        )
     if isinstance(error, duckdb.OutOfMemoryException):
         return DrivetrainError(
             f"The query needs more than {MEMORY_MAX} of memory.",
@@ -193,7 +192,8 @@ def _near_columns(text: str, name: str, known: Sequence[str]) -> str:
     near = nearest(name, [*offered, *known])
     if near is not None:
         return f"Did you mean `{near}`?"
-    return did_you_mean(name, offered) if offered else ""
+    quoted = f"A text stands in single quotes: '{name}'."
+    return f"{did_you_mean(name, offered)} {quoted}" if offered else quoted
 
 
 def _tree(connection: duckdb.DuckDBPyConnection, text: str) -> list[dict[str, Any]]:

@@ -195,7 +195,9 @@ class Graph:
         Raises: DrivetrainError where nothing is called that, with the nearest name, or where several are.
         """
         if text in self._inputs:
-            return text if text in self._history.made else self._newest(text) or text
+            # Of a Dataset its readers' declarations say nothing but that it is read.
+            is_itself = text in self._history.made or (text in self._declared and not text.startswith("dataset:"))
+            return text if is_itself else self._newest(text) or text
         found = self._matching(text)
         if not found:
             names = {name for one in self._inputs for name in (one, one.partition(":")[2])}
@@ -292,9 +294,7 @@ class Graph:
         held = self._held(place.artifact, place.moment_ns)
         return _Place(place.artifact, None if held is None else held.made.at_ns)
 
-    def _reached(
-        self, start: str, beside: Callable[[_Place], tuple[_Place, ...]], depth: int | None
-    ) -> dict[str, int]:
+    def _reached(self, start: str, beside: Callable[[_Place], tuple[_Place, ...]], depth: int | None) -> dict[str, int]:
         found: dict[str, int] = {start: 0}
         seen = {self._key(_Place(start))}
         level, far = [_Place(start)], 0
