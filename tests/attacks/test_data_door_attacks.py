@@ -172,4 +172,4 @@ def test_a_line_that_never_ends_is_named_by_its_row(tmp_path: Path) -> None:
         [*COMMAND, "outcomes", "import", "labels.jsonl"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert ran.returncode == 1
-    assert "row 3: is longer than 65536 characters" in ran.stderr + ran.stdout
+    assert "row 2 (line 3): is longer than 65536 characters" in ran.stderr + ran.stdout
