@@ -150,7 +150,8 @@ def _ours(folder: Path, labels: int, corrected: bool) -> int:
     # As the lake opens its connections.
     limits = {"threads": 2, "memory_limit": "1GiB", "temp_directory": str(folder / "spill")}
     connection = duckdb.connect(config=limits)
-    asked = f"SELECT * FROM read_parquet('{folder}/labels.parquet') LIMIT {labels}"
+    asked = folder / f"labels_{labels}.parquet"
+    duckdb.sql(f"SELECT * FROM '{folder}/labels.parquet' ORDER BY label_id LIMIT {labels}").write_parquet(str(asked))
     started, cpu_started = time.perf_counter(), time.process_time()
     got = historical_features(
         connection, definitions, asked, [f"stats:{name}" for name in names], root=folder, corrected=corrected

@@ -178,7 +178,7 @@ def test_tail_follows_what_ends(project: Path) -> None:
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
         # Who runs the tests in the background ignores it, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - it only resets a signal
     )
     assert process.stdout is not None
     try:
