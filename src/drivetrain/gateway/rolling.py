@@ -26,7 +26,8 @@ BYTES_MAX = 64 * 1024 * 1024
 """... unless so much waits."""
 FIRST_S = 60.0
 """After the start at most: what an earlier gateway left is rolled soon."""
-NICE = 10
+NICE = 19
+"""Whoever serves goes first: a roll that comes later is only a longer tail for the next query."""
 FAILED_PAUSE_S = 60.0
 """After a roll that failed: its reason stands on stderr, and the records wait where they are."""
 
