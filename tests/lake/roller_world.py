@@ -8,95 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-from hypothesis import HealthCheck, settings
 
 from drivetrain.adapters.lake_places import lake_place
-from drivetrain.core.calls import AttemptV1, Attribution, Call, ClosedV1, OpenedV1, OutcomeV1, Stored
-from drivetrain.core.money import Usage
+from drivetrain.core.calls import Call, OutcomeV1
 from drivetrain.lake.plans import PlanGone, current, ledger_of
 from drivetrain.lake.roller import Roller
 from drivetrain.lake.rows import Limits, call_of, outcome_of, tail
-from drivetrain.ledger.journal import FrameJournal
 from drivetrain.ports.tables import TableFiles, TableStore
-
-T0_NS = 1_767_225_600_000_000_000
-"""2026-01-01T00:00:00Z."""
-
-LAW = settings(
-    print_blob=True,
-    database=None,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-"""A failing example prints the blob that replays it."""
-
-
-def call_id(number: int, day: int = 0) -> str:
-    return f"call_{T0_NS // 1_000_000 + day * 86_400_000 + number:012x}0123456789{number:08x}"
-
-
-def attempt(variant: str = "small", cost_nano_usd: int = 1_000, **fields: Any) -> AttemptV1:
-    given = {
-        "model": f"openai/{variant}",
-        "purpose": "answer",
-        "verdict": "accepted",
-        "sent_us": 100,
-        "first_byte_us": 2_000,
-        "ended_us": 5_000,
-        "status": 200,
-        "usage": Usage(100, 20, 0, 0, 50, 10, "reported"),
-        **fields,
-    }
-    return AttemptV1(variant=variant, cost_nano_usd=cost_nano_usd, **given)
-
-
-def opened(number: int, day: int = 0, **fields: Any) -> OpenedV1:
-    given = {
-        "snapshot": "0123456789abcdef",
-        "workflow": "triage",
-        "door": "chat",
-        "stream": False,
-        "attribution": Attribution(team="support"),
-        **fields,
-    }
-    opened_ns = T0_NS + day * 86_400_000_000_000 + number * 1_000_000
-    return OpenedV1(call_id(number, day), opened_ns, **given)
-
-
-def closed(number: int, *attempts: AttemptV1, day: int = 0, **fields: Any) -> ClosedV1:
-    given = {
-        "status": "answered",
-        "http_status": 200,
-        "variant": attempts[-1].variant if attempts else "",
-        "cost_nano_usd": sum(one.cost_nano_usd for one in attempts),
-        **fields,
-    }
-    closed_ns = T0_NS + day * 86_400_000_000_000 + number * 1_000_000 + 7_000_000
-    return ClosedV1(call_id(number, day), closed_ns, attempts=attempts, **given)
+from support.records import DAY_NS, T0_NS, call_id
 
 
 def outcome(number: int, value: str | float | bool = True, day: int = 0, **fields: Any) -> OutcomeV1:
-    arrived_ns = T0_NS + max(day, 0) * 86_400_000_000_000 + number
+    arrived_ns = T0_NS + max(day, 0) * DAY_NS + number
     given = {"metric": "resolved", "source": "crm", "event_ns": T0_NS, "arrived_ns": arrived_ns, **fields}
     return OutcomeV1(call_id(number, day), given.pop("metric"), given.pop("source"), value, **given)
-
-
-def put(journal: FrameJournal, *records: Stored) -> None:
-    """Written before this returns."""
-    written: list[bool] = []
-    for record in records:
-        journal.append(record, written.append)
-    journal.flush()
-    assert written == [True] * len(records)
-
-
-def write(data_folder: Path, *records: Stored, writer: str | None = None, keep_open: bool = False) -> FrameJournal:
-    """A segment of its own with these records."""
-    journal = FrameJournal(data_folder, writer=writer)
-    put(journal, *records)
-    if not keep_open:
-        journal.close()
-    return journal
 
 
 def stores(data_folder: Path) -> TableStore:

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from named_lake import LAW, T0_NS, attempt, call_id, closed, lake_in, opened, roll, write
+from named_lake import lake_in, roll
 
 from drivetrain.core.calls import Attribution, OutcomeV1, Stored
 from drivetrain.core.errors import DrivetrainError
@@ -18,6 +18,7 @@ from drivetrain.core.money import Usage
 from drivetrain.lake.costs import ATTEMPT_DIMENSIONS, CALL_DIMENSIONS, LedgerQueries
 from drivetrain.ledger.journal import FrameJournal
 from drivetrain.ledger.reader import LedgerReader
+from support.records import LAW, T0_NS, attempt, call_id, closed, opened, write
 
 DIMENSIONS = (*CALL_DIMENSIONS, *ATTEMPT_DIMENSIONS, "tag:env", "tag:o'clock")
 NAMES = st.sampled_from(["", "a", "b c", "ä=ö", "'; DROP TABLE calls; --", '"', "\0", "😀"])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from named_lake import T0_NS, attempt, call_id, closed, ended, lake_in, opened, roll, tables_in, write
+from named_lake import ended, lake_in, roll, tables_in
 
 from drivetrain.core.calls import OutcomeV1
 from drivetrain.core.errors import DrivetrainError
@@ -21,6 +21,7 @@ from drivetrain.lake.columns import OutcomeRows
 from drivetrain.lake.lake import TRIES, Lake
 from drivetrain.lake.roller import Roller
 from drivetrain.ports.tables import TableFiles, TableStore
+from support.records import T0_NS, attempt, call_id, closed, opened, write
 
 EACH_ONCE = "select count(*), count(distinct call_id), sum(cost_nano_usd) from calls"
 TOTALS = (
@@ -187,7 +188,7 @@ WRITER = """
 import sys, time
 sys.path.insert(0, sys.argv[3])
 from pathlib import Path
-from named_lake import attempt
+from support.records import attempt
 from drivetrain.core.calls import Attribution, ClosedV1, OpenedV1
 from drivetrain.ledger.journal import FrameJournal
 journal, number, started_s = FrameJournal(Path(sys.argv[1]), segment_bytes_max=200_000), 0, time.time()
@@ -208,7 +209,7 @@ class Writer:
     """A process that writes 2,000 Calls a second, and tells how many stand."""
 
     def __init__(self, folder: Path, seconds: float) -> None:
-        command = [sys.executable, "-c", WRITER, str(folder), str(seconds), str(Path(__file__).parent)]
+        command = [sys.executable, "-c", WRITER, str(folder), str(seconds), str(Path(__file__).parent.parent)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.standing = 0
         self._thread = threading.Thread(target=self._follow)

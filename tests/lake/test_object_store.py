@@ -7,33 +7,16 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from lake_stores import SECRET, S3Server, Store, s3_options
+from lake_stores import SECRET, Store, s3_options
 
 from drivetrain.adapters.lake_places import lake_place
 from drivetrain.core.errors import DrivetrainError
 
 NAMES = ("model.onnx", "a b/ü=1%20/#?&.bin", "deep/er/and/deeper/x", "deep.er")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    started = S3Server()
-    started.wait()
-    yield started
-    started.close()
-
-
-@pytest.fixture(params=["folder", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "folder":
-        return Store("", {}, tmp_path, False)
-    server: S3Server = request.getfixturevalue("server")
-    return server.store(tmp_path)
 
 
 @pytest.mark.parametrize("path", NAMES)

@@ -12,25 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from roller_world import (
-    LAW,
-    T0_NS,
-    Halted,
-    HaltingTables,
-    attempt,
-    call_id,
-    closed,
-    opened,
-    outcome,
-    put,
-    roller,
-    seen_calls,
-    seen_outcomes,
-    spent,
-    stores,
-    table_rows,
-    write,
-)
+from roller_world import Halted, HaltingTables, outcome, roller, seen_calls, seen_outcomes, spent, stores, table_rows
 
 from drivetrain.core.calls import Attribution, Call, OutcomeV1, ReservedV1, Stored
 from drivetrain.core.errors import DrivetrainError
@@ -40,6 +22,7 @@ from drivetrain.lake import plans
 from drivetrain.lake.roller import Roller
 from drivetrain.ledger.journal import FrameJournal
 from drivetrain.ledger.reader import LedgerReader
+from support.records import LAW, T0_NS, attempt, call_id, closed, opened, put, write
 
 NAMES = st.sampled_from(["", "a", "b c", "ä=ö", "'; DROP TABLE calls; --", '"', "\0", "😀"])
 NUMBERS = st.one_of(st.integers(0, 10**6), st.sampled_from([0, 2**31, 2**53 + 1, 2**63 - 1]))

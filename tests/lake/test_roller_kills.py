@@ -12,17 +12,20 @@ import time
 from pathlib import Path
 
 import pytest
-from roller_world import call_id, roller, seen_calls, seen_outcomes, spent, stores
+from roller_world import roller, seen_calls, seen_outcomes, spent, stores
 
 from drivetrain.lake import plans
 from drivetrain.lake.plans import ledger_of
+from support.records import call_id
 
 HERE = Path(__file__).parent
 WRITER = """
 import os, sys, time
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = [sys.argv[2], os.path.dirname(sys.argv[2])]
 from pathlib import Path
-from roller_world import FrameJournal, attempt, closed, opened, outcome
+from roller_world import outcome
+from drivetrain.ledger.journal import FrameJournal
+from support.records import attempt, closed, opened
 journal = FrameJournal(Path(sys.argv[1]), segment_bytes_max=60_000)
 sent = open(sys.argv[3], "a", buffering=1)
 number = int(sys.argv[4])
@@ -47,7 +50,7 @@ while os.getppid() == parent:
 """
 ROLLERS = """
 import os, sys
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = [sys.argv[2], os.path.dirname(sys.argv[2])]
 from pathlib import Path
 import deltalake, duckdb
 from roller_world import roller

@@ -7,23 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from roller_world import (
-    T0_NS,
-    Halted,
-    HaltingTables,
-    attempt,
-    closed,
-    opened,
-    outcome,
-    put,
-    roller,
-    seen_calls,
-    seen_outcomes,
-    spent,
-    stores,
-    table_rows,
-    write,
-)
+from roller_world import Halted, HaltingTables, outcome, roller, seen_calls, seen_outcomes, spent, stores, table_rows
 
 from drivetrain.core.calls import OutcomeV1
 from drivetrain.lake import plans
@@ -33,6 +17,7 @@ from drivetrain.lake.roller import Roller
 from drivetrain.lake.rows import Tail, tail
 from drivetrain.ledger.frames import segments
 from drivetrain.ledger.journal import FrameJournal
+from support.records import T0_NS, attempt, closed, opened, put, write
 
 FOR_EVER = Keep()
 

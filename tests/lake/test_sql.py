@@ -13,7 +13,7 @@ from pathlib import Path
 import duckdb
 import pytest
 import typer
-from named_lake import T0_NS, attempt, call_id, closed, lake_in, opened, roll, write
+from named_lake import lake_in, roll
 from typer.testing import CliRunner, Result
 
 from drivetrain.cli import sql as sql_cli
@@ -22,6 +22,7 @@ from drivetrain.core.errors import DrivetrainError
 from drivetrain.embedded.asking import sql
 from drivetrain.lake import answers, sandbox
 from drivetrain.lake.lake import Lake
+from support.records import T0_NS, attempt, call_id, closed, opened, write
 
 app = typer.Typer()
 app.command("sql")(sql_cli.sql_command)

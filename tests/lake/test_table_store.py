@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -29,22 +28,6 @@ KILLS = 12
 PERSON = "Jane Roe"
 """Never quoted."""
 LOG = "_delta_log"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    started = S3Server()
-    started.wait()
-    yield started
-    started.close()
-
-
-@pytest.fixture(params=["folder", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "folder":
-        return Store("", {}, tmp_path, False)
-    server: S3Server = request.getfixturevalue("server")
-    return server.store(tmp_path)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from named_lake import T0_NS, attempt, call_id, closed, ended, lake_in, opened, roll, tables_in, write
+from named_lake import ended, lake_in, roll, tables_in
 
 from drivetrain.core.calls import Attribution, Call, OutcomeV1, Stored
 from drivetrain.core.errors import DrivetrainError
@@ -17,6 +17,7 @@ from drivetrain.core.features import FeaturesSeenV1
 from drivetrain.lake.calls import Calls, Wanted
 from drivetrain.lake.lake import Lake
 from drivetrain.ledger.reader import LedgerReader
+from support.records import T0_NS, attempt, call_id, closed, opened, write
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "lake.md"
 DAY_NS = 86_400 * 10**9

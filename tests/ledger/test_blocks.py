@@ -13,7 +13,6 @@ import pytest
 from backports import zstd
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ledger_samples import LAW, attempt, call_id, closed, opened, write
 
 from drivetrain.core.calls import BLOCK_DECODER, BlockV1, OpenedV1, Stored
 from drivetrain.core.codec import MSGPACK
@@ -22,6 +21,7 @@ from drivetrain.ledger.blocks import BLOCK_BODIES_MIN, BLOCK_TAG
 from drivetrain.ledger.frames import HEAD, Damage, records, segments
 from drivetrain.ledger.journal import FrameJournal
 from drivetrain.ledger.reader import LedgerReader
+from support.records import LAW, attempt, call_id, closed, opened, write
 
 
 def read(folder: Path, start: int = 0) -> list[tuple[int, int, Stored]]:

@@ -11,11 +11,11 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from ledger_samples import attempt, closed, opened, write
 
 from drivetrain.ledger import journal as journal_module
 from drivetrain.ledger.journal import FrameJournal
 from drivetrain.ledger.reader import LedgerReader
+from support.records import attempt, closed, opened, write
 
 
 def test_callbacks_run_after_the_write_in_order_and_never_inside_append(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_beyond_the_buffer_an_append_fails_and_the_rest_is_written(
 FILL = """
 import asyncio, os, resource, signal, sys
 from pathlib import Path
-from ledger_samples import opened
+from support.records import opened
 from drivetrain.ledger.journal import FrameJournal
 
 async def main(folder, limit):
@@ -194,7 +194,7 @@ def test_a_full_disk_refuses_what_does_not_stand_and_recovers_by_itself(tmp_path
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(FILL), str(tmp_path), str(limit)],
         check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
         capture_output=True,
         text=True,
         timeout=30,
@@ -262,7 +262,7 @@ def test_a_bad_descriptor_leads_to_a_new_segment(tmp_path: Path) -> None:
 KILLED = """
 import asyncio, os, sys
 from pathlib import Path
-from ledger_samples import opened, closed, attempt
+from support.records import opened, closed, attempt
 from drivetrain.ledger.journal import FrameJournal
 
 async def main(folder):
@@ -283,7 +283,7 @@ asyncio.run(main(Path(sys.argv[1])))
 def _kill_one(folder: Path, after_lines: int) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(KILLED), str(folder)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
         stdout=subprocess.PIPE,
     )
     assert process.stdout is not None

@@ -10,13 +10,13 @@ import threading
 from pathlib import Path
 
 import pytest
-from ledger_samples import attempt, call_id, closed, opened, write
 
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.ledger.frames import is_locked, segments
 from drivetrain.ledger.journal import FrameJournal
 from drivetrain.ledger.leaving import LEAVE_NAME, leave_all
 from drivetrain.ledger.reader import LedgerReader
+from support.records import attempt, call_id, closed, opened, write
 
 
 class Looks:
@@ -179,7 +179,7 @@ def test_a_writer_of_another_thread_is_waited_for(tmp_path: Path) -> None:
 BUSY = """
 import asyncio, os, sys
 from pathlib import Path
-from ledger_samples import opened, closed, attempt
+from support.records import opened, closed, attempt
 from drivetrain.ledger.journal import FrameJournal
 
 async def main(folder, first):
@@ -205,7 +205,7 @@ def test_busy_writers_leave_what_then_stands_still_and_lose_nothing(tmp_path: Pa
     writers = [
         subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(BUSY), str(tmp_path), str(number * 1_000_000)],
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
             stdout=file,
         )
         for number, file in enumerate(out)

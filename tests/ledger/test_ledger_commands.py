@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import typer
-from ledger_samples import T0_NS, attempt, call_id, closed, opened, write
 from typer.testing import CliRunner, Result
 
 from drivetrain.adapters.files import FileVault
@@ -25,6 +24,7 @@ from drivetrain.core.calls import Answers, Attribution, OutcomeV1
 from drivetrain.core.codec import MSGPACK
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.money import nano_usd
+from support.records import T0_NS, attempt, call_id, closed, opened, write
 
 app = typer.Typer()
 app.add_typer(calls.app, name="calls")

@@ -12,7 +12,6 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ledger_samples import LAW, T0_NS, attempt, call_id, closed, opened, write
 
 from drivetrain.core.calls import (
     STORED_DECODER,
@@ -35,6 +34,7 @@ from drivetrain.ledger.frames import HEAD, NewerRecord, records, segments
 from drivetrain.ledger.journal import FrameJournal
 from drivetrain.ledger.reader import LedgerReader
 from support.lakes import lake_at
+from support.records import LAW, T0_NS, attempt, call_id, closed, opened, write
 
 
 def frame(record: object) -> bytes:

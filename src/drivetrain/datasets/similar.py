@@ -19,9 +19,9 @@ SHINGLE_CHARS = 5
 TEXT_CHARS_MAX = 2_000
 """Only so much of a text is looked at: two documents with the same two pages are alike."""
 TEXTS_MAX = 100_000
-"""Different texts; beyond it shingles take gigabytes and minutes."""
+"""Different texts, at 0.5 ms and 10 KB each."""
 COMPARISONS_MAX = 30_000_000
-"""About a minute: texts with so much in common have a better key to be grouped by."""
+"""Texts with so much in common have a better key to be grouped by."""
 BITMAP_BITS = 1_024
 """Per text; with as many bits as shingles in it, two texts that share few would look as if they shared half."""
 

@@ -21,7 +21,7 @@ LOOK_S = 1.0
 RECORD_BYTES = 150
 """Of a Call as it waits, at least: `roll_records` counts in these."""
 APART_S = 30.0
-"""Between two rolls at least, as starting one costs half a second of a core ..."""
+"""Between two rolls at least, as starting one costs 0.4 s of a core ..."""
 BYTES_MAX = 64 * 1024 * 1024
 """... unless so much waits."""
 FIRST_S = 60.0

@@ -1,8 +1,9 @@
-"""Records to write, and settings for the laws."""
+"""Records to write: Calls that tests count by number and day, segments of them, and settings for the laws."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from hypothesis import HealthCheck, settings
 
@@ -12,6 +13,9 @@ from drivetrain.ledger.journal import FrameJournal
 
 T0_NS = 1_767_225_600_000_000_000
 """2026-01-01T00:00:00Z."""
+STEP_NS = 1_000_000
+"""Between a Call and the one of the next number."""
+DAY_NS = 86_400_000_000_000
 
 LAW = settings(
     print_blob=True,
@@ -22,11 +26,15 @@ LAW = settings(
 """A failing example prints the blob that replays it."""
 
 
-def call_id(number: int) -> str:
-    return f"call_{T0_NS // 1_000_000 + number:012x}0123456789{number:08x}"
+def opened_ns(number: int, day: int = 0) -> int:
+    return T0_NS + day * DAY_NS + number * STEP_NS
 
 
-def attempt(variant: str = "small", cost_nano_usd: int = 1_000, **fields: object) -> AttemptV1:
+def call_id(number: int, day: int = 0) -> str:
+    return f"call_{opened_ns(number, day) // 1_000_000:012x}0123456789{number:08x}"
+
+
+def attempt(variant: str = "small", cost_nano_usd: int = 1_000, **fields: Any) -> AttemptV1:
     given = {
         "model": f"openai/{variant}",
         "purpose": "answer",
@@ -38,10 +46,10 @@ def attempt(variant: str = "small", cost_nano_usd: int = 1_000, **fields: object
         "usage": Usage(100, 20, 0, 0, 50, 10, "reported"),
         **fields,
     }
-    return AttemptV1(variant=variant, cost_nano_usd=cost_nano_usd, **given)  # type: ignore[arg-type]
+    return AttemptV1(variant=variant, cost_nano_usd=cost_nano_usd, **given)
 
 
-def opened(number: int, **fields: object) -> OpenedV1:
+def opened(number: int, day: int = 0, **fields: Any) -> OpenedV1:
     given = {
         "snapshot": "0123456789abcdef",
         "workflow": "triage",
@@ -50,10 +58,10 @@ def opened(number: int, **fields: object) -> OpenedV1:
         "attribution": Attribution(team="support"),
         **fields,
     }
-    return OpenedV1(call_id(number), T0_NS + number * 1_000_000, **given)  # type: ignore[arg-type]
+    return OpenedV1(call_id(number, day), opened_ns(number, day), **given)
 
 
-def closed(number: int, *attempts: AttemptV1, **fields: object) -> ClosedV1:
+def closed(number: int, *attempts: AttemptV1, day: int = 0, **fields: Any) -> ClosedV1:
     given = {
         "status": "answered",
         "http_status": 200,
@@ -61,17 +69,22 @@ def closed(number: int, *attempts: AttemptV1, **fields: object) -> ClosedV1:
         "cost_nano_usd": sum(one.cost_nano_usd for one in attempts),
         **fields,
     }
-    return ClosedV1(call_id(number), T0_NS + number * 1_000_000 + 7_000_000, attempts=attempts, **given)  # type: ignore[arg-type]
+    return ClosedV1(call_id(number, day), opened_ns(number, day) + 7_000_000, attempts=attempts, **given)
 
 
-def write(data_folder: Path, *records: Stored, writer: str | None = None, keep_open: bool = False) -> FrameJournal:
-    """A segment of its own with these records."""
-    journal = FrameJournal(data_folder, writer=writer)
+def put(journal: FrameJournal, *records: Stored) -> None:
+    """Written before this returns."""
     written: list[bool] = []
     for record in records:
         journal.append(record, written.append)
     journal.flush()
     assert written == [True] * len(records)
+
+
+def write(data_folder: Path, *records: Stored, writer: str | None = None, keep_open: bool = False) -> FrameJournal:
+    """A segment of its own with these records."""
+    journal = FrameJournal(data_folder, writer=writer)
+    put(journal, *records)
     if not keep_open:
         journal.close()
     return journal
