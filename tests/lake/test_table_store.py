@@ -21,6 +21,7 @@ import pytest
 from lake_stores import SECRET, S3Server, Store, ask, forward, http_server, is_readable_in, read, rows, s3_options
 
 from drivetrain.adapters.lake_places import lake_place
+from drivetrain.adapters.objects import FileObjects
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.ports.tables import TableChanged
 
@@ -399,6 +400,31 @@ def test_vacuum_takes_what_killed_writers_left(store: Store) -> None:
     store.open(now_s=lambda: time.time() + 3601).tables.vacuum("calls", keep_s=0)
     assert not set(left) & set(store.listed())
     assert read(place, "calls") == [(1,)]
+
+
+def test_a_reader_whose_log_is_cleaned_between_two_looks_reads_the_newest(local: Store, monkeypatch: Any) -> None:
+    place = local.open()
+    place.tables.append("calls", rows("select 1 as id"), transaction=("ledger", 1))
+    place.tables.append("calls", rows("select 2 as id"), transaction=("ledger", 2))
+    assert len(read(place, "calls")) == 2
+    look, looks = FileObjects.stamp, 0
+
+    def cleaned_after_the_last_look(folder: FileObjects, path: str) -> Any:
+        nonlocal looks
+        found = look(folder, path)
+        looks += 1
+        if looks == 2:
+            other = local.open()
+            other.tables.replace("calls", rows("select 3 as id"))
+            other.tables.vacuum("calls", keep_s=0)
+        return found
+
+    monkeypatch.setattr(FileObjects, "stamp", cleaned_after_the_last_look)
+    files = place.tables.files("calls", transactions=["ledger"])
+    assert files is not None
+    assert files.transactions == {"ledger": 2}
+    monkeypatch.undo()
+    assert read(place, "calls") == [(3,)]
 
 
 def test_vacuum_leaves_what_is_being_written(local: Store) -> None:

@@ -96,10 +96,16 @@ class DeltaTables:
         """See the port."""
         for _ in range(READS_MAX):
             with self._lock:
-                opened = self._up_to_date(table, version)
-                if opened is None:
-                    return None
-                seen = {name: opened.transaction(name) for name in transactions}
+                try:
+                    opened = self._up_to_date(table, version)
+                    if opened is None:
+                        return None
+                    with _reading(self._folder.place):
+                        seen = {name: opened.transaction(name) for name in transactions}
+                except _Vanished:
+                    # Its log was cleaned up between two looks.
+                    self._drop(table)
+                    continue
             chosen = opened.files if where is None else self._matching(table, opened, where)
             try:
                 paths = self._folder.local_copies([f"{table}/{file.path}" for file in chosen])
@@ -380,8 +386,11 @@ class DeltaTables:
 
     def _forget(self, table: str) -> None:
         with self._lock:
-            for key in [key for key in self._open if key[0] == table]:
-                del self._open[key]
+            self._drop(table)
+
+    def _drop(self, table: str) -> None:
+        for key in [key for key in self._open if key[0] == table]:
+            del self._open[key]
 
     def _stamp(self, table: str, version: int) -> tuple[Any, ...] | None:
         return self._folder.stamp(f"{table}/{LOG}/{version:020d}.json")
@@ -487,12 +496,20 @@ class _Opened(msgspec.Struct, frozen=True, kw_only=True):
         return self.transactions[application]
 
 
+class _Vanished(DrivetrainError):
+    """What was being read is not there any more; looked up again, it may be."""
+
+
 @contextlib.contextmanager
 def _reading(place: str) -> Iterator[None]:
     """The library's failures while a log is read become ours."""
     try:
         yield
+    except DrivetrainError:
+        raise
     except _faults() as error:
+        if _VANISHED.search(str(error)) is not None:
+            raise _Vanished(f"A table at {place} was cleaned up while it was read.", do="Ask again.") from None
         raise trouble(error, place) from None
 
 

@@ -58,7 +58,7 @@ class MappedOnline:
     def replace(
         self, layout: Layout, vectors: Iterable[tuple[bytes, Sequence[PartRow | None]]], as_of_us: Sequence[int]
     ) -> int:
-        """See OnlineStore. Costs about 10 us per vector of 20 features; nobody waits while they are written, not even pushes."""
+        """See OnlineStore. About 10 us per vector of 20 features; nobody waits meanwhile, not even pushes."""
         folder = self._made(layout.table)
         assert len(as_of_us) == len(layout.parts), "one moment per part"
         with _locked(folder, "replacing.lock"):
