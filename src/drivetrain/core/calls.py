@@ -11,6 +11,7 @@ import msgspec
 
 from drivetrain.core.features import FeaturesSeenV1
 from drivetrain.core.money import NO_USAGE, Usage
+from drivetrain.core.policies import DecisionV1
 
 RETAINED_NONE, RETAINED_HASH, RETAINED_FULL = 0, 1, 2
 
@@ -137,6 +138,8 @@ class ClosedV1(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="clos
     """`stale` or `static` where no variant answered and the workflow's ladder did; else empty."""
     notes: tuple[str, ...] = ()
     """What was done to the request before the route, such as turns dropped to fit `max_input_tokens`."""
+    decision: DecisionV1 | None = None
+    """What the workflow's policy did with the answer; None where it has none, or where nothing was answered."""
 
 
 class OutcomeV1(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="outcome.1"):
@@ -229,6 +232,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     outcomes: tuple[Outcome, ...] = ()
     features: FeaturesSeenV1 | None = None
     business_key: str = ""
+    decision: DecisionV1 | None = None
 
 
 STORED_DECODER = msgspec.msgpack.Decoder(Stored)

@@ -110,7 +110,8 @@ class Rule:
 
 
 class Variant:
-    """One pinned way to fulfil a workflow with a model: `provider/model-snapshot`, prompt and parameters."""
+    """One pinned way to fulfil a workflow with a model: `provider/model-snapshot`, prompt and parameters, or a trained
+    model: `models:/NAME@ALIAS` or `models:/NAME/NUMBER`."""
 
     __slots__ = (
         "accept",
@@ -252,6 +253,7 @@ class Workflow(Generic[In, Out]):
         "owner",
         "parameters",
         "place",
+        "policy",
         "priority",
         "project",
         "retention",
@@ -293,6 +295,7 @@ class Workflow(Generic[In, Out]):
         entity_keys: Mapping[str, str] | None = None,
         outcome_key: str | None = None,
         keep_days: int | None = None,
+        policy: Any = None,
         place: Place | None = None,
         **unknown: Never,
     ) -> None:
@@ -344,6 +347,8 @@ class Workflow(Generic[In, Out]):
         """The input's field that Outcomes may name instead of the Call's id, such as an order's number."""
         self.keep_days = keep_days
         """How long its Calls and their Outcomes stay in the lake; None: as long as the project says."""
+        self.policy = policy
+        """A Policy, or the file of its table in `policies/`: what is done with the answer."""
         self.place = place or caller_place()
         self.unknown: Mapping[str, Any] = unknown
         self.project: str | None = None
@@ -357,6 +362,15 @@ class Workflow(Generic[In, Out]):
         # By name: the room that wires a call stands above this one, and importing a project loads no machinery.
         embedded = importlib.import_module("drivetrain.embedded.calls")
         return embedded.answer(self, input)  # type: ignore[no-any-return]
+
+    def decide(self, input: In) -> Any:
+        """The answer to one input with what the workflow's policy decides: a `core.policies.Decided`.
+
+        Raises: RequestError where the call is refused, no variant answers, or the policy fails;
+        DrivetrainError where the workflow has no policy.
+        """
+        embedded = importlib.import_module("drivetrain.embedded.calls")
+        return embedded.decide(self, input)
 
     def __repr__(self) -> str:
         return f"Workflow({self.name!r})"
