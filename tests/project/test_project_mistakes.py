@@ -348,7 +348,7 @@ MISTAKES: list[tuple[str, str, str]] = [
     ("then", "has a `then` that is no Route", "output type"),
     ("then-class", "has a class as its `then`", "Route(...)"),
     ("unreachable", "Variant `small` of workflow `triage` can never answer", "last"),
-    ("trained", "a trained model, which this version does not support", "openai/"),
+    ("trained", "names a model `triage` that the registry does not hold", "drivetrain train"),
     (
         "prompt",
         'names the file "triag.j2", which does not exist. Looked in: workflows/triag.j2, triag.j2',

@@ -39,7 +39,7 @@ class Reference(msgspec.Struct, frozen=True):
         return f"{SCHEME}{self.name}@{self.alias}" if self.alias else f"{SCHEME}{self.name}/{self.number}"
 
 
-def is_reference(model: object) -> bool:
+def is_trained(model: object) -> bool:
     """Whether a variant's `model` means a trained one, rightly written or not."""
     return isinstance(model, str) and model.startswith("models:")
 

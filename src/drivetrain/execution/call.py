@@ -54,10 +54,12 @@ from drivetrain.execution.refusals import (
     unanswered,
     unusable,
 )
+from drivetrain.execution.trained import TrainedStep
 from drivetrain.limits.slices import Hold
+from drivetrain.ports.inference import ModelRequest
 from drivetrain.ports.journal import JournalFull
 from drivetrain.ports.transport import Attempt, UpstreamFailure, UpstreamHead, UpstreamRequest
-from drivetrain.providers.answers import Relay, Unusable
+from drivetrain.providers.answers import Reading, Relay, Unusable
 from drivetrain.routing.checks import Features, RuleStep
 
 RETRY_BASE_S = 0.1
@@ -71,6 +73,10 @@ COUNTED_BYTES_MAX = 256 * 1024
 ADMISSION, RESERVATION, FLIGHT, JOURNAL, PAUSE = "admission", "reservation", "flight", "journal", "pause"
 """What a Call may wait for beside its provider."""
 NO_ACCOUNTS: tuple[str, ...] = ()
+NO_CHAT: dict[str, Any] = {}
+NO_TOKENS = Bound(0, 0)
+SCORED = Usage(source="reported")
+"""What a trained model uses of tokens: none, and that is no estimate."""
 AGAIN_JSON = UpstreamHead(200, {b"content-type": b"application/json"})
 AGAIN_STREAM = UpstreamHead(200, {b"content-type": b"text/event-stream"})
 
@@ -208,7 +214,7 @@ class Execution:
         self._attempt_started_us = 0
         self._first_byte_us = 0
         self._exchange: Attempt | None = None
-        self._request: UpstreamRequest | None = None
+        self._request: UpstreamRequest | ModelRequest | None = None
         self._price: Price | None = None
         self._head: UpstreamHead | None = None
         self._relay: Relay | None = None
@@ -394,16 +400,22 @@ class Execution:
             if timeout_ms <= 0:
                 self._miss_deadline(step)
                 return True
+        trained = step.trained
+        asked: ModelRequest | None = None
         try:
-            chat = self.admitted.chat if step.as_it_is else self._chat(step)
-            body = step.dialect.encode(chat, step.target, stream=live, max_output_tokens=limit)
+            if trained is not None:
+                asked = trained.request(self.admitted.value, self._feature_values, timeout_ms)
+                chat, body = NO_CHAT, asked.row
+            else:
+                chat = self.admitted.chat if step.as_it_is else self._chat(step)
+                body = step.dialect.encode(chat, step.target, stream=live, max_output_tokens=limit)
         except RequestError as error:
             return self._cannot(step, error)
         except RecursionError:
             return self._cannot(step, too_deep())
         plan = self.plan
         self._weighs = (chat, len(body), limit)
-        self._bound = None
+        self._bound = None if asked is None else NO_TOKENS
         self._price = price
         hold = self._hold
         self._worst = 0
@@ -420,7 +432,7 @@ class Execution:
         self._relay = None
         self._body = []
         self._arrived_bytes = 0
-        self._request = UpstreamRequest(step.target.endpoint, step.head, body, first_byte_ms, timeout_ms)
+        self._request = asked or UpstreamRequest(step.target.endpoint, step.head, body, first_byte_ms, timeout_ms)
         if plan.cache is not None and (again := self._again_for(plan.cache, chat)) is not None:
             kept = again.look_up(step, self._step, live=live, body=body, landed=self._landed)
             if kept is not None:
@@ -676,7 +688,11 @@ class Execution:
         self._unsettled = True
         self._attempt_started_us = self._elapsed_us()
         self._first_byte_us = 0
-        self._exchange = self._env.transport.send(request, self)
+        if type(request) is ModelRequest:
+            assert self._env.models is not None, "a plan with trained models has somebody to run them"
+            self._exchange = self._env.models.send(request, self)
+        else:
+            self._exchange = self._env.transport.send(request, self)  # type: ignore[arg-type]
 
     def on_head(self, head: UpstreamHead) -> None:
         self._head = head
@@ -778,7 +794,10 @@ class Execution:
             self._refused_by_provider(step, head, body)
             return
         try:
-            reading = step.dialect.read(body, created_s=self.opened_ns // NS_PER_S)
+            reading = (
+                self._scored(step.trained, body) if step.trained is not None
+                else step.dialect.read(body, created_s=self.opened_ns // NS_PER_S)
+            )  # fmt: skip
             tail = self._as_tail(reading.body) if not step.buffered else b""
         except Unusable as fault:
             self._settle(
@@ -795,6 +814,11 @@ class Execution:
         self._settle("accepted", "", usage, body, finish=reading.finish_reason)
         answer = None if reading.body is body else reading.body
         self._close_answered(step.name, reading.body, None, reading.finish_reason, answer=answer, tail=tail)
+
+    def _scored(self, trained: TrainedStep, body: bytes) -> Reading:
+        """A trained model's answer in OpenAI's shape. Raises: Unusable."""
+        text = trained.text(body)
+        return Reading(completion(self.call_id, self.plan.name, text, self.opened_ns), "stop", SCORED)
 
     def _judge_content(self, step: VariantStep, shaped: bytes, finish: str, usage: Usage, body: bytes) -> None:
         try:

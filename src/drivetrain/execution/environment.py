@@ -17,6 +17,7 @@ from drivetrain.core.calls import Attribution
 from drivetrain.core.features import ViewSeen
 from drivetrain.core.limits import Refusal
 from drivetrain.limits.slices import Hold, Waiter
+from drivetrain.ports.inference import Models
 from drivetrain.ports.journal import Journal, Vault
 from drivetrain.ports.transport import Transport
 from drivetrain.routing.health import Denied, Outcome
@@ -116,6 +117,8 @@ class Environment(msgspec.Struct, frozen=True):
     flights: Flights | None = None
     features: FeaturesDoor | None = None
     """None: no workflow names a FeatureService."""
+    models: Models | None = None
+    """None: no route names a trained model."""
 
 
 class Asked(msgspec.Struct, frozen=True):

@@ -19,17 +19,20 @@ from drivetrain.core.errors import DrivetrainError, RequestError
 from drivetrain.core.money import nano_usd
 from drivetrain.execution.admission import Admitted, ChatAdmission, admit_input, as_chat, bad_request, parse_body
 from drivetrain.execution.featured import FeaturePlan, business_key
-from drivetrain.project.snapshot import Provider, SecretRef, Snapshot
+from drivetrain.execution.trained import TrainedStep
+from drivetrain.project.snapshot import ModelFacts, Provider, SecretRef, Snapshot
 from drivetrain.providers.answers import Dialect, Target
 from drivetrain.providers.anthropic_messages import AnthropicMessages
 from drivetrain.providers.facts import target
 from drivetrain.providers.openai_chat import OpenAIChat
-from drivetrain.providers.pricing import PriceBook, UnknownPrice, price_book
+from drivetrain.providers.pricing import PriceBook, UnknownPrice, own_price, price_book
 from drivetrain.routing.checks import CheckStep, Features, RuleStep, SlowCode, compiled_checks
 from drivetrain.routing.outputs import OutputReader, output_schema
 from drivetrain.version import VERSION
 
 DIALECTS: Mapping[str, Dialect] = {"openai": OpenAIChat(), "anthropic": AnthropicMessages()}
+OWN = Endpoint(name="models", scheme="models", host="", port=0)
+"""Where trained models run, as far as a provider's address goes."""
 
 Resolve = Callable[[SecretRef], str]
 Messages = Callable[[Any, list[Any] | None, Features], list[Any]]
@@ -57,24 +60,26 @@ class VariantStep:
         "streams",
         "target",
         "timeout_ms",
+        "trained",
         "unpriced",
         "watched",
     )
 
     def __init__(self, workflow: Workflow[Any, Any], variant: Variant, parts: _Parts) -> None:
-        provider = parts.provider(variant)
         facts = parts.snapshot.models.get(variant.model)
         self.name = variant.name
-        self.watched = provider.breaker
+        pinned = parts.snapshot.pinned.get(variant.model)
+        self.trained = TrainedStep(pinned, workflow) if pinned is not None else None
+        """Where it is a trained model: how it is asked."""
+        upstream = _provider(variant, facts, parts) if self.trained is None else _own(self.trained, facts, workflow)
+        self.watched = upstream.watched
         """Whether its model's health decides about attempts."""
-        self.dialect: Dialect = DIALECTS[provider.dialect]
-        self.target: Target = target(variant.model, provider.dialect, provider.endpoint, facts)
+        self.dialect = upstream.dialect
+        self.target = upstream.target
         self.can = self.target.capabilities | self.dialect.makes_up_for(self.target.capabilities)
         """What a request may need: the model's capabilities, and what the dialect reaches by other means."""
-        self.head, self.secrets = parts.head(provider, self.dialect)
-        endpoint = provider.endpoint
-        url = f"{endpoint.scheme}://{endpoint.authority}{endpoint.path}"
-        self.identity = f"{variant.model}\n{self.target.upstream_name}\n{provider.dialect}\n{url}".encode()
+        self.head, self.secrets = upstream.head, upstream.secrets
+        self.identity = upstream.identity
         """Who is asked, for the cache's keys; what is asked is the request's body."""
         self.checks: tuple[CheckStep, ...] = compiled_checks(workflow, variant, parts.slow)
         self.buffered = bool(self.checks) or workflow.output is not None
@@ -83,20 +88,17 @@ class VariantStep:
         self.max_output_tokens = variant.max_output_tokens
         self.timeout_ms = variant.timeout_ms
         self.first_byte_timeout_ms = variant.first_byte_timeout_ms
-        self.messages: Messages | None = _messages(workflow, variant, parts.templates, self.can)
+        self.messages: Messages | None = (
+            _messages(workflow, variant, parts.templates, self.can) if self.trained is None else None
+        )
         """Builds the messages; None: the conversation as it is."""
         self.parameters = dict(variant.parameters)
-        self.extra: dict[str, Any] = _structured(workflow, self.can)
+        self.extra: dict[str, Any] = _structured(workflow, self.can) if self.trained is None else {}
         """What makes the answer fit the output type; a variant's own parameters win over it."""
         capped = workflow.max_input_tokens is not None
         self.as_it_is = self.messages is None and not self.parameters and not self.extra and not capped
         """Whether the client's chat goes to the model as it was admitted."""
-        self.prices: PriceBook | None = None
-        self.unpriced = ""
-        try:
-            self.prices = price_book(variant.model, url, facts)
-        except UnknownPrice as problem:
-            self.unpriced = str(problem)
+        self.prices, self.unpriced = upstream.prices, upstream.unpriced
 
     def without_secrets(self, said: bytes) -> bytes:
         """What a provider said, with our own secrets cut out: some repeat the key that they refuse."""
@@ -105,6 +107,53 @@ class VariantStep:
         for secret in self.secrets:
             said = said.replace(secret, b"[secret]").replace(JSON.encode(secret.decode("latin-1"))[1:-1], b"[secret]")
         return said
+
+
+class _Upstream(msgspec.Struct, frozen=True, kw_only=True):
+    """Whom a variant asks."""
+
+    watched: bool
+    dialect: Dialect
+    target: Target
+    head: bytes = b""
+    secrets: tuple[bytes, ...] = ()
+    identity: bytes
+    prices: PriceBook | None = None
+    unpriced: str = ""
+
+
+def _provider(variant: Variant, facts: ModelFacts | None, parts: _Parts) -> _Upstream:
+    """A provider's model."""
+    provider = parts.provider(variant)
+    dialect = DIALECTS[provider.dialect]
+    asked = target(variant.model, provider.dialect, provider.endpoint, facts)
+    head, secrets = parts.head(provider, dialect)
+    endpoint = provider.endpoint
+    url = f"{endpoint.scheme}://{endpoint.authority}{endpoint.path}"
+    prices, unpriced = None, ""
+    try:
+        prices = price_book(variant.model, url, facts)
+    except UnknownPrice as problem:
+        unpriced = str(problem)
+    return _Upstream(
+        watched=provider.breaker, dialect=dialect, target=asked, head=head, secrets=secrets,
+        identity=f"{variant.model}\n{asked.upstream_name}\n{provider.dialect}\n{url}".encode(),
+        prices=prices, unpriced=unpriced,
+    )  # fmt: skip
+
+
+def _own(trained: TrainedStep, facts: ModelFacts | None, workflow: Workflow[Any, Any]) -> _Upstream:
+    """A trained model: its errors have OpenAI's shape, and it costs nothing unless the project says what."""
+    pinned = trained.pinned
+    asked = Target(
+        reference=trained.reference, upstream_name=pinned.id, endpoint=OWN,
+        capabilities=frozenset({"json_schema"}) if workflow.output is not None else frozenset(),
+        max_tokens_field="max_tokens",
+    )  # fmt: skip
+    return _Upstream(
+        watched=False, dialect=DIALECTS["openai"], target=asked, identity=f"{pinned.id}\n{pinned.digest}".encode(),
+        prices=own_price(facts),
+    )  # fmt: skip
 
 
 class WorkflowPlan:
@@ -148,7 +197,8 @@ class WorkflowPlan:
             msgspec.json.Decoder(workflow.input) if workflow.input is not None else None
         )
         needs_value = any(
-            isinstance(step, RuleStep) or bool(step.checks) or step.messages is not None for step in self.steps
+            isinstance(step, RuleStep) or bool(step.checks) or step.messages is not None or step.trained is not None
+            for step in self.steps
         )
         self.chat = parts.admission(workflow, needs_value=needs_value)
         self.attempts_max = workflow.attempts_max
@@ -228,6 +278,7 @@ class _Parts:
         With thousands of workflows, what every Call of every one of them looks at stays in the processor's cache.
         """
         own = variant.accept is not None or workflow.validators or workflow.input is not None
+        own = own or variant.model in self.snapshot.pinned
         if own or workflow.output is not None or workflow.max_input_tokens is not None:
             return VariantStep(workflow, variant, self)
         key = _same(

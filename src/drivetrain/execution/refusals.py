@@ -26,6 +26,8 @@ FAILURES = {
     "protocol": "what came is no HTTP answer",
     "oversized": "its answer is too large",
     "pool_full": "too many calls wait for a connection to it",
+    "overload": "more wait for it than it can answer in time",
+    "worker_lost": "the process that ran it ended",
 }
 """The transport's words, for clients; what it was exactly stands in the Call's record."""
 PAUSE_MAX_MS = 7 * 86_400_000
@@ -48,6 +50,9 @@ class Refusal(msgspec.Struct, frozen=True):
 def refusal(step: VariantStep, head: UpstreamHead, said: ProviderError) -> Refusal:
     """Of a status other than 200."""
     status = head.status
+    if step.trained is not None:
+        # Its row will not do, also a second time; another variant may take the input.
+        return Refusal(RequestError(status, said.message, code=said.code), retry=False)
     if status in FINAL_STATUSES and said.code != "context_length_exceeded":
         if status == 404:
             message = f"the provider knows no model `{step.target.upstream_name}`: {said.message}"

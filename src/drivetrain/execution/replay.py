@@ -22,6 +22,7 @@ from drivetrain.execution.plan import Plans
 from drivetrain.execution.refusals import TIMEOUTS
 from drivetrain.execution.verdicts import LOST, UNSENT, Recorded, Verdicts
 from drivetrain.lake.subjects import ERASED
+from drivetrain.ports.inference import ModelRequest
 from drivetrain.ports.journal import Vault
 from drivetrain.ports.transport import Attempt, UpstreamFailure, UpstreamHead, UpstreamRequest, UpstreamSink
 
@@ -140,6 +141,7 @@ class _World:
             cache=self._verdicts,
             flights=Flights(self._steps.append),
             features=self._verdicts,
+            models=self,
         )
 
     def _monotonic_ns(self) -> int:
@@ -160,9 +162,9 @@ class _World:
         while self._steps:
             self._steps.popleft()()
 
-    # ports.transport.Transport
+    # ports.transport.Transport and ports.inference.Models
 
-    def send(self, request: UpstreamRequest, sink: UpstreamSink) -> Attempt:
+    def send(self, request: UpstreamRequest | ModelRequest, sink: UpstreamSink) -> Attempt:
         exchange = _Exchange()
         if self._sent:
             attempt, body = self._sent.popleft()

@@ -7,7 +7,8 @@ room that knows them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -23,10 +24,13 @@ from drivetrain.core.declarations import (
     Workflow,
 )
 from drivetrain.core.errors import did_you_mean
+from drivetrain.core.features import FeatureService
 from drivetrain.core.limits import MODES
+from drivetrain.core.models import Pinned
 from drivetrain.project.data_checks import DataCheck
 from drivetrain.project.files import SETTINGS_FILE
 from drivetrain.project.limits import SHARES_MAX
+from drivetrain.project.model_checks import ModelCheck
 from drivetrain.project.parameters import KNOWN, MANAGED
 from drivetrain.project.problems import Problems, shown
 from drivetrain.project.prompts import Prompts
@@ -49,8 +53,12 @@ class Surroundings(msgspec.Struct, frozen=True):
     settings: Settings | None
     """None where the TOML file is broken: then what needs none is checked."""
     prompts: Prompts
-    services: Collection[str]
-    """Names of the FeatureServices."""
+    services: Mapping[str, FeatureService]
+    """FeatureServices by name."""
+    pinned: Mapping[str, Pinned]
+    """What references to trained models stand for."""
+    root: Path
+    """The project's folder."""
 
 
 def check_workflows(
@@ -90,7 +98,7 @@ class _WorkflowCheck:
         self.notes = notes
         self.settings = around.settings
         self.prompts = around.prompts
-        self.services = around.services
+        self.around = around
 
     def run(self) -> None:
         workflow = self.workflow
@@ -103,12 +111,15 @@ class _WorkflowCheck:
         self._budget()
         self._slo()
         ResilienceCheck(self.notes).run()
-        DataCheck(self.notes, self.services).run()
+        DataCheck(self.notes, self.around.services).run()
         self.notes.whole("attempts_max", workflow.attempts_max, ATTEMPTS_MOST, None)
         for validator in workflow.validators:
             if not callable(validator):
                 self.notes.note("has a validator that is no function.", "validators", value=kind(validator))
         RouteCheck(self.notes, self.settings.provider_names if self.settings else None, self.prompts).run()
+        if self.settings is not None:
+            data_folder = self.around.root / self.settings.ledger.folder
+            ModelCheck(self.notes, self.around.pinned, data_folder).run()
 
     def _attribution(self) -> None:
         workflow, teams = self.workflow, self.settings.teams if self.settings else {}

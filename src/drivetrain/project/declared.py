@@ -1,4 +1,4 @@
-"""What the modules in `workflows/` and `features/` declare, by kind and name.
+"""What the modules in `workflows/`, `features/` and `training/` declare, by kind and name.
 
 Owns which values of a module count as declarations. What is wrong with one of them is for the checks.
 """
@@ -24,16 +24,17 @@ from drivetrain.core.features import (
     SqlSource,
     TableSource,
 )
+from drivetrain.core.recipes import TrainedModel
 from drivetrain.core.sources import Source
 from drivetrain.project.modules import Package
 from drivetrain.project.problems import Problems
 from drivetrain.project.snapshot import Features
 from drivetrain.project.spots import Spots
 
-FOLDERS = ("workflows/", "features/")
+FOLDERS = ("workflows/", "features/", "training/")
 KINDS = (
     Workflow, Entity, FeatureView, OnDemandFeatureView, FeatureService, FileSource, TableSource, SqlSource, PushSource,
-    Source,
+    Source, TrainedModel,
 )  # fmt: skip
 NAMES = {
     Entity: "Entity", FeatureView: "Feature view", OnDemandFeatureView: "Feature view",
@@ -77,7 +78,9 @@ def declared_in_code(package: Package, problems: Problems, note_import: ImportPr
 
 def features_of(declarations: Declarations, spots: Spots, problems: Problems) -> Features:
     """The features that are declared, and what they are made of; two of a name are a mistake."""
-    every: dict[int, Any] = {id(one): one for one in declarations.of(*(kind for kind in KINDS if kind is not Workflow))}
+    every: dict[int, Any] = {
+        id(one): one for one in declarations.of(*(kind for kind in KINDS if kind not in (Workflow, TrainedModel)))
+    }
     waiting = list(every.values())
     while waiting:
         for one in _parts(waiting.pop()):

@@ -26,7 +26,7 @@ TOTAL_BYTES_MAX = 64 * 1024 * 1024
 """All of it is held in memory by every worker and stored once per Snapshot."""
 FOLDER_DEPTH_MAX = 16
 
-WHOLE_FOLDERS = ("workflows", "features", "policies", "prompts")
+WHOLE_FOLDERS = ("workflows", "features", "policies", "prompts", "training")
 CODE_FOLDERS = ("evals",)
 """Of these only Python files belong to the Snapshot."""
 TEMPLATE_SUFFIXES = (".j2", ".jinja", ".jinja2")
@@ -66,12 +66,17 @@ def collect(root: Path, problems: Problems) -> dict[str, bytes]:
     return dict(sorted(reader.files.items()))
 
 
-def hash_of(files: Mapping[str, bytes], environment: str, versions: Versions) -> str:
-    """64 hex digits over paths, contents, environment and versions; the same on every machine."""
+def hash_of(files: Mapping[str, bytes], environment: str, versions: Versions, pinned: bytes = b"") -> str:
+    """64 hex digits over paths, contents, environment and versions; the same on every machine.
+
+    pinned: what its references to trained models stand for.
+    """
     digest = hashlib.blake2b(digest_size=32)
     parts = [b"drivetrain-snapshot-1", environment.encode(), versions.drivetrain.encode(), versions.msgspec.encode()]
     for path, content in sorted(files.items()):
         parts += [path.encode("utf-8", "surrogateescape"), content]
+    if pinned:
+        parts += [b"models", pinned]
     for part in parts:
         digest.update(len(part).to_bytes(8, "big"))
         digest.update(part)

@@ -16,15 +16,19 @@ from typing import Any
 
 import msgspec
 
-from drivetrain.core.declarations import SLO, Budget, Cache, Parameters, Place, Stale, Variant, Workflow
+from drivetrain.core.declarations import SLO, Budget, Cache, Parameters, Stale, Variant, Workflow
 from drivetrain.core.errors import ProjectError, did_you_mean, nearest
 from drivetrain.core.features import FeatureService
+from drivetrain.core.models import Pinned
+from drivetrain.core.recipes import TrainedModel
 from drivetrain.project.chat_workflows import read_workflows
 from drivetrain.project.checks import Surroundings, check_keys, check_workflows
 from drivetrain.project.declared import Declarations, declared_in_code, features_of
+from drivetrain.project.direct import direct_workflows
 from drivetrain.project.files import SETTINGS_FILE, collect, hash_of, top_level_names
 from drivetrain.project.limits import budget_limits, check_scopes
 from drivetrain.project.modules import Package, close_package, open_package
+from drivetrain.project.pins import pins, pins_digest
 from drivetrain.project.problems import Problems, shown
 from drivetrain.project.prompts import Prompts
 from drivetrain.project.secrets import references
@@ -63,9 +67,13 @@ def load(root: Path, environment: str | None = None) -> Snapshot:
 
 def content_hash(root: Path, environment: str | None = None) -> str:
     """The hash that `load` would give, without importing or checking anything: has the project changed?"""
-    files = collect(root.resolve(), Problems())
-    parsed = parse(files.get(SETTINGS_FILE, b""), Problems())
-    return hash_of(files, environment_name(parsed, environment, os.environ), Versions())
+    root, problems = root.resolve(), Problems()
+    files = collect(root, problems)
+    parsed = parse(files.get(SETTINGS_FILE, b""), problems)
+    environment = environment_name(parsed, environment, os.environ)
+    settings = read(overlay(parsed, environment, problems), root, problems) if parsed is not None else None
+    source = Source(files=files, root=root, code_root=root, environment=environment)
+    return source.with_pins(settings).digest
 
 
 def unload(snapshot: Snapshot) -> None:
@@ -83,10 +91,19 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     """Where the files stand, for tracebacks: the project's folder, or where the Snapshot is stored."""
     environment: str
     versions: Versions = Versions()
+    pinned: Mapping[str, Pinned] | None = None
+    """What its references to trained models stand for; None: what the registry says now."""
+
+    def with_pins(self, settings: Settings | None) -> Source:
+        """The same, its references resolved."""
+        if self.pinned is not None:
+            return self
+        found = pins(self.files, self.root / settings.ledger.folder) if settings is not None else {}
+        return msgspec.structs.replace(self, pinned=found)
 
     @property
     def digest(self) -> str:
-        return hash_of(self.files, self.environment, self.versions)
+        return hash_of(self.files, self.environment, self.versions, pins_digest(self.pinned or {}))
 
 
 class Declared(msgspec.Struct, frozen=True):
@@ -94,6 +111,7 @@ class Declared(msgspec.Struct, frozen=True):
 
     workflows: list[Workflow[Any, Any]]
     features: Features
+    trained: list[TrainedModel]
     prompts: Prompts
     spots: Spots
     direct_line: int
@@ -116,6 +134,7 @@ def build(source: Source, parsed: Parsed | None, problems: Problems) -> Snapshot
         tables = Table(document.values, (), lines, problems).table("workflows")
         workflows = read_workflows(tables, source.code_root, spots)
         _check_other_environments(parsed, source, problems)
+    source = source.with_pins(settings)
     package = open_package(source.digest, source.code_root, source.files, top_level_names(source.files))
     spots.package = package
     snapshot: Snapshot | None = None
@@ -124,14 +143,17 @@ def build(source: Source, parsed: Parsed | None, problems: Problems) -> Snapshot
         workflows += declarations.of(Workflow)
         features = features_of(_with_services(declarations, workflows), spots, problems)
         check_sources(features, [str(one.name) for one in workflows], spots, problems)
+        trained = declarations.of(TrainedModel)
         prompts = Prompts(source.files, problems)
-        check_workflows(workflows, Surroundings(settings, prompts, features.services.keys()), spots, problems)
+        around = Surroundings(settings, prompts, features.services, source.pinned or {}, source.root)
+        check_workflows(workflows, around, spots, problems)
         if settings is not None:
             snapshot = _snapshot(
                 source,
                 package.name,
                 settings,
-                Declared(workflows, features, prompts, spots, lines.get(("gateway", "direct_models"), 0)),
+                Declared(workflows, features, trained, prompts, spots, lines.get(("gateway", "direct_models"), 0)),
+                problems,
             )
             _check_names(settings, snapshot, lines, problems)
         if problems or snapshot is None:
@@ -210,16 +232,16 @@ def _module_of(error: ImportError, package: Package) -> list[str]:
     return [] if module is None else [name for name in vars(module) if not name.startswith("_")]
 
 
-def _snapshot(source: Source, package: str, settings: Settings, declared: Declared) -> Snapshot:
+def _snapshot(source: Source, package: str, settings: Settings, declared: Declared, problems: Problems) -> Snapshot:
     named = {str(workflow.name): workflow for workflow in declared.workflows}
     for workflow in named.values():
         workflow.project = str(source.root)
         for step in workflow.route:
             if isinstance(step, Variant):
                 _name_prompts_by_path(step, declared.prompts, declared.spots)
-    direct = {
-        model: _direct(model, settings, source.root, declared.direct_line) for model in settings.gateway.direct_models
-    }
+    direct = direct_workflows(
+        settings, source.root, declared.direct_line, source.pinned or {}, problems, taken=named.keys()
+    )
     return Snapshot(
         hash=source.digest,
         name=settings.name,
@@ -240,6 +262,8 @@ def _snapshot(source: Source, package: str, settings: Settings, declared: Declar
         ledger=settings.ledger,
         lake=settings.lake,
         features=declared.features,
+        pinned=source.pinned or {},
+        trained={str(one.name): one for one in declared.trained},
     )
 
 
@@ -258,22 +282,6 @@ def _name_prompts_by_path(variant: Variant, prompts: Prompts, spots: Spots) -> N
             path = prompts.path_of(name, spots.of(variant).file)
             if path is not None:
                 setattr(variant, argument, path)
-
-
-def _direct(model: str, settings: Settings, root: Path, line: int) -> Workflow[Any, Any]:
-    """The workflow of a model that clients may name directly."""
-    team = settings.teams.get(settings.direct_team)
-    place = Place(str(root / SETTINGS_FILE), line)
-    workflow: Workflow[Any, Any] = Workflow(
-        model,
-        owner=team.owner if team is not None else "",
-        team=settings.direct_team,
-        use_case="direct",
-        route=[Variant("direct", model=model, place=place)],
-        place=place,
-    )
-    workflow.project = str(root)
-    return workflow
 
 
 def _check_names(settings: Settings, snapshot: Snapshot, lines: Mapping[TomlPath, int], problems: Problems) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from drivetrain.core.declarations import Check, Conversation, Record, Rule, Variant, Workflow
 from drivetrain.core.errors import did_you_mean, nearest
+from drivetrain.core.models import is_trained
 from drivetrain.project.files import SETTINGS_FILE
 from drivetrain.project.parameters import KNOWN, MANAGED
 from drivetrain.project.prompts import Prompts
@@ -164,6 +165,8 @@ class RouteCheck:
         if not isinstance(variant.model, str):
             self.notes.note("has a model that is no text.", "model", value=kind(variant.model), of=variant)
             return
+        if is_trained(variant.model):
+            return  # what it stands for is checked by `model_checks`
         if variant.model == "" and self.notes.spots.of(variant).file == SETTINGS_FILE:
             return  # already noted where the file was read
         mistake = model_mistake(variant.model, self.providers)

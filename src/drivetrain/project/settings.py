@@ -18,6 +18,7 @@ from drivetrain.core.declarations import RETENTIONS
 from drivetrain.core.endpoints import Endpoint, split_base_url
 from drivetrain.core.errors import did_you_mean
 from drivetrain.core.limits import Limit
+from drivetrain.core.models import REFERENCE, is_trained
 from drivetrain.project.files import SETTINGS_FILE
 from drivetrain.project.limits import declared_limits
 from drivetrain.project.problems import Problems, shown
@@ -250,12 +251,14 @@ def check_model(table: Table, key: str | int, model: str, providers: frozenset[s
 
 
 def model_mistake(model: str, providers: frozenset[str] | None) -> tuple[str, str] | None:
-    """What is wrong with a reference to a model, and what to do; None where nothing is."""
-    if model.startswith("models:/"):
-        return (
-            "refers to a trained model, which this version does not support.",
-            'Name a provider\'s model, such as "openai/gpt-5-mini-2025-08-07".',
-        )
+    """What is wrong with a reference to a model, and what to do; None where nothing is.
+
+    Of a trained one only how it is written; whether the registry holds it is checked where it is used.
+    """
+    if is_trained(model):
+        if REFERENCE.fullmatch(model) is not None:
+            return None
+        return "is no reference to a trained model.", 'Write "models:/NAME@ALIAS" or "models:/NAME/NUMBER".'
     if "/" not in model:
         example = f'"openai/{model or "gpt-5-mini-2025-08-07"}"'
         return "names no provider.", f"Write `provider/model`, for example {example}."

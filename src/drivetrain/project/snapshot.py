@@ -12,6 +12,8 @@ from drivetrain.core.declarations import Workflow
 from drivetrain.core.endpoints import Endpoint
 from drivetrain.core.features import AnySource, Entity, FeatureService, FeatureView, OnDemandFeatureView
 from drivetrain.core.limits import Limit
+from drivetrain.core.models import Pinned
+from drivetrain.core.recipes import TrainedModel
 from drivetrain.core.sources import Source
 from drivetrain.version import VERSION
 
@@ -90,7 +92,7 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     port: int = 8080
     direct_models: tuple[str, ...] = ()
-    """Pinned `provider/model`s that clients may name instead of a workflow."""
+    """Pinned `provider/model`s and trained models that clients may name instead of a workflow."""
     body_bytes_max: int = 20 * 1024 * 1024
     header_bytes_max: int = 32 * 1024
     header_timeout_ms: int = 10_000
@@ -172,7 +174,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Path relative to the project -> text, of every template that a route names or includes; loaded variants name
     their `prompt` and `system` by this path."""
     workflows: Mapping[str, Workflow[Any, Any]]
-    """Declared ones, and one per `direct_models` entry under the model's name."""
+    """Declared ones, and one per `direct_models` entry, named as the provider's model or as the trained one."""
     direct: frozenset[str]
     """Names in `workflows` that are direct models."""
     providers: Mapping[str, Provider]
@@ -185,6 +187,10 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     ledger: LedgerSettings
     lake: LakeSettings = LakeSettings()
     features: Features = Features()
+    pinned: Mapping[str, Pinned] = {}
+    """Reference to a trained model, as variants write it -> what it stood for when the Snapshot was made."""
+    trained: Mapping[str, TrainedModel] = {}
+    """Models that the project trains, by name."""
 
     def __repr__(self) -> str:
         return f"Snapshot({self.name!r}, {self.environment!r}, {self.short_hash}, {len(self.workflows)} workflows)"

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from drivetrain.core.errors import DrivetrainError
+from drivetrain.core.models import Pinned
 from drivetrain.project.files import FILES_MAX, SETTINGS_FILE
 from drivetrain.project.load import Source, build
 from drivetrain.project.problems import Problems
@@ -34,6 +35,8 @@ class ManifestV1(msgspec.Struct, frozen=True, kw_only=True, tag="snapshot.1"):
     versions: Versions
     files: tuple[str, ...]
     """Paths relative to `files/`, sorted."""
+    pinned: dict[str, Pinned] = {}
+    """What its references to trained models stood for."""
 
 
 def store(snapshot: Snapshot, folder: Path) -> Path:
@@ -51,6 +54,7 @@ def store(snapshot: Snapshot, folder: Path) -> Path:
         environment=snapshot.environment,
         versions=snapshot.versions,
         files=tuple(sorted(snapshot.files)),
+        pinned=dict(snapshot.pinned),
     )
     draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder))
     try:
@@ -84,6 +88,7 @@ def load_stored(folder: Path, hash_prefix: str, root: Path) -> Snapshot:
         code_root=(stored / FILES).resolve(),
         environment=manifest.environment,
         versions=manifest.versions,
+        pinned=manifest.pinned,
     )
     if source.digest != stored.name:
         raise _damaged(stored, "its files do not have the hash that it is stored under")

@@ -36,24 +36,21 @@ class PriceBook(msgspec.Struct, frozen=True):
         return self.prices[-1][1]
 
 
+def own_price(facts: ModelFacts | None) -> PriceBook:
+    """The price of a model that runs on the project's own machines: what the project says, else nothing."""
+    if facts is not None and (said := _said(facts)) is not None:
+        return said
+    rates = Rates(input=0, output=0, request=facts.nano_per_request if facts is not None else 0)
+    return PriceBook(((FIRST_DAY, Price(base=rates)),))
+
+
 def price_book(reference: str, base_url: str, facts: ModelFacts | None) -> PriceBook:
     """The prices of `provider/model` at an address.
 
     Raises: UnknownPrice where neither the project nor `genai-prices` has one. It is never zero by default.
     """
-    if facts is not None and facts.machine_nano_per_hour is not None:
-        machine = MachinePrice(nano_per_hour=facts.machine_nano_per_hour, parallel=facts.parallel)
-        return PriceBook(((FIRST_DAY, machine),))
-    if facts is not None and facts.input_nano_per_million is not None and facts.output_nano_per_million is not None:
-        rates = Rates(
-            input=facts.input_nano_per_million,
-            output=facts.output_nano_per_million,
-            input_cached=facts.input_cached_nano_per_million,
-            cache_write=facts.cache_write_nano_per_million,
-            cache_write_1h=facts.cache_write_1h_nano_per_million,
-            request=facts.nano_per_request,
-        )
-        return PriceBook(((FIRST_DAY, Price(base=rates)),))
+    if facts is not None and (said := _said(facts)) is not None:
+        return said
     provider, _, model = (facts.price_as if facts is not None and facts.price_as else reference).partition("/")
     published = _published(provider, model, None if facts is not None and facts.price_as else base_url)
     if published is None:
@@ -157,3 +154,21 @@ def check_prices(models: Mapping[str, ModelFacts], reference: str, base_url: str
     except UnknownPrice as problem:
         return str(problem)
     return None
+
+
+def _said(facts: ModelFacts) -> PriceBook | None:
+    """What the project itself says that a model costs; None where it does not."""
+    if facts.machine_nano_per_hour is not None:
+        machine = MachinePrice(nano_per_hour=facts.machine_nano_per_hour, parallel=facts.parallel)
+        return PriceBook(((FIRST_DAY, machine),))
+    if facts.input_nano_per_million is None or facts.output_nano_per_million is None:
+        return None
+    rates = Rates(
+        input=facts.input_nano_per_million,
+        output=facts.output_nano_per_million,
+        input_cached=facts.input_cached_nano_per_million,
+        cache_write=facts.cache_write_nano_per_million,
+        cache_write_1h=facts.cache_write_1h_nano_per_million,
+        request=facts.nano_per_request,
+    )
+    return PriceBook(((FIRST_DAY, Price(base=rates)),))

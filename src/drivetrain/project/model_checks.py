@@ -1,0 +1,56 @@
+"""Everything that is wrong with the trained models in a workflow's route: what they stand for, take and give.
+
+Called by `checks`. How names meet is for `model_fit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from drivetrain.core.declarations import Variant, Workflow
+from drivetrain.core.models import Pinned, is_trained
+from drivetrain.project.model_fit import Misfits, fit
+from drivetrain.project.pins import reference_mistake
+from drivetrain.project.workflow_notes import WorkflowNotes, is_record, written
+
+NOT_FOR_MODELS = ("prompt", "system", "parameters")
+
+
+class ModelCheck:
+    """One workflow being checked."""
+
+    def __init__(self, notes: WorkflowNotes, pinned: Mapping[str, Pinned], data_folder: Path) -> None:
+        self.workflow: Workflow[Any, Any] = notes.workflow
+        self.notes = notes
+        self.pinned = pinned
+        self.data_folder = data_folder
+
+    def run(self) -> None:
+        """Notes every mistake."""
+        for step in self.workflow.route:
+            if isinstance(step, Variant) and is_trained(step.model):
+                self._variant(step)
+
+    def _variant(self, variant: Variant) -> None:
+        pinned = self.pinned.get(variant.model)
+        if pinned is None:
+            what, do = reference_mistake(variant.model, self.data_folder)
+            self.notes.note(f"has a `model` that {what}", "model", value=written(variant.model), do=do, of=variant)
+            return
+        for argument in NOT_FOR_MODELS:
+            if getattr(variant, argument):
+                self.notes.note(
+                    f"has `{argument}`, which a trained model does not take.", argument, do="Remove it.", of=variant
+                )
+        types = (self.workflow.input, self.workflow.output)
+        if not all(declared is None or is_record(declared) for declared in types):
+            return  # noted as the workflow's own mistake
+        try:
+            fit(pinned.signature, self.workflow)
+        except Misfits as misfits:
+            for what, do in misfits.found:
+                self.notes.note(f"has the model {pinned.id}, which {what}", "model", do=do, of=variant)
+        except (TypeError, NameError, ValueError):
+            return  # a type that cannot be resolved is noted as the workflow's own mistake
