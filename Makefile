@@ -11,7 +11,7 @@ DEMO_FLAGS := $(if $(ONCE),--once) $(if $(DATA),--data $(DATA)) $(if $(JSON),--j
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-demo: $(VENV)/run.done ## Run the main job against the simulator; ONCE=1 ends by itself, DATA=DIR uses real texts
+demo: $(VENV)/demo.done ## Run the main job against the simulator; ONCE=1 ends by itself, DATA=DIR uses real texts
 	@$(BIN)/drivetrain demo $(DEMO_FLAGS)
 
 test: $(VENV)/test.done ## Run every test, the slow ones too
@@ -40,7 +40,7 @@ soak: $(VENV)/test.done ## A million requests: does memory grow?
 	@$(BIN)/python benchmarks/soak.py $(BENCH_FLAGS)
 
 lock: $(VENV)/test.done ## Pin the requirements anew (needs uv on the PATH)
-	@cd requirements && for set in run test; do \
+	@cd requirements && for set in run demo test; do \
 	  uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	    --no-emit-index-url --no-emit-find-links $$set.in -o $$set.txt; done
 
@@ -54,6 +54,10 @@ $(VENV)/run.done: requirements/run.txt pyproject.toml | $(VENV)/bin/python
 	@scripts/install $(VENV) requirements/run.txt
 	@touch $@
 
+$(VENV)/demo.done: requirements/demo.txt pyproject.toml | $(VENV)/bin/python
+	@scripts/install $(VENV) requirements/demo.txt
+	@touch $@ $(VENV)/run.done
+
 $(VENV)/test.done: requirements/test.txt pyproject.toml | $(VENV)/bin/python
 	@scripts/install $(VENV) requirements/test.txt
-	@touch $@ $(VENV)/run.done
+	@touch $@ $(VENV)/run.done $(VENV)/demo.done
