@@ -50,14 +50,10 @@ clean: ## Remove the environments and caches
 $(VENV)/bin/python:
 	@scripts/make-venv $(VENV)
 
-$(VENV)/run.done: requirements/run.txt pyproject.toml | $(VENV)/bin/python
-	@scripts/install $(VENV) requirements/run.txt
-	@touch $@
-
 $(VENV)/demo.done: requirements/demo.txt pyproject.toml | $(VENV)/bin/python
 	@scripts/install $(VENV) requirements/demo.txt
-	@touch $@ $(VENV)/run.done
+	@touch $@
 
 $(VENV)/test.done: requirements/test.txt pyproject.toml | $(VENV)/bin/python
 	@scripts/install $(VENV) requirements/test.txt
-	@touch $@ $(VENV)/run.done $(VENV)/demo.done
+	@touch $@ $(VENV)/demo.done

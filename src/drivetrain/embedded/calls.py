@@ -16,6 +16,7 @@ import msgspec
 from drivetrain.core.calls import Attribution
 from drivetrain.core.declarations import Workflow
 from drivetrain.core.errors import DrivetrainError, RequestError, did_you_mean
+from drivetrain.core.policies import Decided
 from drivetrain.embedded.applying import keep, person
 from drivetrain.embedded.runtime import Runtime
 from drivetrain.execution.admission import Admitted
@@ -139,11 +140,35 @@ def answer(workflow: Workflow[Any, Any], value: Any) -> Any:
 
     Raises: RequestError where the call is refused or fails; DrivetrainError where no project is found.
     """
+    return output_of(_called(workflow, value), workflow)
+
+
+def _called(workflow: Workflow[Any, Any], value: Any) -> CallResult:
+    """The answered Call. Raises: RequestError, DrivetrainError."""
     root = Path(workflow.project) if workflow.project else find_root(Path(workflow.place.file).parent)
     result = project(root).call(workflow.name, _as_json(workflow, value))
     if result.error is not None:
         raise explained(result, result.error)
-    return output_of(result, workflow)
+    return result
+
+
+def decide(workflow: Workflow[Any, Any], value: Any) -> Decided:
+    """The output of `workflow` for `value` with what its policy decides.
+
+    Raises: RequestError where the call is refused or fails; DrivetrainError where it has no policy.
+    """
+    if workflow.policy is None:
+        raise DrivetrainError(
+            f"Workflow `{workflow.name}` has no policy, so it decides nothing.",
+            do="Declare `policy=dt.Policy(...)`, or call it as a function for its answer.",
+        )
+    result = _called(workflow, value)
+    made = result.decision
+    assert made is not None, "an answered call of a workflow with a policy has a Decision"
+    return Decided(
+        output_of(result, workflow), made.action, made.reason, made.values, result.call_id, made.policy, made.version,
+        made.explored, made.propensity,
+    )  # fmt: skip
 
 
 def explained(result: CallResult, error: RequestError) -> RequestError:
@@ -176,4 +201,4 @@ def _as_json(workflow: Workflow[Any, Any], value: Any) -> bytes:
         raise DrivetrainError(f"Workflow `{workflow.name}` takes {wanted}, not {type(value).__name__}.") from error
 
 
-__all__ = ["Project", "RequestError", "answer", "call", "close", "output_of", "project"]
+__all__ = ["Project", "RequestError", "answer", "call", "close", "decide", "output_of", "project"]

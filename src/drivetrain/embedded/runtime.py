@@ -192,8 +192,8 @@ def _models(plans: Plans) -> list[str]:
 
 
 def _retains(snapshot: Snapshot) -> bool:
-    """Whether any payload, or any Call's features, are kept."""
-    if services_named(snapshot):
+    """Whether any payload, any Call's features, or what a Decision was made from may be kept."""
+    if services_named(snapshot) or any(one.policy is not None for one in snapshot.workflows.values()):
         return True
     retentions = {workflow.retention or snapshot.ledger.retention for workflow in snapshot.workflows.values()}
     return retentions != {"none"}

@@ -19,6 +19,7 @@ from drivetrain.core.errors import RequestError, report_fault
 from drivetrain.core.features import FeaturesSeenV1
 from drivetrain.core.limits import Refusal as LimitRefusal
 from drivetrain.core.money import NO_USAGE, Price, Usage
+from drivetrain.core.policies import DecisionV1
 from drivetrain.core.times import NS_PER_S
 from drivetrain.execution.admission import Admitted, too_deep
 from drivetrain.execution.again import Again, may_be_same
@@ -36,6 +37,7 @@ from drivetrain.execution.charging import (
 )
 from drivetrain.execution.completions import as_stream, completion, output_text
 from drivetrain.execution.context import fitted
+from drivetrain.execution.deciding import Deciding, DecisionTaken, case_of, decide
 from drivetrain.execution.environment import NOTHING_ASKED, Asked, Environment
 from drivetrain.execution.featured import Featured, FeaturePlan
 from drivetrain.execution.judging import NotAccepted, judged
@@ -56,6 +58,7 @@ from drivetrain.execution.refusals import (
 )
 from drivetrain.execution.trained import TrainedStep
 from drivetrain.limits.slices import Hold
+from drivetrain.policies.compile import CompiledPolicy
 from drivetrain.ports.inference import ModelRequest
 from drivetrain.ports.journal import JournalFull
 from drivetrain.ports.transport import Attempt, UpstreamFailure, UpstreamHead, UpstreamRequest
@@ -101,6 +104,8 @@ class CallResult(msgspec.Struct, frozen=True):
     """`stale` or `static` where no variant answered and the workflow's ladder did."""
     limited: LimitRefusal | None = None
     """The limit that refused it; its headers belong beside the error."""
+    decision: DecisionTaken | None = None
+    """What the workflow's policy did with the answer."""
 
 
 class Client(Protocol):
@@ -128,6 +133,7 @@ class Execution:
         "_charged",
         "_client",
         "_deadline_us",
+        "_decided",
         "_degraded",
         "_env",
         "_exchange",
@@ -246,6 +252,7 @@ class Execution:
         self._limited: LimitRefusal | None = None
         self._features: Featured | None = None
         """What its FeatureService gave it."""
+        self._decided: Deciding | None = None
         self._deadline_us = 0
         """When it must have ended; 0: never."""
         allowed_ms = plan.deadline_ms
@@ -1008,7 +1015,34 @@ class Execution:
     ) -> None:
         """answer: what is recorded, where it is not the last attempt's body."""
         status = "aborted" if self.left else "answered"
+        if self.plan.policy is not None and not self.left:
+            try:
+                self._decide(self.plan.policy, variant, body, output)
+            except RequestError as error:
+                self._close("failed", error.status, variant, error.body(), None, error=error, answer=answer)
+                return
         self._close(status, 200, variant, body, output, finish=finish, answer=answer, tail=tail)
+
+    def _decide(self, policy: CompiledPolicy, variant: str, body: bytes, output: Any) -> None:
+        """Raises: RequestError where the policy fails."""
+        case = case_of(
+            self.admitted.value, self._feature_values, output, body,
+            variant=variant, charged_nano_usd=self._charged, degraded=self._degraded,
+        )  # fmt: skip
+        self._decided = decide(policy, case, self.call_id)
+
+    def _decision(self) -> DecisionV1 | None:
+        """For the record. What the policy says it reads is kept whatever the retention; else by the retention."""
+        decided, policy = self._decided, self.plan.policy
+        if decided is None or policy is None:
+            return None
+        vault = self._env.vault
+        kept = RETAINED_FULL if vault is not None and policy.reads else self._retained
+        if kept != RETAINED_FULL:
+            return decided.record
+        whose, call_id = self.attribution, self.call_id
+        held = sealed(vault, kept, decided.sealed, whose=whose, call_id=call_id, kind="decision")
+        return msgspec.structs.replace(decided.record, sealed=held)
 
     def _close_stream(self, relay: Relay) -> None:
         if self._result is not None:
@@ -1086,9 +1120,11 @@ class Execution:
         self._result = CallResult(
             self.call_id, status, http_status, body, output, variant, self._charged, attempts, error, tail,
             degraded, self._limited if error is not None else None,
+            self._decided.taken if self._decided is not None else None,
         )  # fmt: skip
         try:
             payload = self._sealed("answers", answers(self._bodies, answer)) if self._retained else b""
+            decision = self._decision()
         except JournalFull:
             self._finish_unrecorded()
             return
@@ -1106,6 +1142,7 @@ class Execution:
             payload,
             degraded,
             self._notes,
+            decision,
         )
         self._env.journal.append(closed, self._closed_written, sync=self.plan.sync)
 

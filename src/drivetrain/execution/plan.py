@@ -20,6 +20,7 @@ from drivetrain.core.money import nano_usd
 from drivetrain.execution.admission import Admitted, ChatAdmission, admit_input, as_chat, bad_request, parse_body
 from drivetrain.execution.featured import FeaturePlan, business_key
 from drivetrain.execution.trained import TrainedStep
+from drivetrain.policies.compile import CompiledPolicy, as_policy, compile_policy
 from drivetrain.project.snapshot import ModelFacts, Provider, SecretRef, Snapshot
 from drivetrain.providers.answers import Dialect, Target
 from drivetrain.providers.anthropic_messages import AnthropicMessages
@@ -82,7 +83,7 @@ class VariantStep:
         self.identity = upstream.identity
         """Who is asked, for the cache's keys; what is asked is the request's body."""
         self.checks: tuple[CheckStep, ...] = compiled_checks(workflow, variant, parts.slow)
-        self.buffered = bool(self.checks) or workflow.output is not None
+        self.buffered = bool(self.checks) or workflow.output is not None or workflow.policy is not None
         """Whether an answer is judged before any of it leaves."""
         self.streams = "streaming" in self.can
         self.max_output_tokens = variant.max_output_tokens
@@ -174,6 +175,7 @@ class WorkflowPlan:
         "max_input_tokens",
         "name",
         "output_reader",
+        "policy",
         "priority",
         "retention",
         "snapshot",
@@ -196,7 +198,12 @@ class WorkflowPlan:
         self.input_decoder: msgspec.json.Decoder[Any] | None = (
             msgspec.json.Decoder(workflow.input) if workflow.input is not None else None
         )
-        needs_value = any(
+        self.policy: CompiledPolicy | None = (
+            compile_policy(as_policy(workflow.policy, workflow.name), snapshot.files)
+            if workflow.policy is not None else None
+        )  # fmt: skip
+        """What is done with its answers."""
+        needs_value = self.policy is not None or any(
             isinstance(step, RuleStep) or bool(step.checks) or step.messages is not None or step.trained is not None
             for step in self.steps
         )
@@ -278,7 +285,7 @@ class _Parts:
         With thousands of workflows, what every Call of every one of them looks at stays in the processor's cache.
         """
         own = variant.accept is not None or workflow.validators or workflow.input is not None
-        own = own or variant.model in self.snapshot.pinned
+        own = own or variant.model in self.snapshot.pinned or workflow.policy is not None
         if own or workflow.output is not None or workflow.max_input_tokens is not None:
             return VariantStep(workflow, variant, self)
         key = _same(

@@ -16,7 +16,9 @@ from drivetrain.cache.flights import Flights
 from drivetrain.core.calls import RETAINED_FULL, Answers, AttemptV1, Call, ClosedV1, OpenedV1
 from drivetrain.core.errors import DrivetrainError, RequestError
 from drivetrain.core.features import FeatureRecordV1
+from drivetrain.core.policies import DecisionV1
 from drivetrain.execution.call import CallResult, Execution
+from drivetrain.execution.deciding import DecisionTaken
 from drivetrain.execution.environment import NOTHING_ASKED, Asked, Environment
 from drivetrain.execution.plan import Plans
 from drivetrain.execution.refusals import TIMEOUTS
@@ -282,9 +284,20 @@ def _differences(recorded: Recorded, result: CallResult, unused: int) -> list[st
         found.append(f"variant: {call.variant or '-'} became {result.variant or '-'}")
     if call.cost_nano_usd != result.cost_nano_usd:
         found.append(f"cost: {call.cost_nano_usd} became {result.cost_nano_usd} nano-USD")
+    decided_before, decided_now = _decided(call.decision), _decided(result.decision)
+    if decided_before != decided_now:
+        found.append(f"decision: {decided_before or '-'} became {decided_now or '-'}")
     if call.status == "answered" and result.body and result.body != recorded.answer:
         found.append("answer: another body")
     return found
+
+
+def _decided(decision: DecisionV1 | DecisionTaken | None) -> str:
+    """What was decided, as far as a replay decides it again."""
+    if decision is None:
+        return ""
+    explored = ", explored" if decision.explored else ""
+    return f"{decision.action} ({decision.reason or '-'}, rule {decision.rule or '-'}{explored})"
 
 
 def _said(route: list[tuple[str, str, str]]) -> str:
