@@ -74,7 +74,9 @@ class Project:
         self._loop.close()
 
     async def _make(self) -> Runtime:
-        return Runtime(self.snapshot, asyncio.get_running_loop())
+        runtime = Runtime(self.snapshot, asyncio.get_running_loop())
+        await runtime.prepare(self.snapshot)
+        return runtime
 
     def _run(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()

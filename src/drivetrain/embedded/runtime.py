@@ -6,8 +6,10 @@ import asyncio
 import os
 import random
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from drivetrain.adapters.files import FileVault
 from drivetrain.adapters.http_pool import HttpPool
@@ -19,6 +21,7 @@ from drivetrain.cache.flights import Flights
 from drivetrain.core.ids import call_ids
 from drivetrain.core.limits import Limit
 from drivetrain.embedded.featuring import feature_reader, services_named
+from drivetrain.embedded.inferring import models_door, models_named
 from drivetrain.embedded.limit_watch import LimitWatch
 from drivetrain.embedded.limiting import limits_folder, make_limits
 from drivetrain.execution.environment import Environment
@@ -28,6 +31,9 @@ from drivetrain.limits.leasing import Limits
 from drivetrain.project.secrets import resolve
 from drivetrain.project.snapshot import SecretRef, Snapshot
 from drivetrain.routing.health import Health
+
+if TYPE_CHECKING:
+    from drivetrain.inference.door import ModelsDoor
 
 DAY_NS = 86_400 * 1_000_000_000
 
@@ -47,9 +53,22 @@ LAST_FRAMES_S = 0.01
 class Runtime:
     """Everything that running calls need, made once per process."""
 
-    def __init__(self, snapshot: Snapshot, loop: asyncio.AbstractEventLoop) -> None:
-        """Raises: DrivetrainError where a secret is missing or the ledger's folder cannot be written."""
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        model_workers: Sequence[Path] = (),
+        wants_workers: Path | None = None,
+    ) -> None:
+        """Ready once `prepare` has ended. model_workers, wants_workers: see `inferring.models_door`.
+
+        Raises: DrivetrainError where a secret is missing or the ledger's folder cannot be written.
+        """
         self.loop = loop
+        self._model_workers, self._wants_workers = model_workers, wants_workers
+        self.models: ModelsDoor | None = None
+        """None while no route names a trained model."""
         self.plans = compiled(snapshot)
         layout.opened(snapshot.data_folder)
         ledger = snapshot.ledger
@@ -73,6 +92,17 @@ class Runtime:
         self._day_number = -1
         self._day = ""
 
+    async def prepare(self, snapshot: Snapshot) -> None:
+        """Load the trained models that its routes name, before it is served. Raises: DrivetrainError."""
+        models = models_named(snapshot)
+        if models and self.models is None:
+            self.models = models_door(
+                snapshot.data_folder, self.loop, sockets=self._model_workers, wanted=self._wants_workers
+            )
+            self.environment = self._environment()
+        if self.models is not None:
+            await self.models.prepare(models)
+
     def day(self, now_ns: int) -> str:
         """The UTC date of `now_ns`, whose prices hold."""
         number = now_ns // DAY_NS
@@ -82,9 +112,10 @@ class Runtime:
         return self._day
 
     def reload(self, snapshot: Snapshot) -> Plans:
-        """Serve `snapshot` from now on; running calls keep what they began with. Returns the plans that it replaces.
+        """Serve `snapshot`, which was prepared, from now on; running calls keep what they began with.
 
-        Raises: DrivetrainError, and keeps the old one, where the new one cannot be served.
+        Returns the plans that it replaces. Raises: DrivetrainError, and keeps the old one, where the new one cannot be
+        served.
         """
         plans = compiled(snapshot)
         features = feature_reader(snapshot)
@@ -120,6 +151,8 @@ class Runtime:
         self._looking.cancel()
         self._limit_watch.close()
         await self.transport.close()
+        if self.models is not None:
+            await self.models.close()
         await asyncio.sleep(LAST_FRAMES_S)
         if self.limits is not None:
             await self.limits.close()
@@ -141,6 +174,7 @@ class Runtime:
             cache=self.cache,
             flights=self.flights,
             features=self._features,
+            models=self.models,
         )
 
     def _limits(self, snapshot: Snapshot) -> Limits | None:

@@ -26,10 +26,12 @@ import msgspec
 from drivetrain.core.errors import DrivetrainError, report_fault
 from drivetrain.gateway.key_watch import has_keys
 from drivetrain.gateway.metrics import forget_ended
+from drivetrain.gateway.modelling import ModelWorkers
 from drivetrain.gateway.rolling import Rolling
 from drivetrain.gateway.worker import (
     BEAT_S,
     DRAIN_S,
+    MODEL_WORKERS_WANTED,
     WHERE_SIGNAL,
     Heartbeat,
     bound_socket,
@@ -37,6 +39,7 @@ from drivetrain.gateway.worker import (
     run_folder,
     run_worker,
 )
+from drivetrain.project.pins import models_folder
 from drivetrain.project.snapshot import Snapshot
 
 SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
@@ -105,6 +108,12 @@ class Supervisor:
         self._announced = False
         self._places = [Place(index) for index in range(workers)]
         self._rolling = Rolling(snapshot)
+        self._ended, self._alive = os.pipe()
+        """Workers see it end with this process, however it ends."""
+        folder = run_folder(snapshot)
+        self._wanted = folder / MODEL_WORKERS_WANTED
+        self._wanted.unlink(missing_ok=True)
+        self._modelling = ModelWorkers(folder, models_folder(snapshot.data_folder), self._ended)
         self._beats = memoryview(mmap.mmap(-1, 8 * workers)).cast("q")
         self._look_s = 0.0
         self._unready = 0
@@ -112,8 +121,6 @@ class Supervisor:
         self._code = 0
         # The kernel's side writes each signal's number into it, so none is lost between two waits.
         self._woken, self._wake = os.pipe()
-        # Workers see it end with this process, however it ends.
-        self._ended, self._alive = os.pipe()
 
     def run(self) -> int:
         """The exit code."""
@@ -126,7 +133,7 @@ class Supervisor:
         gc.collect()
         gc.freeze()
         self._places[0].due_s = time.monotonic()  # the others once it could start: a mistake is told once
-        while self._ending_s is None or self._rolling.pid or any(place.pid for place in self._places):
+        while self._ending_s is None or self._rolling.pid or self._modelling.pids or self._serving:
             for signum in self._wait():
                 if signum == signal.SIGHUP:
                     self._reload()
@@ -134,6 +141,10 @@ class Supervisor:
                     self._end(signum)
             self._reap()
             self._welcome()
+            self._modelling.wanted = self._modelling.wanted or self._wanted.exists()
+            self._modelling.look()
+            if self._ending_s is not None and not self._serving:
+                self._modelling.end()
             now_s = time.monotonic()
             if now_s >= self._look_s:
                 self._look_s = now_s + LOOK_S
@@ -144,6 +155,11 @@ class Supervisor:
                 if self._ending_s is None and place.due_s is not None and time.monotonic() >= place.due_s:
                     self._start(place)
         return self._code
+
+    @property
+    def _serving(self) -> bool:
+        """Whether a worker lives."""
+        return any(place.pid for place in self._places)
 
     def _wait(self) -> bytes:
         """The signals that came, until the next thing is due; 0 stands for a worker that is ready."""
@@ -241,6 +257,8 @@ class Supervisor:
                 return
             if pid == self._rolling.pid:
                 self._rolling.ended(os.waitstatus_to_exitcode(status))
+            if self._modelling.ended(pid, os.waitstatus_to_exitcode(status)):
+                continue
             for place in self._places:
                 if place.pid == pid:
                     self._lost(place, os.waitstatus_to_exitcode(status))
@@ -303,7 +321,7 @@ class Supervisor:
         if self._ending_s is not None:
             self._ending_s += LOOK_S
             if self._ending_s > DRAIN_S + CLOSING_S:
-                for pid in (*(place.pid for place in self._places), self._rolling.pid):
+                for pid in (*(place.pid for place in self._places), self._rolling.pid, *self._modelling.pids):
                     _kill(pid, signal.SIGKILL)
 
 

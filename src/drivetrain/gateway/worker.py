@@ -20,6 +20,7 @@ from drivetrain.gateway.application import Gateway
 from drivetrain.gateway.http import Connections
 from drivetrain.gateway.key_watch import key_watch
 from drivetrain.gateway.metrics import publish
+from drivetrain.gateway.modelling import socket_paths
 from drivetrain.ports.counters import StoreUnavailable
 from drivetrain.project.load import load, unload
 from drivetrain.project.snapshot import Snapshot
@@ -33,6 +34,8 @@ BEAT_S = 0.25
 """Between two signs of life."""
 WHERE_SIGNAL = signal.SIGUSR2
 """Lets a worker print the places in the code where it is, also from within a loop that never ends."""
+MODEL_WORKERS_WANTED = "model-workers.wanted"
+"""In the run folder: made by a gateway worker whose project has a model that is too large for its own process."""
 DAY_S = 86_400
 OLD_SNAPSHOT_S = 600.0
 """How long the code of a replaced Snapshot stays importable for the calls that began with it."""
@@ -121,8 +124,10 @@ async def _serve(
     ready: Callable[[], None],
 ) -> None:
     loop = asyncio.get_running_loop()
-    runtime = Runtime(snapshot, loop)
     folder = run_folder(snapshot)
+    wanted = folder / MODEL_WORKERS_WANTED
+    runtime = Runtime(snapshot, loop, model_workers=socket_paths(folder), wants_workers=wanted)
+    await runtime.prepare(snapshot)
     keys = key_watch(snapshot, listening)
     gateway = Gateway(runtime, keys.ring, worker=name, run_folder=folder)
     connections = Connections(loop, gateway, snapshot.gateway)
@@ -131,7 +136,15 @@ async def _serve(
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, lambda: _reload(runtime, gateway, heartbeat))
+    reloading = asyncio.Lock()
+    reloads: set[asyncio.Task[None]] = set()
+
+    def reload() -> None:
+        task = loop.create_task(_reload(runtime, gateway, heartbeat, reloading))
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, reload)
 
     def orphaned() -> None:
         """Without its supervisor it would answer for ever, beside the next gateway on its port."""
@@ -216,17 +229,21 @@ def reloaded(before: Snapshot) -> Snapshot:
     return after
 
 
-def _reload(runtime: Runtime, gateway: Gateway, heartbeat: Heartbeat) -> None:
-    before = runtime.plans
-    try:
-        now = before.snapshot
-        with heartbeat.still():  # its modules may take long to import
-            runtime.reload(load(now.root, now.environment))
-            gateway.reload()
-    except DrivetrainError as error:
-        runtime.plans = before
-        print(f"drivetrain: the project was not loaded, the old one is served on.\n{error}", file=sys.stderr)
-        return
+async def _reload(runtime: Runtime, gateway: Gateway, heartbeat: Heartbeat, one_by_one: asyncio.Lock) -> None:
+    async with one_by_one:
+        before = runtime.plans
+        try:
+            now = before.snapshot
+            with heartbeat.still():  # its modules may take long to import
+                after = load(now.root, now.environment)
+            await runtime.prepare(after)
+            with heartbeat.still():
+                runtime.reload(after)
+                gateway.reload()
+        except DrivetrainError as error:
+            runtime.plans = before
+            print(f"drivetrain: the project was not loaded, the old one is served on.\n{error}", file=sys.stderr)
+            return
     print(f"drivetrain: serving snapshot {runtime.plans.snapshot.short_hash}", file=sys.stderr)
     # Its calls may still import what their functions import.
     runtime.loop.call_later(OLD_SNAPSHOT_S, unload, before.snapshot)

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from drivetrain.core.codec import MSGPACK
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.policies import Action, Case, Explore, Policy
 from drivetrain.policies.cases import SEALED, part_of, wanted
@@ -133,7 +134,7 @@ class CompiledPolicy:
             return self._instead(own)
         explore = self._explore
         if explore is None:
-            return Verdict(action=own.action, reason=own.reason, rule=own.rule, values=own.values, chosen=own.action)
+            return self._chosen(own)
         coin = toss(explore, call_id, self.version)
         action = coin.action if coin.explores else own.action
         taken = action == own.action
@@ -146,6 +147,11 @@ class CompiledPolicy:
             explored=coin.explores,
             propensity=chances(explore, own.action)[action],
         )
+
+    def chosen(self, case: Case) -> Verdict:
+        """What the policy itself does with a Case, as if no coin were tossed. Raises: PolicyFailed."""
+        own = self.own(case)
+        return self._instead(own) if own.failed else self._chosen(own)
 
     def action_chances(self, case: Case) -> dict[str, float]:
         """Action -> the chance with which it is taken in this Case; they add up to 1. Raises: PolicyFailed."""
@@ -172,6 +178,16 @@ class CompiledPolicy:
         if not own.failed and self._actions and own.action not in self._actions:
             return Own(rule=own.rule, failed="its action is not among `actions`")
         return own
+
+    def _chosen(self, own: Own) -> Verdict:
+        return Verdict(
+            action=own.action,
+            reason=own.reason,
+            rule=own.rule,
+            values=own.values,
+            chosen=own.action,
+            propensity=chances(self._explore, own.action)[own.action],
+        )
 
     def _instead(self, own: Own) -> Verdict:
         if self.otherwise is None:
@@ -234,9 +250,9 @@ def _own(action: Any, reason: Any, values: Any, rule: str) -> Own:
         return Own(rule=rule, failed="its values are no object")
     if values:
         try:
-            size = len(_ENCODE(values))
-        except (TypeError, ValueError, RecursionError) as error:
-            return Own(rule=rule, failed=f"its values have no JSON ({type(error).__name__})")
+            size = max(len(_ENCODE(values)), len(MSGPACK.encode(values)))
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            return Own(rule=rule, failed=f"its values cannot be recorded ({type(error).__name__})")
         if size > VALUES_BYTES_MAX:
             return Own(rule=rule, failed=f"its values are larger than {VALUES_BYTES_MAX} bytes")
     return Own(action=action, reason=reason, rule=rule, values=values)
@@ -244,11 +260,9 @@ def _own(action: Any, reason: Any, values: Any, rule: str) -> Own:
 
 def _take_rule(result: dict[str, Any]) -> str:
     """Takes the hidden column out of a result, wherever an output path put it."""
-    found = result.pop(RULE_FIELD, None) or ""
-    for name, value in result.items():
-        if isinstance(value, dict) and name not in CONTEXT:
-            found = _take_rule(value) or found
-    return str(found)
+    own = result.pop(RULE_FIELD, None)
+    nested = [_take_rule(value) for name, value in result.items() if isinstance(value, dict) and name not in CONTEXT]
+    return str(own or next((one for one in nested if one), ""))
 
 
 def _in_force(explore: Explore | None) -> Explore | None:

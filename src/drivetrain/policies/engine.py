@@ -16,12 +16,18 @@ from drivetrain.policies.graphs import Cell, Graphs, TableRefused, engine_conten
 _SOURCE = re.compile(r'"(?:source|type)"\s*:\s*"([^"]{1,200})"')
 
 
+_FAULTS = {
+    "out of range": "a value out of range",
+    "recursion limit": "a value that is nested too deep",
+    "vmError": "an expression that cannot be evaluated",
+}
+"""What the engine says -> what is recorded."""
 ENGINE_ERRORS = (RuntimeError, ValueError, TypeError)
 """What the engine raises for what it cannot read."""
 
 
 class EngineFault(Exception):
-    """The engine gave up on one Case; its text is a kind such as `vmError`, never a value."""
+    """The engine gave up on one Case; its text says what sort of fault it was, never a value."""
 
 
 class Engine:
@@ -76,10 +82,11 @@ def _compiles(zen: Any, file: str, node: str, cell: Cell) -> None:
 
 def _kind(error: BaseException) -> str:
     """What sort of fault it was, without the values that its text may quote."""
-    for kind in ("vmError", "Depth limit exceeded", "invalid value"):
-        if kind in str(error):
+    said = str(error)
+    for mark, kind in _FAULTS.items():
+        if mark in said:
             return kind
-    return type(error).__name__
+    return f"a {type(error).__name__}"
 
 
 def _first_line(error: Exception) -> str:

@@ -22,7 +22,7 @@ NESTING_MAX = 32
 """Brackets within brackets; the engine's parser recurses."""
 PATTERN_CHARS_MAX = 200
 """Of a regular expression; it is compiled anew by every evaluation."""
-REPEATS_MAX = 100
+REPEATS_MAX = 50
 """The bound of a counted repetition in a regular expression; its automaton grows with it."""
 
 CLOSURES = frozenset({"all", "count", "filter", "flatMap", "map", "none", "one", "some"})
@@ -57,6 +57,8 @@ _TOKEN = re.compile(
       | (?P<mark>\.\.|==|!=|<=|>=|\?\?|[-+*/%^<>!?:,.()\[\]{}])""",
     re.VERBOSE,
 )
+_BROAD = re.compile(r"\\[wWdDpPbB]")
+"""Classes over all of Unicode: each makes an automaton of thousands of states, anew at every evaluation."""
 _COUNTED = re.compile(r"\{\s*([0-9]*)\s*(?:,\s*([0-9]*)\s*)?\}")
 
 
@@ -254,6 +256,9 @@ class _Reading:
         text = pattern.value[1:-1]
         if len(text) > PATTERN_CHARS_MAX:
             raise Refused(f"has a pattern of {len(text)} characters; at most {PATTERN_CHARS_MAX} are allowed")
+        broad = _BROAD.search(text)
+        if broad:
+            raise Refused(f"has `{broad[0]}` in a pattern, which is a large table; write for example [A-Za-z0-9_]")
         counted = [max(int(least or 0), int(most or 0)) for least, most in _COUNTED.findall(text)]
         if len(counted) > 1 or any(count > REPEATS_MAX for count in counted):
             raise Refused(f"has a pattern with large repetitions; one of at most {REPEATS_MAX} is allowed")

@@ -29,6 +29,7 @@ from drivetrain.project.files import SETTINGS_FILE, collect, hash_of, top_level_
 from drivetrain.project.limits import budget_limits, check_scopes
 from drivetrain.project.modules import Package, close_package, open_package
 from drivetrain.project.pins import pins, pins_digest
+from drivetrain.project.policy_checks import check_policies
 from drivetrain.project.problems import Problems, shown
 from drivetrain.project.prompts import Prompts
 from drivetrain.project.secrets import references
@@ -45,6 +46,7 @@ from drivetrain.project.source_checks import check_sources
 from drivetrain.project.spots import Spots
 from drivetrain.project.tables import Table
 from drivetrain.project.toml_lines import TomlPath
+from drivetrain.project.training_checks import check_trained_models
 
 
 def load(root: Path, environment: str | None = None) -> Snapshot:
@@ -144,9 +146,11 @@ def build(source: Source, parsed: Parsed | None, problems: Problems) -> Snapshot
         features = features_of(_with_services(declarations, workflows), spots, problems)
         check_sources(features, [str(one.name) for one in workflows], spots, problems)
         trained = declarations.of(TrainedModel)
+        check_trained_models(trained, spots, problems)
         prompts = Prompts(source.files, problems)
         around = Surroundings(settings, prompts, features.services, source.pinned or {}, source.root)
         check_workflows(workflows, around, spots, problems)
+        check_policies(workflows, source.files, spots, problems)
         if settings is not None:
             snapshot = _snapshot(
                 source,

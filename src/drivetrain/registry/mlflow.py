@@ -1,0 +1,129 @@
+"""MLflow's model folders: which of the flavors in `MLmodel` is a format of ours, and where its file is.
+
+`MLmodel` is read as plain YAML of bounded size, without anchors. A folder whose model is a pickle is refused with the
+lines that convert it where it is trusted.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from drivetrain.core.errors import DrivetrainError
+from drivetrain.registry.artifacts import check_path, open_plain
+from drivetrain.registry.export import FLAVORS
+from drivetrain.registry.pickles import code_refused
+
+MARK = "MLmodel"
+MARK_BYTES_MAX = 256 * 1024
+"""Signatures of a thousand columns fit."""
+_ANCHOR = re.compile(r"(?:^|[\s\[{,:-])[&*][^\s,\]}]", re.MULTILINE)
+_DEEP = 64
+"""Levels of indentation or brackets; MLflow writes five."""
+
+
+class Input(msgspec.Struct, frozen=True):
+    """A column of an MLflow signature."""
+
+    name: str = ""
+    type: str = ""
+    required: bool = True
+
+
+class MlflowModel(msgspec.Struct, frozen=True, kw_only=True):
+    """What is taken of a folder."""
+
+    format: str
+    file: Path
+    columns: tuple[str, ...] = ()
+    """As its signature names them; empty where it has none, or a tensor's."""
+
+
+def is_mlflow(folder: Path) -> bool:
+    """Whether a folder is one of MLflow's."""
+    return (folder / MARK).is_file()
+
+
+def read_mlflow(folder: Path, name: str) -> MlflowModel:
+    """name: what the model will be called, for the lines that are proposed. Raises: DrivetrainError."""
+    document = _document(folder / MARK)
+    flavors = document.get("flavors")
+    if not isinstance(flavors, dict) or not flavors:
+        raise _refused(folder, "it names no flavor")
+    for format, flavor in FLAVORS.items():
+        described = flavors.get(flavor)
+        if isinstance(described, dict):
+            data = described.get("data", described.get("model", ""))
+            if not isinstance(data, str):
+                raise _refused(folder, f"its flavor `{flavor}` names no file")
+            file = folder / check_path(data.removeprefix("./"))
+            if file.is_symlink() or any(one.is_symlink() for one in file.parents if one.is_relative_to(folder)):
+                raise _refused(folder, f"{data!r} leads through a link")
+            if not file.is_file():
+                raise _refused(folder, f"its file {data!r} is not there")
+            return MlflowModel(format=format, file=file, columns=_columns(document))
+    known = ", ".join(f"`{str(one)[:40]}`" for one in list(flavors)[:8])
+    if "sklearn" in flavors or "python_function" in flavors:
+        raise code_refused(folder, name, f"an MLflow model of {known}, whose file is a pickle", loader="mlflow")
+    raise _refused(folder, f"its flavors are {known}; taken are {', '.join(FLAVORS.values())}")
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        import yaml
+    except ImportError:
+        raise DrivetrainError(
+            "An MLflow folder is read with a library that is not installed.",
+            do='Run `pip install "drivetrain[train]"`.',
+        ) from None
+    with open_plain(path) as file:
+        raw = file.read(MARK_BYTES_MAX + 1)
+    if len(raw) > MARK_BYTES_MAX:
+        raise _refused(path.parent, f"its `{MARK}` has more than {MARK_BYTES_MAX:,} bytes")
+    try:
+        text = raw.decode("utf-8")
+        if _ANCHOR.search(text):
+            raise _refused(path.parent, f"its `{MARK}` has anchors, which MLflow never writes")
+        if _depth(text) > _DEEP:
+            raise _refused(path.parent, f"its `{MARK}` is nested too deeply")
+        found = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise _refused(path.parent, f"its `{MARK}` cannot be read: {why}") from None
+    if not isinstance(found, dict):
+        raise _refused(path.parent, f"its `{MARK}` is no mapping")
+    return found
+
+
+def _depth(text: str) -> int:
+    """An upper bound of how deeply YAML is nested: brackets that are open, and levels of indentation in steps of 1."""
+    depth = most = 0
+    for one in text:
+        depth += (one in "[{") - (one in "]}")
+        most = max(most, depth)
+    dashes = max((len(found[0]) for found in re.finditer(r"^(?:- |\? )*", text, re.MULTILINE)), default=0)
+    spaces = max((len(found[0]) for found in re.finditer(r"^ *", text, re.MULTILINE)), default=0)
+    return max(most, dashes // 2, spaces // 2)
+
+
+def _columns(document: dict[str, Any]) -> tuple[str, ...]:
+    signature = document.get("signature")
+    described = signature.get("inputs") if isinstance(signature, dict) else None
+    if not isinstance(described, str):
+        return ()
+    try:
+        columns = msgspec.json.decode(described, type=list[Input])
+    except msgspec.MsgspecError:
+        return ()
+    names = tuple(one.name for one in columns)
+    return names if all(names) else ()
+
+
+def _refused(folder: Path, why: str) -> DrivetrainError:
+    return DrivetrainError(
+        f"The MLflow model {folder.name[:200]!r} is not taken: {why}.", looked=[str(folder / MARK)],
+        do="Save it with MLflow's flavor onnx, lightgbm or xgboost.",
+    )  # fmt: skip
