@@ -244,7 +244,7 @@ def test_stored_versions_of_today_stay_readable() -> None:
     outcome = OutcomeV1(call_id(1), "ok", "human", True, 5, 20)
     ages: tuple[tuple[Stored, bytes, tuple[tuple[bytes, bytes], ...]], ...] = (
         (opened(1), b"\xdc\x00\x10", ((b"\x9e", b"\xc0\xa0"), (b"\x9b", b"\x00\x90\x00\xc0\xa0"))),
-        (closed(1), b"\x9e", ((b"\x9c", b"\xa0\x90"),)),
+        (closed(1), b"\x9f", ((b"\x9e", b"\xc0"), (b"\x9c", b"\xa0\x90\xc0"))),
         (outcome, b"\x9a", ((b"\x98", b"\xa0\xa0"),)),
     )
     for record, whole, before in ages:

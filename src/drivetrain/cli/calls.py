@@ -18,6 +18,7 @@ from drivetrain.core.calls import RETAINED_FULL, RETAINED_HASH, Answers, Attempt
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.features import FeatureRecordV1, FeaturesSeenV1
 from drivetrain.core.money import usd
+from drivetrain.core.policies import DecisionRecordV1, DecisionV1
 from drivetrain.core.times import iso
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ def call_json(call: Call) -> dict[str, Any]:
         "outcomes": msgspec.to_builtins(call.outcomes),
         "business_key": call.business_key,
         "features": _features_json(call),
+        "decision": _decision_json(call.decision),
     }
 
 
@@ -150,6 +152,13 @@ def _features_json(call: Call) -> dict[str, Any] | None:
         "stale": list(seen.stale),
         "missing": list(seen.missing),
     }
+
+
+def _decision_json(decision: DecisionV1 | None) -> dict[str, Any] | None:
+    """What the policy did; None where there was none. What it was made from is among the payloads."""
+    if decision is None:
+        return None
+    return {name: getattr(decision, name) for name in decision.__struct_fields__ if name != "sealed"}
 
 
 def _attempt_json(attempt: AttemptV1) -> dict[str, Any]:
@@ -288,6 +297,8 @@ def _print_call(call: Call, payloads: dict[str, Any]) -> None:
         facts["key"] = call.business_key
     if call.features is not None:
         facts["features"] = _features_said(call.features)
+    if call.decision is not None:
+        facts["decision"] = _decision_said(call.decision)
     if call.degraded:
         facts["degraded"] = f"{call.degraded}: no variant answered, so the workflow's ladder did"
     for name, value in (*facts.items(), *(("note", note) for note in call.notes)):
@@ -346,6 +357,25 @@ def _features_said(seen: FeaturesSeenV1) -> str:
     return said
 
 
+def _decision_said(decision: DecisionV1) -> str:
+    """The action, why, and by which policy."""
+    said = decision.action
+    if decision.reason:
+        said += f" because {decision.reason}"
+    said += f"; policy {decision.policy} {decision.version}"
+    if decision.rule:
+        said += f", rule {decision.rule}"
+    if decision.explored:
+        said += f"; explored instead of {decision.chosen}"
+    if decision.propensity != 1:
+        said += f"; propensity {decision.propensity:.4g}"
+    if decision.confidence is not None:
+        said += f"; confidence {decision.confidence:.4g}"
+    if decision.failed:
+        said += f"; the policy failed: {decision.failed}"
+    return said
+
+
 def _cost(call: Call) -> str:
     if call.status != "interrupted":
         return f"{usd(call.cost_nano_usd)} USD"
@@ -378,17 +408,19 @@ def _payloads(places: LedgerPlaces, call: Call) -> dict[str, Any]:
 
     vault = FileVault(places.keys_folder, payload_days=places.payload_days)
     gone = "not readable any more: its subject was forgotten, or its time is over"
-    sealed_features = call.features.sealed if call.features is not None else b""
-    features: dict[str, Any] = {}
-    if sealed_features:
-        record = vault.open(call.call_id, "features", sealed_features)
-        features["seen"] = (
-            gone if record is None else msgspec.to_builtins(msgspec.msgpack.decode(record, type=FeatureRecordV1))
-        )
+    kept: dict[str, Any] = {}
+    """Under keys of their own, whatever the workflow keeps of requests."""
+    for name, kind, sealed_record, type_ in (
+        ("seen", "features", call.features.sealed if call.features is not None else b"", FeatureRecordV1),
+        ("decided", "decision", call.decision.sealed if call.decision is not None else b"", DecisionRecordV1),
+    ):
+        if sealed_record:
+            record = vault.open(call.call_id, kind, sealed_record)
+            kept[name] = gone if record is None else msgspec.to_builtins(msgspec.msgpack.decode(record, type=type_))
     if call.retained == RETAINED_HASH:
-        return {**features, "request": f"blake2b {call.request.hex()}", "answers": f"blake2b {call.answers.hex()}"}
-    if call.retained != RETAINED_FULL and features:
-        return features
+        return {**kept, "request": f"blake2b {call.request.hex()}", "answers": f"blake2b {call.answers.hex()}"}
+    if call.retained != RETAINED_FULL and kept:
+        return kept
     if call.retained != RETAINED_FULL:
         raise DrivetrainError(
             f"Call {call.call_id} kept no payload.",
@@ -396,7 +428,7 @@ def _payloads(places: LedgerPlaces, call: Call) -> dict[str, Any]:
         )
     request = vault.open(call.call_id, "request", call.request) if call.request else b""
     sealed = vault.open(call.call_id, "answers", call.answers) if call.answers else b""
-    opened: dict[str, Any] = {**features, "request": gone if request is None else _content(request)}
+    opened: dict[str, Any] = {**kept, "request": gone if request is None else _content(request)}
     if sealed is None:
         opened["answers"] = gone
     elif sealed:

@@ -62,10 +62,12 @@ def _check_snapshot(snapshot: Snapshot) -> CheckAnswer:
     from drivetrain import providers
     from drivetrain.erasure.note import unfinished
     from drivetrain.features import checks as feature_checks
+    from drivetrain.policies import checks as policy_checks
     from drivetrain.project.secrets import missing
 
-    problems = (*providers.check(snapshot), *feature_checks.check(snapshot))
+    problems = (*providers.check(snapshot), *feature_checks.check(snapshot), *policy_checks.check(snapshot))
     notices = [str(one) for one in missing(snapshot, os.environ)]
+    notices += policy_checks.notices(snapshot)
     if unfinished(snapshot.keys_folder) is not None:
         notices.append("an erasure was cut off; run `drivetrain erase --resume` to finish it")
     return CheckAnswer(

@@ -31,6 +31,11 @@ COMMANDS = {
     "outcomes": ("drivetrain.cli.outcomes", "app"),
     "lineage": ("drivetrain.cli.lineage", "lineage_command"),
     "freshness": ("drivetrain.cli.freshness", "freshness_command"),
+    "train": ("drivetrain.cli.train", "train_command"),
+    "models": ("drivetrain.cli.models", "app"),
+    "report": ("drivetrain.cli.reports", "app"),
+    "policy": ("drivetrain.cli.policy", "app"),
+    "explain": ("drivetrain.cli.explain", "explain_command"),
 }
 """Name -> where the command, or the group of commands, is."""
 

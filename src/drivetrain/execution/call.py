@@ -1038,7 +1038,7 @@ class Execution:
             return None
         vault = self._env.vault
         kept = RETAINED_FULL if vault is not None and policy.reads else self._retained
-        if kept != RETAINED_FULL:
+        if kept != RETAINED_FULL or not decided.sealed:
             return decided.record
         whose, call_id = self.attribution, self.call_id
         held = sealed(vault, kept, decided.sealed, whose=whose, call_id=call_id, kind="decision")

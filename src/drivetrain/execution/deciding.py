@@ -37,7 +37,7 @@ class Deciding(msgspec.Struct, frozen=True):
     record: DecisionV1
     """Not sealed yet."""
     sealed: bytes
-    """A `DecisionRecordV1` as msgpack."""
+    """A `DecisionRecordV1` as msgpack; empty where it has no such form."""
 
 
 def case_of(
@@ -73,8 +73,15 @@ def decide(policy: CompiledPolicy, case: Case, call_id: str) -> Deciding:
         policy.name, policy.version, verdict.action, verdict.reason, verdict.rule, verdict.chosen, verdict.explored,
         verdict.propensity, case.confidence, verdict.failed,
     )  # fmt: skip
+    return Deciding(taken, record, _sealable(policy, case, verdict.values))
+
+
+def _sealable(policy: CompiledPolicy, case: Case, values: Mapping[str, Any]) -> bytes:
+    """What the Decision was made from, as msgpack; empty where a value of the project's has no such form."""
     facts = {
         "variant": case.variant, "cost_usd": case.cost_usd, "degraded": case.degraded, "confidence": case.confidence,
     }  # fmt: skip
-    inputs = msgspec.to_builtins(policy.sealed_inputs(case))
-    return Deciding(taken, record, MSGPACK.encode(DecisionRecordV1(inputs, dict(verdict.values), facts)))
+    try:
+        return MSGPACK.encode(DecisionRecordV1(policy.sealed_inputs(case), dict(values), facts))
+    except (TypeError, ValueError, OverflowError):
+        return b""

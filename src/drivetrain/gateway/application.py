@@ -1,7 +1,7 @@
 """What the gateway answers on each path; no sockets here, and nothing that waits.
 
 `POST /v1/chat/completions`, `POST /v1/workflows/{name}`, `POST /v1/outcomes`, `GET /v1/models`, the probes and
-`/metrics`. Everything a call needs is in memory.
+`/metrics`; what is below `/v2` stands in `gateway/oip.py`. Everything a call needs is in memory.
 """
 
 from __future__ import annotations
@@ -20,26 +20,24 @@ from drivetrain.adapters.sqlite_idempotency import SqliteIdempotency
 from drivetrain.cache.cache_control import read_cache_control
 from drivetrain.core.calls import Attribution
 from drivetrain.core.errors import RequestError, did_you_mean, report_fault
-from drivetrain.core.limits import Refusal
-from drivetrain.core.money import usd
 from drivetrain.embedded.runtime import Runtime
 from drivetrain.execution.admission import Admitted, bad_request, parse_body, too_deep
-from drivetrain.execution.call import CallResult, Execution
+from drivetrain.execution.call import CallResult, Client, Execution
 from drivetrain.execution.environment import NOTHING_ASKED, Asked
 from drivetrain.execution.plan import Plans, WorkflowPlan
+from drivetrain.gateway.answers import JSON_TYPE, call_headers, error_headers, failed_headers, typed_body
 from drivetrain.gateway.http import Connection, Exchange, Request
 from drivetrain.gateway.idempotency import Idempotency
 from drivetrain.gateway.idempotency_answers import CLIENT_LEFT, Answering
 from drivetrain.gateway.identity import Identity, KeyRing
 from drivetrain.gateway.metrics import Counters, Published, read_others, text
+from drivetrain.gateway.oip import OpenInference
 from drivetrain.gateway.outcomes import CallableWorkflows, read_outcomes
-from drivetrain.providers.answers import Unusable, message_of
 
 DEADLINE_MS_MAX = 86_400_000
 """Of a client's own deadline: a day."""
 ASKING = frozenset({b"cache-control", b"idempotency-key", b"x-drivetrain-cache", b"x-request-timeout-ms"})
 """Headers that ask something of the Call beside its input."""
-JSON_TYPE = b"content-type: application/json\r\n"
 Handler = Callable[[Request, Connection], Exchange | None]
 
 
@@ -75,6 +73,7 @@ class Gateway:
             (b"GET", b"/startupz"): self._startupz,
             (b"GET", b"/metrics"): self._metrics,
         }
+        self._open_inference = OpenInference(self)
         self._paths = frozenset(path for _, path in self._handlers)
 
     def reload(self) -> None:
@@ -132,6 +131,8 @@ class Gateway:
             return self._workflow(path[14:], request, connection)
         if path.startswith(b"/v1/models/") and method == b"GET":
             return self._model(path[11:], request, connection)
+        if path == b"/v2" or path.startswith((b"/v2/models/", b"/v2/health/")):
+            return self._open_inference.handle(method, path, request, connection)
         if path in self._paths or path.startswith((b"/v1/workflows/", b"/v1/models/")):
             said = request.method.decode("latin-1")
             raise RequestError(405, f"{said} is not answered on this path", code="method_not_allowed")
@@ -140,23 +141,23 @@ class Gateway:
     # Calls.
 
     def _chat(self, request: Request, connection: Connection) -> Exchange | None:
-        identity = self._identity(request, connection)
+        identity = self.identity(request, connection)
         body = parse_body(request.body)
         name = body.get("model")
         if not isinstance(name, str):
             raise bad_request("`model` must be the name of a workflow", param="model", code="invalid_type")
-        plan = self._plan(name, identity, "model")
+        plan = self.plan(name, identity, "model")
         admitted = plan.chat.admit(body, request.body)
         return self._start(plan, admitted, identity, request, connection)
 
     def _workflow(self, raw_name: bytes, request: Request, connection: Connection) -> Exchange | None:
-        identity = self._identity(request, connection)
-        plan = self._plan(_name(raw_name), identity, "workflow")
+        identity = self.identity(request, connection)
+        plan = self.plan(_name(raw_name), identity, "workflow")
         admitted = plan.admit_input(request.body)
         return self._start(plan, admitted, identity, request, connection, typed=True)
 
-    def _identity(self, request: Request, connection: Connection) -> Identity:
-        """Raises: RequestError (401)."""
+    def identity(self, request: Request, connection: Connection) -> Identity:
+        """Who calls. Raises: RequestError (401)."""
         authorization = request.headers.get(b"authorization")
         known = connection.credentials
         if known is not None and known[0] is self._keys and _same(known[1], authorization):
@@ -165,7 +166,8 @@ class Gateway:
         connection.credentials = (self._keys, authorization, identity)
         return identity
 
-    def _plan(self, name: str, identity: Identity, param: str) -> WorkflowPlan:
+    def plan(self, name: str, identity: Identity, param: str) -> WorkflowPlan:
+        """The workflow, where the key may call it. Raises: RequestError (404)."""
         plan = self._plans.workflows.get(name)
         allowed = identity.workflows
         if plan is None or (allowed is not None and name not in allowed):
@@ -185,7 +187,7 @@ class Gateway:
         *,
         typed: bool = False,
     ) -> Exchange | None:
-        attribution = self._keys.attribution(identity, plan.workflow, request.headers, admitted.user)
+        attribution = self.attribution(identity, plan, request.headers, admitted.user)
         if ASKING.isdisjoint(request.headers):
             return self._run(plan, admitted, attribution, NOTHING_ASKED, connection, typed=typed)
         asked = _asked(request.headers)
@@ -206,30 +208,55 @@ class Gateway:
         *,
         typed: bool,
     ) -> Exchange:
-        runtime = self.runtime
         now_ns = time.time_ns()
         client = _CallClient(self, connection, plan, now_ns, typed=typed)
-        execution = Execution(
+        door = "workflow" if typed else "direct" if plan.direct else "chat"
+        execution = self.execution(plan, admitted, attribution, asked, client, now_ns=now_ns, door=door)
+        client.call_id = execution.call_id
+        execution.start()
+        return execution
+
+    def attribution(
+        self, identity: Identity, plan: WorkflowPlan, headers: Mapping[bytes, bytes], user: str
+    ) -> Attribution:
+        """Whom a Call is for. Raises: RequestError."""
+        return self._keys.attribution(identity, plan.workflow, headers, user)
+
+    def asked(self, headers: Mapping[bytes, bytes]) -> Asked:
+        """What a request's headers ask of its Calls. Raises: RequestError."""
+        return NOTHING_ASKED if ASKING.isdisjoint(headers) else _asked(headers)
+
+    def execution(
+        self,
+        plan: WorkflowPlan,
+        admitted: Admitted,
+        attribution: Attribution,
+        asked: Asked,
+        client: Client,
+        *,
+        now_ns: int,
+        door: str,
+    ) -> Execution:
+        """One Call, counted as running and not yet started."""
+        runtime = self.runtime
+        self.counters.running += 1
+        return Execution(
             plan,
             admitted,
             attribution,
             call_id=runtime.next_call_id(),
             opened_ns=now_ns,
             day=runtime.day(now_ns),
-            door="workflow" if typed else "direct" if plan.direct else "chat",
+            door=door,
             env=runtime.environment,
             client=client,
             asked=asked,
         )
-        client.call_id = execution.call_id
-        self.counters.running += 1
-        execution.start()
-        return execution
 
     # The truth, later.
 
     def _outcomes(self, request: Request, connection: Connection) -> Exchange | None:
-        identity = self._identity(request, connection)
+        identity = self.identity(request, connection)
         workflows = CallableWorkflows(self._plans.workflows, identity.may_call)
         outcomes = read_outcomes(request.body, key=identity.key, now_ns=time.time_ns(), workflows=workflows)
 
@@ -251,14 +278,14 @@ class Gateway:
     # What is served.
 
     def _models(self, request: Request, connection: Connection) -> Exchange | None:
-        identity = self._identity(request, connection)
+        identity = self.identity(request, connection)
         data = [_model_object(plan) for name, plan in self._plans.workflows.items() if identity.may_call(name)]
         connection.answer(200, JSON_TYPE, msgspec.json.encode({"object": "list", "data": data}))
         return None
 
     def _model(self, raw_name: bytes, request: Request, connection: Connection) -> Exchange | None:
-        identity = self._identity(request, connection)
-        plan = self._plan(_name(raw_name), identity, "model")
+        identity = self.identity(request, connection)
+        plan = self.plan(_name(raw_name), identity, "model")
         connection.answer(200, JSON_TYPE, msgspec.json.encode(_model_object(plan)))
         return None
 
@@ -269,25 +296,32 @@ class Gateway:
         return None
 
     def _readyz(self, _request: Request, connection: Connection) -> Exchange | None:
-        failed, ring, limits = self.runtime.journal.failed, self._keys, self.runtime.limits
-        unlimited = "" if limits is None else "fenced" if limits.fenced else limits.failed
-        unfit = (
-            "ledger_unavailable" if failed else "limits_unavailable" if unlimited
-            else "keys_unavailable" if ring.closed else "draining" if self.draining
-            else "" if self.started else "starting"
-        )  # fmt: skip
+        unfit, ring = self.unfit(), self._keys
         body = msgspec.json.encode(
             {
                 "status": unfit or "ok",
                 "snapshot": self._plans.snapshot.short_hash,
-                "ledger": failed or "ok",
-                "limits": unlimited or "ok",
+                "ledger": self.runtime.journal.failed or "ok",
+                "limits": self._unlimited() or "ok",
                 "keys": "refused" if ring.closed else "degraded" if ring.problem else "ok",
                 "providers": self.runtime.health.states(time.monotonic_ns()),
             }
         )
         connection.answer(503 if unfit else 200, JSON_TYPE, body)
         return None
+
+    def unfit(self) -> str:
+        """Why no Call should be sent here now; empty where they may."""
+        return (
+            "ledger_unavailable" if self.runtime.journal.failed else "limits_unavailable" if self._unlimited()
+            else "keys_unavailable" if self._keys.closed else "draining" if self.draining
+            else "" if self.started else "starting"
+        )  # fmt: skip
+
+    def _unlimited(self) -> str:
+        """Why budgets and limits cannot be kept; empty where they can."""
+        limits = self.runtime.limits
+        return "" if limits is None else "fenced" if limits.fenced else limits.failed
 
     def _startupz(self, _request: Request, connection: Connection) -> Exchange | None:
         status = 200 if self.started else 503
@@ -302,7 +336,7 @@ class Gateway:
 
     def _refuse(self, connection: Answering, error: RequestError) -> None:
         self.counters.refuse(error.code)
-        connection.answer(error.status, _error_headers(error), error.body())
+        connection.answer(error.status, error_headers(error), error.body())
 
 
 class _CallClient:
@@ -338,40 +372,20 @@ class _CallClient:
         if connection.streaming:
             connection.end_stream(result.tail)
             return
-        headers = (
-            f"x-request-id: {result.call_id}\r\nopenai-processing-ms: {took_us // 1000}\r\n"
-            f"x-drivetrain-variant: {result.variant}\r\nx-drivetrain-cost-nano-usd: {result.cost_nano_usd}\r\n"
-        ).encode("latin-1")
-        last = result.attempts[-1] if result.attempts else None
-        if last is not None and last.cached:
-            headers += b"x-drivetrain-cache: stale\r\n" if result.degraded else b"x-drivetrain-cache: hit\r\n"
-        if result.degraded:
-            headers += b"x-drivetrain-degraded: %b\r\n" % result.degraded.encode()
+        headers = call_headers(result, took_us)
         if result.error is not None:
-            told = _limit_headers(result.limited) if result.limited is not None else _error_headers(result.error)
-            connection.answer(result.http_status, told + headers, result.body)
+            connection.answer(result.http_status, failed_headers(result) + headers, result.body)
         elif result.tail:
             connection.begin_stream(headers)
             connection.end_stream(result.tail)
         else:
-            body = _typed_body(self._plan, result) if self._typed else result.body
+            body = typed_body(self._plan, result) if self._typed else result.body
             connection.answer(200, JSON_TYPE + headers, body)
 
 
 def _same(known: bytes | None, given: bytes | None) -> bool:
     """In a time that says nothing of where they differ: others may share the connection behind a proxy."""
     return known is given or (known is not None and given is not None and compare_digest(known, given))
-
-
-def _error_headers(error: RequestError) -> bytes:
-    if error.retry_after_s is None:
-        return JSON_TYPE
-    return JSON_TYPE + b"retry-after: %d\r\n" % error.retry_after_s
-
-
-def _limit_headers(refusal: Refusal) -> bytes:
-    """Of a refusal by a limit; `retry-after` is among them."""
-    return JSON_TYPE + b"".join(b"%b: %b\r\n" % (name.encode(), said.encode()) for name, said in refusal.headers())
 
 
 def _asked(headers: Mapping[bytes, bytes]) -> Asked:
@@ -402,27 +416,6 @@ def _name(raw: bytes) -> str:
     from urllib.parse import unquote_to_bytes
 
     return unquote_to_bytes(raw).decode("utf-8", "replace")
-
-
-def _typed_body(plan: WorkflowPlan, result: CallResult) -> bytes:
-    output = result.output
-    if output is None and plan.output_reader is None:
-        try:
-            message = message_of(result.body)
-            output = message.content if not message.tool_calls else message
-        except Unusable:
-            output = None
-    return msgspec.json.encode(
-        {
-            "output": output,
-            "workflow": plan.name,
-            "variant": result.variant,
-            "call_id": result.call_id,
-            "cost_usd": usd(result.cost_nano_usd),
-            "cost_nano_usd": result.cost_nano_usd,
-            "attempts": len(result.attempts),
-        }
-    )
 
 
 def _model_object(plan: WorkflowPlan) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Counters of a worker, and their sum over all workers in Prometheus' text format.
 
-Labels are workflow, variant, status and reason: never a key, a user or a text. Each worker publishes its counters
-in a file of its own every half second, so that any worker's answer sums them all.
+Labels are workflow, variant, status, reason and the actions of policies: never a key, a user or a text. Each worker
+publishes its counters in a file of its own every half second, so that any worker's answer sums them all.
 """
 
 from __future__ import annotations
@@ -18,6 +18,11 @@ from drivetrain.execution.call import CallResult
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 BUCKETS_US = tuple(int(bound * 1_000_000) for bound in BUCKETS_S)
 COUNT_MAX = 2**63 - 1
+ACTIONS_MAX = 50
+"""Of one workflow and policy; a function that names none may make any text an action. Further ones are `OTHER`."""
+ACTION_CHARS_MAX = 64
+"""A longer one is no name, and counts as `OTHER`."""
+OTHER = "other"
 Series = dict[str, int]
 SERIES = (
     ("refused", "drivetrain_refused_total", "counter", ("reason",), "Requests that became no Call, by reason."),
@@ -29,6 +34,8 @@ SERIES = (
      "What cached answers had cost when a provider gave them."),
     ("degraded", "drivetrain_degraded_total", "counter", ("workflow", "kind"),
      "Calls answered by the workflow's ladder, because no variant did."),
+    ("decided", "drivetrain_decisions_total", "counter", ("workflow", "policy", "action"),
+     "Decisions of policies, by the action that was taken."),
     ("withheld", "drivetrain_withheld_total", "counter", ("model", "kind"),
      "Attempts and retries not made because of a model's health."),
     ("unwell", "drivetrain_model_unwell", "gauge", ("model", "state"),
@@ -69,6 +76,8 @@ class Published(msgspec.Struct):
     """What those had cost before, by workflow."""
     degraded: dict[str, int] = {}
     """Calls that no variant answered but the ladder did, by `workflow`, NUL, `stale` or `static`."""
+    decided: dict[str, int] = {}
+    """Decisions, by `workflow`, NUL, policy, NUL, action."""
     withheld: dict[str, int] = {}
     """Attempts that were not made because of a model's health, by `provider/model`, NUL, kind."""
     unwell: dict[str, int] = {}
@@ -84,7 +93,8 @@ class Published(msgspec.Struct):
 class Counters:
     """What one worker counts."""
 
-    __slots__ = ("_attempts", "_cached", "_calls", "_degraded", "_limited", "_saved_nano_usd", "refused", "running")
+    __slots__ = ("_actions", "_attempts", "_cached", "_calls", "_decided", "_degraded", "_limited", "_saved_nano_usd",
+                 "refused", "running")  # fmt: skip
 
     def __init__(self) -> None:
         # Arrays: with thousands of workflows, a Call then touches a few cache lines here instead of a dozen objects.
@@ -96,6 +106,9 @@ class Counters:
         self._cached: Series = {}
         self._saved_nano_usd: Series = {}
         self._degraded: Series = {}
+        self._decided: Series = {}
+        self._actions: dict[tuple[str, str], set[str]] = {}
+        """Those that have a counter of their own, by workflow and policy."""
         self.refused: Series = {}
         self.running = 0
 
@@ -131,6 +144,20 @@ class Counters:
         if result.degraded:
             name = f"{workflow}\x00{result.degraded}"
             self._degraded[name] = self._degraded.get(name, 0) + 1
+        decided = result.decision
+        if decided is not None:
+            name = f"{workflow}\x00{decided.policy}\x00{self._action(workflow, decided.policy, decided.action)}"
+            self._decided[name] = self._decided.get(name, 0) + 1
+
+    def _action(self, workflow: str, policy: str, action: str) -> str:
+        """The action as a label."""
+        known = self._actions.setdefault((workflow, policy), set())
+        if action in known:
+            return action
+        if len(known) >= ACTIONS_MAX or len(action) > ACTION_CHARS_MAX or not action.isprintable():
+            return OTHER
+        known.add(action)
+        return action
 
     def refuse(self, code: str) -> None:
         """One request that became no Call."""
@@ -149,6 +176,7 @@ class Counters:
             cached=dict(self._cached),
             saved_nano_usd=dict(self._saved_nano_usd),
             degraded=dict(self._degraded),
+            decided=dict(self._decided),
             running=self.running,
         )
 

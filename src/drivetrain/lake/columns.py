@@ -17,6 +17,7 @@ from drivetrain.core.codec import JSON
 from drivetrain.core.features import FeaturesSeenV1
 from drivetrain.core.ids import is_call_id
 from drivetrain.core.money import Usage
+from drivetrain.core.policies import DecisionV1
 from drivetrain.ledger.reader import Pair
 
 NS_PER_DAY = 86_400_000_000_000
@@ -68,6 +69,21 @@ FEATURE_FIELDS = {
 }
 """FeaturesSeenV1; the whole is null where the workflow names no FeatureService."""
 
+DECISION_FIELDS = {
+    "policy": "string",
+    "version": "string",
+    "action": "string",
+    "reason": "string",
+    "rule": "string",
+    "chosen": "string",
+    "explored": "bool",
+    "propensity": "float64",
+    "confidence": "float64",
+    "failed": "string",
+    "sealed": "binary",
+}
+"""DecisionV1; the whole is null where the workflow has no policy, and in files from before there were any."""
+
 CALL_COLUMNS = {
     "day": "date",
     "call_id": "string",
@@ -108,6 +124,7 @@ CALL_COLUMNS = {
     "ledger": "string",
     "roll": "int64",
     "features": "features",
+    "decision": "decision",
     "attempts": "attempts",
 }
 """`day`: UTC, of `opened_ns`. `closed_ns`: null where the Call's end was not seen. `latency_us`: of answered Calls,
@@ -242,6 +259,7 @@ class CallRows:
             "error": [one.error for one in closed],
             "finish_reason": [one.finish_reason for one in closed],
             "degraded": [one.degraded for one in closed],
+            "decision": [one.decision for one in closed],
             "notes": [one.notes for one in closed],
             "day": [one.opened_ns // NS_PER_DAY for one in opened],
             "closed_ns": [one.closed_ns or None for one in closed],
@@ -345,7 +363,7 @@ def outcome_day(record: OutcomeV1) -> int:
 
 def call_of(row: Mapping[str, Any], outcomes: Iterable[Outcome] = ()) -> Call:
     """The Call that a row of `calls` holds; its nested values as DuckDB and arro3 give them to Python."""
-    seen = row["features"]
+    seen, decided = row["features"], row["decision"]
     return Call(
         call_id=row["call_id"],
         opened_ns=row["opened_ns"],
@@ -373,6 +391,7 @@ def call_of(row: Mapping[str, Any], outcomes: Iterable[Outcome] = ()) -> Call:
         outcomes=tuple(outcomes),
         features=None if seen is None else _features_of(seen),
         business_key=row["business_key"],
+        decision=None if decided is None else _decision_of(decided),
     )
 
 
@@ -469,6 +488,22 @@ def _features_of(row: Mapping[str, Any]) -> FeaturesSeenV1:
     )
 
 
+def _decision_of(row: Mapping[str, Any]) -> DecisionV1:
+    return DecisionV1(
+        row["policy"],
+        row["version"],
+        row["action"],
+        row["reason"],
+        row["rule"],
+        row["chosen"],
+        row["explored"],
+        row["propensity"],
+        row["confidence"],
+        row["failed"],
+        row["sealed"] or b"",
+    )
+
+
 @cache
 def _types() -> Mapping[str, Any]:
     """Kind of a column -> Arrow type."""
@@ -491,6 +526,7 @@ def _types() -> Mapping[str, Any]:
     return {
         **simple,
         "features": struct(FEATURE_FIELDS),
+        "decision": struct(DECISION_FIELDS),
         "attempts": DataType.list(Field("element", struct(ATTEMPT_FIELDS), nullable=True)),
     }
 
@@ -518,8 +554,16 @@ def _array(kind: str, values: Sequence[Any]) -> Any:
     # Not of floats: 0.0 and -0.0 are equal, and are two values.
     repeats = 1 < count <= REPEATED_ROWS_MAX and kind != "float64" and values[0] == values[-1]
     if repeats and values.count(values[0]) == count:
+        if values[0] is None:
+            return _nulls(kind).slice(0, count)
         return _made_array(kind, values[:1]).take(_zeros().slice(0, count))
     return _made_array(kind, values)
+
+
+@cache
+def _nulls(kind: str) -> Any:
+    """Made once: of most projects whole columns of structures are null."""
+    return _made_array(kind, [None]).take(_zeros())
 
 
 @cache
@@ -539,6 +583,8 @@ def _made_array(kind: str, values: Sequence[Any]) -> Any:
         return list_array(_offsets(list(map(len, values))), flat, type=types["strings"])
     if kind == "features":
         return _feature_array(values)
+    if kind == "decision":
+        return _decision_array(values)
     if kind == "date":
         return Array(values, types["int32"]).cast(types["date"])
     if kind == "int64":
@@ -566,6 +612,30 @@ def _feature_array(values: Sequence[FeaturesSeenV1 | None]) -> Any:
     arrays = [_array(kind, fields[name]) for name, kind in FEATURE_FIELDS.items()]
     missing = Array([value is None for value in values], types["bool"])
     return struct_array(arrays, fields=types["features"].fields, type=types["features"], mask=missing)
+
+
+def _decision_array(values: Sequence[DecisionV1 | None]) -> Any:
+    from arro3.core import Array, struct_array
+
+    types = _types()
+    nothing = DecisionV1("", "", "")
+    made = [value or nothing for value in values]
+    fields: dict[str, Sequence[Any]] = {
+        "policy": [one.policy for one in made],
+        "version": [one.version for one in made],
+        "action": [one.action for one in made],
+        "reason": [one.reason for one in made],
+        "rule": [one.rule for one in made],
+        "chosen": [one.chosen for one in made],
+        "explored": [one.explored for one in made],
+        "propensity": [one.propensity for one in made],
+        "confidence": [one.confidence for one in made],
+        "failed": [one.failed for one in made],
+        "sealed": [one.sealed or None for one in made],
+    }
+    arrays = [_array(kind, fields[name]) for name, kind in DECISION_FIELDS.items()]
+    missing = Array([value is None for value in values], types["bool"])
+    return struct_array(arrays, fields=types["decision"].fields, type=types["decision"], mask=missing)
 
 
 def _structs(values: Mapping[str, Sequence[Any]]) -> Any:

@@ -21,7 +21,7 @@ import msgspec
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.sql import identifier, literal
 from drivetrain.lake import plans
-from drivetrain.lake.columns import ATTEMPT_FIELDS, FEATURE_FIELDS
+from drivetrain.lake.columns import ATTEMPT_FIELDS, CALL_COLUMNS, DECISION_FIELDS, FEATURE_FIELDS, table_of
 from drivetrain.lake.engines import frugal
 from drivetrain.lake.holding import deleting
 from drivetrain.lake.lake import Lake
@@ -35,6 +35,10 @@ from drivetrain.ports.tables import TableChanged, TableStore
 if TYPE_CHECKING:
     import duckdb
 
+DECISION_SAID = ("reason", "failed")
+"""Of a Decision: texts that a policy's function may have put a person's words into."""
+DECISION_WORDS = ("action", "rule", "chosen")
+"""Of a Decision: words of the project, which stay unless they are the person's id."""
 PUSH = "push/"
 """Below it stand the tables of push sources."""
 TOKEN = f"{ERASED}-"
@@ -47,6 +51,8 @@ MEMORY = "1GB"
 """While a part is written anew; the rest waits on the disk."""
 EVERY_NS = 2**63 - 1
 """Later than any plan was finished."""
+EMPTY_CALLS = "empty_calls"
+"""A view without rows that has every column of `calls`."""
 AT_ONCE = 1_000
 """Rows of one INSERT."""
 
@@ -170,7 +176,10 @@ class LakeErasing:
         return self._rewrite("outcomes", self._outcome_is_touched, rows)
 
     def erase_calls(self) -> int:
-        """Who, what they said and saw, and what names them; status, times, tokens and money stay. How many rows."""
+        """Who, what they said and saw, and what names them; status, times, tokens and money stay. How many rows.
+
+        Of a Decision the action, the rule and the numbers stay: its reason may quote, and what it was made from goes.
+        """
         has, id_ = self._subject.has_call, literal(self._subject.id)
         unsealed = ", ".join(
             f"{name} := " + ("CAST(NULL AS BLOB)" if name == "sealed" else f"r.features.{name}")
@@ -178,6 +187,7 @@ class LakeErasing:
         )
         said = f"CASE WHEN one.reason = '' THEN '' ELSE {literal(ERASED)} END"
         attempt = ", ".join(f"{name} := " + (said if name == "reason" else f"one.{name}") for name in ATTEMPT_FIELDS)
+        decided = ", ".join(f"{name} := {self._decided(name)}" for name in DECISION_FIELDS)
         rows = (
             "SELECT r.* REPLACE ("
             f'CASE WHEN r."user" = {id_} THEN {literal(ERASED)} ELSE r."user" END AS "user", '
@@ -187,6 +197,7 @@ class LakeErasing:
             f"CASE WHEN {has} THEN CAST(NULL AS BLOB) ELSE r.answers END AS answers, "
             f"CASE WHEN {has} THEN 0 ELSE r.retained END AS retained, "
             f"CASE WHEN {has} AND r.features IS NOT NULL THEN struct_pack({unsealed}) ELSE r.features END AS features, "
+            f"CASE WHEN {has} AND r.decision IS NOT NULL THEN struct_pack({decided}) ELSE r.decision END AS decision, "
             f"CASE WHEN {has} THEN list_transform(r.attempts, lambda one: struct_pack({attempt})) ELSE r.attempts END "
             "AS attempts) FROM rows_of_part r LEFT JOIN their_keys k "
             "ON k.workflow = r.workflow AND k.business_key = r.business_key"
@@ -226,11 +237,28 @@ class LakeErasing:
     def _call_is_touched(self) -> str:
         sealed = "r.request IS NOT NULL OR r.answers IS NOT NULL OR r.features.sealed IS NOT NULL OR r.retained <> 0"
         said = f"len(list_filter(r.attempts, lambda one: one.reason NOT IN ('', {literal(ERASED)}))) > 0"
-        theirs = f'"user" = {literal(self._subject.id)} OR {sealed} OR {said}'
+        theirs = f'"user" = {literal(self._subject.id)} OR {sealed} OR {said} OR {self._decision_is_touched}'
         return (
             f"(({self._subject.has_call} AND coalesce({theirs}, false)) OR {self._tags_are_touched} "
             f"OR {self._key_is_touched})"
         )
+
+    @property
+    def _decision_is_touched(self) -> str:
+        said = " OR ".join(f"r.decision.{name} NOT IN ('', {literal(ERASED)})" for name in DECISION_SAID)
+        named = " OR ".join(self._subject.named_in(f"r.decision.{name}") for name in DECISION_WORDS)
+        return f"r.decision.sealed IS NOT NULL OR {said} OR {named}"
+
+    def _decided(self, name: str) -> str:
+        """SQL of what stays of a field of their Decision."""
+        if name == "sealed":
+            return "CAST(NULL AS BLOB)"
+        field = f"r.decision.{name}"
+        if name in DECISION_SAID:
+            return f"CASE WHEN {field} = '' THEN '' ELSE {literal(ERASED)} END"
+        if name in DECISION_WORDS:
+            return f"CASE WHEN {self._subject.named_in(field)} THEN {literal(ERASED)} ELSE {field} END"
+        return field
 
     @property
     def _outcome_is_touched(self) -> str:
@@ -292,15 +320,14 @@ class LakeErasing:
     def _opened(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """A connection that knows what is theirs, by the tables as they are."""
         with _private() as connection:
+            connection.register(EMPTY_CALLS, table_of(CALL_COLUMNS, []))
             for table, empty in (
                 ("calls", "SELECT '' AS call_id, '' AS workflow, '' AS business_key, '' AS \"user\", '' AS \"key\", "
                           "'' AS team, [] AS attempts WHERE false"),
                 ("outcomes", "SELECT '' AS call_id, '' AS workflow, '' AS business_key WHERE false"),
             ):  # fmt: skip
                 files = self._tables.files(table)
-                rows = (
-                    empty if files is None or not files.paths else f"SELECT * FROM {parquet(files.paths, by_day=True)}"
-                )
+                rows = empty if files is None or not files.paths else _rows(table, files.paths, by_day=True)
                 connection.execute(f"CREATE TEMP VIEW lake_{table} AS {rows}")
             self._prepare(connection, "lake_calls", "lake_outcomes")
             yield connection
@@ -325,7 +352,7 @@ class LakeErasing:
         if files is None or not files.paths:
             return []
         by_day = "day" in files.partition_by
-        source = parquet(files.paths, by_day=by_day)
+        source = f"({_rows(table, files.paths, by_day=by_day)})"
         if not by_day:
             ((count,),) = connection.execute(f"SELECT count(*) FROM {source} r WHERE {touched}").fetchall()
             return [None] if count else []
@@ -340,8 +367,8 @@ class LakeErasing:
             files = self._tables.files(table, where=where)
             if files is None or not files.paths:
                 return 0
-            source = parquet(files.paths, by_day=part is not None)
-            connection.execute(f"CREATE OR REPLACE TEMP VIEW rows_of_part AS SELECT * FROM {source}")
+            rows_of_part = _rows(table, files.paths, by_day=part is not None)
+            connection.execute(f"CREATE OR REPLACE TEMP VIEW rows_of_part AS {rows_of_part}")
             ((count,),) = connection.execute(f"SELECT count(*) FROM rows_of_part r WHERE {touched}").fetchall()
             if not count:
                 return 0
@@ -354,6 +381,12 @@ class LakeErasing:
             f"The table `{table}` was changed {TRIES_MAX} times by others while it was written anew.",
             do="Run `drivetrain erase --resume` when fewer write to it.",
         )
+
+
+def _rows(table: str, paths: Sequence[str], *, by_day: bool) -> str:
+    """SELECT of a table's rows; of Calls with every column, although all these files may be older than some."""
+    rows = f"SELECT * FROM {parquet(paths, by_day=by_day)}"
+    return f"{rows} UNION ALL BY NAME SELECT * FROM {EMPTY_CALLS}" if table == "calls" else rows
 
 
 def _private() -> AbstractContextManager[duckdb.DuckDBPyConnection]:

@@ -37,6 +37,14 @@ FROM (
     FROM calls
 )
 """
+DECISIONS_SQL = """
+SELECT call_id, day, opened, opened_ns, workflow, tenant, team, use_case, key, "user", tags, business_key, snapshot,
+    status AS call_status, variant, degraded, cost_nano_usd, decision.policy AS policy, decision.version AS version,
+    decision.action AS action, decision.reason AS reason, decision.rule AS rule, decision.chosen AS chosen,
+    decision.explored AS explored, decision.propensity AS propensity, decision.confidence AS confidence,
+    decision.failed AS failed, decision.sealed AS sealed
+FROM calls WHERE decision IS NOT NULL
+"""
 HISTORY_SQL = """
 SELECT call_id, workflow, business_key, metric, source, kind, text AS value, number,
     make_timestamp(event_ns // 1000) AS event_time, make_timestamp(arrived_ns // 1000) AS arrived,
@@ -62,13 +70,18 @@ CONTROL_SQL = "SELECT seq, make_timestamp(at_ns // 1000) AS recorded, * EXCLUDE 
 NAMED: dict[str, tuple[str, tuple[str, ...]]] = {
     "calls": (CALLS_SQL, ("calls",)),
     "attempts": (ATTEMPTS_SQL, ("calls",)),
+    "decisions": (DECISIONS_SQL, ("calls",)),
     "outcomes_history": (HISTORY_SQL, ("outcomes",)),
     "outcomes": (OUTCOMES_SQL, ("outcomes", "calls")),
     "spend": (SPEND_SQL, ("spend",)),
     "control": (CONTROL_SQL, ("control",)),
 }
 """Name -> its SQL and the stored tables it stands on; later ones may use earlier ones."""
-NEEDS: dict[str, tuple[str, ...]] = {"attempts": ("calls",), "outcomes": ("outcomes_history",)}
+NEEDS: dict[str, tuple[str, ...]] = {
+    "attempts": ("calls",),
+    "decisions": ("calls",),
+    "outcomes": ("outcomes_history",),
+}
 """Named tables that a named table's SQL uses."""
 
 

@@ -262,6 +262,7 @@ def joined(pair: Pair, live: set[str], outcomes: Iterable[Outcome]) -> Call:
         outcomes=tuple(outcomes),
         features=opened.features,
         business_key=opened.business_key,
+        decision=closed.decision,
     )
 
 

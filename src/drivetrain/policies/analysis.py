@@ -18,7 +18,7 @@ from drivetrain.policies.cells import Plain, Test, read_cell
 from drivetrain.policies.domains import ANYTHING, Kind, pieces
 from drivetrain.policies.graphs import Node, Rule, Table
 
-WORK_MAX = 200_000
+WORK_MAX = 100_000
 """Comparisons of boxes per table, about a second; then the rest is said to be not analysed."""
 TAKERS_MAX = 5
 """Rules that are named for taking the cases of another."""

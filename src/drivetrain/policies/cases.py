@@ -46,9 +46,11 @@ def part_of(case: Case, tree: Wanted) -> dict[str, Any]:
 
 
 def _part(value: Any, tree: Wanted | None) -> Any:
-    """Of a list, whose elements paths do not name, all of it."""
-    if tree is None or not isinstance(value, Mapping | msgspec.Struct):
+    """The wanted fields of a value: of a list, whose elements paths do not name, all of it; of a text nothing."""
+    if tree is None or isinstance(value, list | tuple):
         return value
+    if not isinstance(value, Mapping | msgspec.Struct):
+        return None
     found = {}
     for name, below in tree.items():
         one = _field(value, name)

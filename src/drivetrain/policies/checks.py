@@ -21,7 +21,8 @@ from drivetrain.policies.analysis import Analysis, analyse
 from drivetrain.policies.cells import read_cell
 from drivetrain.policies.compile import CompiledPolicy, as_policy, compile_policy
 from drivetrain.policies.domains import AMOUNT, ANYTHING, DEGRADED, NAMED, SHARE, Kind, kind_of, shown
-from drivetrain.policies.graphs import FOLDER, Graph, Node
+from drivetrain.policies.graphs import Graph, Node
+from drivetrain.project.policy_checks import FOLDER
 from drivetrain.project.snapshot import Snapshot
 
 _FACTS = {"confidence": SHARE, "cost_usd": AMOUNT, "variant": NAMED, "degraded": DEGRADED}

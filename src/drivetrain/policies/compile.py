@@ -20,14 +20,14 @@ from drivetrain.policies.cases import SEALED, part_of, wanted
 from drivetrain.policies.engine import Engine, EngineFault
 from drivetrain.policies.exploration import chances, toss
 from drivetrain.policies.functions import source_of
-from drivetrain.policies.graphs import CONTEXT, FOLDER, RULE_FIELD, Graphs, path_of, read_graphs
+from drivetrain.policies.graphs import CONTEXT, RULE_FIELD, Graphs, path_of, read_graphs
 from drivetrain.policies.verdict import PolicyFailed, Verdict
+from drivetrain.project.policy_checks import ACTION_CHARS_MAX, FOLDER
 
 CONTEXT_BYTES_MAX = 64 * 1024
 """What a table reads of one Case, as JSON; what it may do with it is bounded by this."""
 VALUES_BYTES_MAX = 16 * 1024
 """Of an action's values, as JSON: they are sealed with every Decision."""
-ACTION_CHARS_MAX = 64
 REASON_CHARS_MAX = 200
 NO_RULE = "no rule matches"
 EXPLORED = "explored"
@@ -57,11 +57,12 @@ def compile_policy(
     files: Mapping[str, bytes],
     *,
     workflow: str = "",
-    clock_ns: Callable[[], int] = time.perf_counter_ns,
+    clock_ns: Callable[[], int] = time.thread_time_ns,
 ) -> CompiledPolicy:
     """The policy of a workflow, ready to decide.
 
-    files: the Snapshot's. clock_ns: by which `limit_ms` is measured.
+    files: the Snapshot's. clock_ns: by which `limit_ms` is measured; by default this thread's own time, so that a busy
+    machine changes no Decision.
     Raises: DrivetrainError where its table is missing or refused, or where the extra `policies` is not installed.
     Costs milliseconds for a table of a thousand rules.
     """

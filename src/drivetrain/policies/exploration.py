@@ -11,10 +11,6 @@ import msgspec
 
 from drivetrain.core.policies import Explore
 
-SHARE_MOST = 0.5
-"""More would be another policy; the same limit stands in `Explore`."""
-ACTIONS_MOST = 64
-"""Of `Explore.actions`; each gets its share of a small share, so that more would learn nothing about any."""
 _SLICE = 2.0**64
 
 

@@ -15,8 +15,8 @@ import msgspec
 
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.policies.expressions import Expression, Refused, read_expression
+from drivetrain.project.policy_checks import FOLDER
 
-FOLDER = "policies/"
 TABLE_BYTES_MAX = 1024 * 1024
 """Of one file; two thousand rules of ten columns take half of it."""
 FILES_MAX = 16
