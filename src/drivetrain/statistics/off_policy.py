@@ -95,8 +95,8 @@ def off_policy(logged: Sequence[Logged], *, seed: int, level: float = 0.95, resa
     known = [one for one in logged if _is_known(one)]
     if not known:
         return OffPolicy(
-            calls=len(logged), known=0, by_chance=0, unknown_share=unknown, effective=0.0, weight_max=0.0, weight_mean=0.0,
-            weight_mean_error=0.0, ips=None, snips=None, doubly_robust=None,
+            calls=len(logged), known=0, by_chance=0, unknown_share=unknown, effective=0.0, weight_max=0.0,
+            weight_mean=0.0, weight_mean_error=0.0, ips=None, snips=None, doubly_robust=None,
         )  # fmt: skip
     numpy = load_numpy()
     new = numpy.array([one.candidate.get(one.action, 0.0) / one.propensity for one in known])

@@ -1,0 +1,1 @@
+"""Evidence from the past: other policies on past Decisions, and what moved a metric."""
