@@ -19,8 +19,8 @@ from drivetrain.project.model_fit import CONFIDENCE, SCORES, Fit, fit
 from drivetrain.providers.answers import Unusable
 from drivetrain.routing.checks import Features
 
-CANDIDATES_MAX = 10_000
-"""Of one ranking; more are a query for a search engine."""
+CANDIDATES_MAX = 1_000
+"""Of one ranking, as scorers take them; more are a query for a search engine."""
 
 Read = Callable[[Any, Mapping[str, Any], Any], Any]
 """(input, features, candidate) -> a column's value."""

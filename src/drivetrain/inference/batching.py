@@ -139,20 +139,21 @@ class Batcher:
     def _size(self, now_ns: int) -> tuple[int, int]:
         """How many rows to score, and how many before them to give up."""
         queue, curve = self._queue, self.curve
-        most = min(len(queue), curve.rows_top)
+        most = min(len(queue), curve.best_rows)  # more rows bring fewer per second
         fit = _fitting(queue, most, now_ns, curve)
         newest = queue[-1]
         allowed_ns = newest.deadline_ns - newest.arrived_ns
-        if fit == len(queue) and 2 * curve.planned_ns(fit) <= allowed_ns:
-            return fit, 0  # all of them, and who comes meanwhile is in time too
+        if not curve.batches:
+            return 1, 0
+        if fit == most and 2 * curve.planned_ns(fit) <= allowed_ns:
+            return fit, 0  # as many as pay, and who comes meanwhile is in time too
         # Else a larger batch makes others late, those behind it or those yet to come, and a smaller one takes more of
         # the worker's time per row. Each size is played through: with who waits, and with rows that come as they did.
-        best = min(most, curve.best_rows)
-        plans = {(fit or 1, best), (most, best), (best, best)}
+        plans = {(fit or 1, most), (most, most)}
         size = 1
         while size < most:
             plans.add((size, size))
-            plans.add((size, best))
+            plans.add((size, most))
             size *= 2
         rate = 1 / self._gap_ns if self._gap_ns else 0.0
         chosen, chosen_worth = (max(fit, 1), 0), 0.0
@@ -207,7 +208,7 @@ class Batcher:
     def _start_ns(self, size: int) -> int:
         """When to begin with the few rows there are: at once, unless that would make the next ones late."""
         curve, queue = self.curve, self._queue
-        if not curve.batches or size >= curve.rows_top:
+        if not curve.batches or size >= curve.best_rows:
             return 0
         first = queue[0]
         allowed_ns = first.deadline_ns - first.arrived_ns

@@ -80,7 +80,7 @@ class LightGbmModel:
             raise _damaged("LightGBM", file, str(unsound)) from None
         _check_fit("LightGBM", signature, columns=facts.columns, outputs=facts.outputs, objective=facts.objective)
         try:
-            self._booster = lightgbm.Booster(params={"verbosity": -1}, model_str=text)
+            self._booster = lightgbm.Booster(model_str=text)
         except lightgbm.basic.LightGBMError as error:
             raise _damaged("LightGBM", file, str(error)[:200]) from None
         self.kinds: Sequence[str] = ["float64"] * len(signature.inputs)
@@ -106,7 +106,7 @@ class XgBoostModel:
             document = msgspec.json.decode(content) if file.suffix == ".json" else Ubjson(content).read()
             facts, anew = _read_xgboost(document)
             self._booster.load_model(bytearray(msgspec.json.encode(anew)))
-        except (msgspec.MsgspecError, ValueError, OverflowError, xgboost.core.XGBoostError) as error:
+        except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError, xgboost.core.XGBoostError) as error:
             raise _damaged("XGBoost", file, (str(error).strip().splitlines() or [""])[0][:200]) from None
         except _Unsound as unsound:
             raise _damaged("XGBoost", file, str(unsound)) from None

@@ -14,11 +14,13 @@ OWN = 0.15
 """Weight of the newest batch in its own bucket: half of what is known is about five batches old."""
 OTHERS = 0.03
 """How far it moves the others: enough to follow a slower machine within some thirty batches."""
-HOPE = 0.001
+HOPE = 0.0003
 """Larger sizes are thought that much faster after each batch that left rows behind: none is ruled out for good."""
-OUTLIER = 1.5
-"""A batch counts as so many times its prediction at most, and as that part of it at least: one stall is no news, and
-a machine that is ten times slower is believed after a few batches."""
+OUTLIER, FAST = 1.5, 4.0
+"""A batch counts as so many times its prediction at most, and as one `FAST`-th of it at least: one stall is no news,
+and the next such batch of that size is believed; nothing is faster by chance."""
+BELIEVED = 0.5
+"""Weight of a batch that is the second one in a row to take so much longer."""
 PLANNED = 0.8
 """The quantile of times that a batch is planned with."""
 HIGH = 0.99
@@ -71,21 +73,25 @@ class ServiceCurve:
         at = (rows - 1).bit_length()
         bucket = self._buckets[at]
         predicted = self._means[rows]
+        believed = False
         if predicted:
             ratio = took_ns / predicted
             self._ratios.append(ratio)
             if not self.batches % LOOK:
                 self._measure_noise()
-            ratio = min(max(ratio, 1 / OUTLIER), OUTLIER)
+            believed = bucket is not None and bucket.surprised and ratio > OUTLIER
+            if bucket is not None:
+                bucket.surprised = ratio > OUTLIER
+            ratio = max(ratio, 1 / FAST) if believed else min(max(ratio, 1 / FAST), OUTLIER)
             for place, other in enumerate(self._buckets):
                 if other is not None and place != at:
-                    other.time_ns *= 1 + OTHERS * (ratio - 1) - (HOPE if left and place > at else 0.0)
+                    other.time_ns *= 1 + OTHERS * (min(ratio, OUTLIER) - 1) - (HOPE if left and place > at else 0.0)
             took_ns = int(predicted * ratio)
         if bucket is None:
             # Half of its surprise: were the first batch of a size a stall, that size would not be tried again.
             self._buckets[at] = _Bucket(rows, int((took_ns + predicted) / 2) if predicted else took_ns)
         else:
-            bucket.learn(rows, took_ns)
+            bucket.learn(rows, took_ns, BELIEVED if believed else OWN)
         self._draw()
 
     def _measure_noise(self) -> None:
@@ -116,12 +122,14 @@ class ServiceCurve:
 
 
 class _Bucket:
-    __slots__ = ("rows", "time_ns")
+    __slots__ = ("rows", "surprised", "time_ns")
 
     def __init__(self, rows: int, time_ns: int) -> None:
         self.rows = float(rows)
         self.time_ns = float(time_ns)
+        self.surprised = False
+        """Whether its last batch took far longer than predicted."""
 
-    def learn(self, rows: int, time_ns: int) -> None:
-        self.rows += OWN * (rows - self.rows)
-        self.time_ns += OWN * (time_ns - self.time_ns)
+    def learn(self, rows: int, time_ns: int, weight: float) -> None:
+        self.rows += weight * (rows - self.rows)
+        self.time_ns += weight * (time_ns - self.time_ns)

@@ -334,7 +334,7 @@ def classified(
     Equal ones keep the labels' order.
     """
     top = np.argsort(-order_by, axis=1, kind="stable")[:, :SCORES_MAX]
-    likeliest = np.take_along_axis(probabilities, top, axis=1).tolist()
+    likeliest = probabilities[np.arange(len(top))[:, None], top].tolist()
     return [
         Scored(
             label=labels[places[0]],

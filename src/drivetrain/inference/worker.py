@@ -497,13 +497,12 @@ def warmed(scorer: Scorer, rows_max: int, *, limit_s: float = WARM_S) -> list[tu
     size = 1
     with contextlib.suppress(Exception):
         scorer.score([row])  # the first one of all loads what is loaded late
-        while size <= rows_max:
-            for _ in range(2):
+        while size <= rows_max and time.monotonic_ns() < until_ns:
+            taken = []
+            for _ in range(3):
                 began_ns = time.monotonic_ns()
                 scorer.score([row] * size)
-                ended_ns = time.monotonic_ns()
-                learned.append((size, ended_ns - began_ns))
-                if ended_ns > until_ns:
-                    return learned
+                taken.append(time.monotonic_ns() - began_ns)
+            learned.append((size, sorted(taken)[1]))
             size *= 2
     return learned

@@ -6,7 +6,9 @@ import msgspec
 
 from drivetrain.core.errors import DrivetrainError
 
-KINDS = ("dataset", "features", "service", "table", "file", "source", "workflow", "model", "report", "release")
+KINDS = (
+    "dataset", "features", "service", "table", "file", "source", "workflow", "model", "policy", "report", "release",
+)  # fmt: skip
 """Kinds that this package makes; others may be recorded too."""
 LEDGER_TABLES = ("calls", "attempts", "outcomes", "outcomes_history", "spend", "control")
 """Tables that hold what the project itself recorded."""
