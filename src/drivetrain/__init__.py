@@ -39,6 +39,7 @@ from drivetrain.core.features import (
     TableSource,
     on_demand_feature_view,
 )
+from drivetrain.core.models import Column, Signature
 from drivetrain.core.policies import Action, Case, Decided, Explore, Gains, Policy, act
 from drivetrain.core.recipes import (
     Examples,
@@ -55,7 +56,9 @@ from drivetrain.version import VERSION as __version__
 if TYPE_CHECKING:
     from drivetrain.embedded.asking import open_lake, sql
     from drivetrain.embedded.feature_store import feature_store
+    from drivetrain.embedded.modelling import open_registry
     from drivetrain.embedded.outcomes import record_outcome, record_outcomes
+    from drivetrain.embedded.training import train
 
 __all__ = [
     "SLO",
@@ -65,6 +68,7 @@ __all__ = [
     "Cache",
     "Case",
     "Check",
+    "Column",
     "Conversation",
     "Decided",
     "DrivetrainError",
@@ -86,6 +90,7 @@ __all__ = [
     "RequestError",
     "RequestSource",
     "Rule",
+    "Signature",
     "Source",
     "SqlSource",
     "Stale",
@@ -104,18 +109,22 @@ __all__ = [
     "feature_store",
     "on_demand_feature_view",
     "open_lake",
+    "open_registry",
     "recipe",
     "record_outcome",
     "record_outcomes",
     "sql",
+    "train",
 ]
 
 _LATER = {
     "feature_store": "drivetrain.embedded.feature_store",
     "open_lake": "drivetrain.embedded.asking",
+    "open_registry": "drivetrain.embedded.modelling",
     "record_outcome": "drivetrain.embedded.outcomes",
     "record_outcomes": "drivetrain.embedded.outcomes",
     "sql": "drivetrain.embedded.asking",
+    "train": "drivetrain.embedded.training",
 }
 """Where names are that a project's declarations do not need: imported when they are first used."""
 

@@ -1,0 +1,159 @@
+"""`drivetrain report`: what trainings, replays of policies and explanations found, as kept.
+
+Owns the list and how a Report is shown; what a kind says is told by the room that makes it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+from drivetrain.cli.ending import fail, print_json
+from drivetrain.cli.places import ledger_places, plain
+from drivetrain.cli.tables import Column, print_table
+from drivetrain.core.errors import DrivetrainError
+from drivetrain.core.times import iso
+
+if TYPE_CHECKING:
+    from drivetrain.core.reports import ReportV1
+    from drivetrain.datasets import Datasets
+    from drivetrain.registry.reports import Reports, Stored
+
+app = typer.Typer(help="Reports: what a training, a replay or an explanation found.", no_args_is_help=True)
+
+Project = Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+Shown = Callable[["ReportV1", bool, Path | None], None]
+"""Prints a Report: as Markdown or for a terminal, with the project that it is from."""
+RENDERERS: dict[str, tuple[str, str]] = {"train": ("drivetrain.cli.reports", "show_training")}
+"""Kind -> where its `Shown` is; any other kind is shown as its verdict, facts and body."""
+
+
+@app.command("list")
+def list_command(
+    *,
+    kind: Annotated[str, typer.Option(help="Only of this kind: train, policy-replay or explain.")] = "",
+    subject: Annotated[str, typer.Option(help="Only about this, such as model:triage.")] = "",
+    project: Project = None,
+    as_json: Json = False,
+) -> None:
+    """List Reports, newest first."""
+    try:
+        found = _reports(project).list(kind, subject)
+    except DrivetrainError as error:
+        fail(error)
+    if as_json:
+        print_json({"reports": [{"id": one.id, **_head(one)} for one in found]})
+    elif not found:
+        typer.echo("There is no Report. `drivetrain train NAME` makes one.")
+    else:
+        print_table(
+            [Column("report"), Column("kind"), Column("about"), Column("made", drop=2), Column("verdict", drop=1)],
+            [
+                [one.id, one.report.kind, plain(one.report.subject), iso(one.report.made_ns), plain(one.report.verdict)]
+                for one in found
+            ],
+        )
+
+
+@app.command("show")
+def show_command(
+    report: Annotated[str, typer.Argument(help="Its id or the first digits of it, or the model it tells of: NAME@N.")],
+    *,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    project: Project = None,
+    as_json: Json = False,
+) -> None:
+    """Show one Report; rows that it cites are quoted from their Dataset, except in JSON."""
+    try:
+        found = _reports(project).get(_report_of(report, project) if "@" in report else report)
+        if as_json:
+            print_json({"id": found.id, **msgspec.to_builtins(found.report)})
+            return
+        module, name = RENDERERS.get(found.report.kind, ("drivetrain.cli.reports", "show_any"))
+        show: Shown = getattr(importlib.import_module(module), name)
+        show(found.report, markdown, project)
+    except DrivetrainError as error:
+        fail(error)
+
+
+def show_training(report: ReportV1, markdown: bool, project: Path | None) -> None:
+    """A Report of kind `train`, with its mistakes quoted where the Dataset still has them."""
+    from drivetrain.training import report as training
+
+    try:
+        quotes = training.read_quotes(_datasets(project), report)
+    except DrivetrainError as error:
+        typer.echo(f"warning: the rows cannot be quoted: {plain(error.what)}", err=True)
+        quotes = {}
+    page = training.train_page(report, quotes)
+    if markdown:
+        typer.echo(plain(training.markdown(page)), nl=False)
+        return
+    typer.echo(plain(f"{page.title}\n{page.verdict}"))
+    for section in page.sections:
+        typer.echo(f"\n{plain(section.title)}")
+        for line in section.lines:
+            typer.echo(f"  {plain(line)}")
+        if section.rows:
+            columns = [Column(plain(one.removesuffix("#")), right=one.endswith("#")) for one in section.head]
+            print_table(columns, [[plain(cell) for cell in row] for row in section.rows])
+
+
+def show_any(report: ReportV1, markdown: bool, project: Path | None) -> None:
+    """A Report of a kind that has no page of its own."""
+    del project
+    head, item = ("# ", "- ") if markdown else ("", "")
+    typer.echo(plain(f"{head}{report.kind} of {report.subject}\n\n{report.verdict}\n"))
+    for name, value in report.facts.items():
+        typer.echo(plain(f"{item}{name}: {value}"))
+    body = msgspec.json.format(msgspec.json.encode(report.body)).decode()
+    typer.echo(plain(f"\n```json\n{body}\n```" if markdown else f"\n{body}"))
+
+
+def _head(one: Stored) -> dict[str, Any]:
+    """A Report without its body."""
+    return {name: value for name, value in msgspec.to_builtins(one.report).items() if name != "body"}
+
+
+def _reports(project: Path | None) -> Reports:
+    from drivetrain.embedded.modelling import open_reports
+
+    return open_reports(project or Path.cwd())
+
+
+def _report_of(model: str, project: Path | None) -> str:
+    """The id of the Report of a version's training. Raises: DrivetrainError."""
+    from drivetrain.embedded.modelling import open_registry
+
+    version = open_registry(project or Path.cwd()).find(model)
+    if not version.report:
+        raise DrivetrainError(
+            f"{version.artifact} has no Report: it was not trained here.",
+            do=f"`drivetrain models show {version.name}@{version.number}` tells what is known of it.",
+        )
+    return version.report
+
+
+def _datasets(project: Path | None) -> Datasets:
+    """For reading rows."""
+    from drivetrain.adapters.sqlite import SqliteControlLog
+    from drivetrain.cli.lake_place import lake_of
+    from drivetrain.datasets import Datasets, staging_folder
+
+    places = ledger_places(project)
+    lake = lake_of(places)
+    assert lake.objects is not None, "a project's lake has a place for files"
+    return Datasets(
+        lake,
+        lake.objects,
+        SqliteControlLog(places.control_log, places.keys_folder),
+        root=places.root,
+        scratch=staging_folder(places.data_folder),
+    )
