@@ -56,7 +56,7 @@ from drivetrain.version import VERSION as __version__
 if TYPE_CHECKING:
     from drivetrain.embedded.asking import open_lake, sql
     from drivetrain.embedded.feature_store import feature_store
-    from drivetrain.embedded.modelling import open_registry
+    from drivetrain.embedded.modelling import import_model, open_registry
     from drivetrain.embedded.outcomes import record_outcome, record_outcomes
     from drivetrain.embedded.training import train
 
@@ -107,6 +107,7 @@ __all__ = [
     "act",
     "confidence",
     "feature_store",
+    "import_model",
     "on_demand_feature_view",
     "open_lake",
     "open_registry",
@@ -119,6 +120,7 @@ __all__ = [
 
 _LATER = {
     "feature_store": "drivetrain.embedded.feature_store",
+    "import_model": "drivetrain.embedded.modelling",
     "open_lake": "drivetrain.embedded.asking",
     "open_registry": "drivetrain.embedded.modelling",
     "record_outcome": "drivetrain.embedded.outcomes",

@@ -7,6 +7,7 @@ a number only once it was scored. Fitted estimators come through `sklearn_import
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.models import Column, ModelVersionV1
 from drivetrain.registry.accepting import accept
 from drivetrain.registry.archives import is_archive, unpack
-from drivetrain.registry.artifacts import CHUNK_BYTES, list_files, open_plain
+from drivetrain.registry.artifacts import ARTIFACT_BYTES_MAX, CHUNK_BYTES, list_files, open_plain
 from drivetrain.registry.boosters import Booster, is_ubjson, read_lightgbm, read_xgboost
 from drivetrain.registry.candidates import Candidate, Expected, LoadScorer, Terms, TextFormat, signature_of
 from drivetrain.registry.mlflow import is_mlflow, read_mlflow
@@ -58,8 +59,8 @@ class Importer:
                 with self.registry.workplaces.folder() as work:
                     unpacked = work / "unpacked"
                     unpacked.mkdir()
-                    unpack(path, unpacked)
                     source = _file_source("archive", path)
+                    unpack(path, unpacked)
                     return self.take(self._folder(_descended(unpacked), terms, source), terms)
             source = _file_source("file", path) if path.is_file() else _Source("folder", "", ())
             candidate = self._file(path, terms, source) if path.is_file() else self._folder(path, terms, source)
@@ -228,6 +229,9 @@ def _file_source(kind: str, path: Path) -> _Source:
 def _hash(path: Path) -> str:
     digest = hashlib.sha256()
     with open_plain(path) as file:
+        if file.seek(0, os.SEEK_END) > ARTIFACT_BYTES_MAX:
+            raise DrivetrainError(f"{path.name[:200]!r} has more than the {ARTIFACT_BYTES_MAX:,} bytes of any model.")
+        file.seek(0)
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()

@@ -6,7 +6,7 @@ lines that convert it where it is trusted.
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,8 @@ from drivetrain.registry.pickles import code_refused
 MARK = "MLmodel"
 MARK_BYTES_MAX = 256 * 1024
 """Signatures of a thousand columns fit."""
-_ANCHOR = re.compile(r"(?:^|[\s\[{,:-])[&*][^\s,\]}]", re.MULTILINE)
-_DEEP = 64
-"""Levels of indentation or brackets; MLflow writes five."""
+DEPTH_MAX = 32
+"""Mappings and lists in each other; MLflow writes five."""
 
 
 class Input(msgspec.Struct, frozen=True):
@@ -67,7 +66,7 @@ def read_mlflow(folder: Path, name: str) -> MlflowModel:
             return MlflowModel(format=format, file=file, columns=_columns(document))
     known = ", ".join(f"`{str(one)[:40]}`" for one in list(flavors)[:8])
     if "sklearn" in flavors or "python_function" in flavors:
-        raise code_refused(folder, name, f"an MLflow model of {known}, whose file is a pickle", loader="mlflow")
+        raise code_refused(folder, name, f"an MLflow model of {known}, kept as a Python object", loader="mlflow")
     raise _refused(folder, f"its flavors are {known}; taken are {', '.join(FLAVORS.values())}")
 
 
@@ -85,10 +84,7 @@ def _document(path: Path) -> dict[str, Any]:
         raise _refused(path.parent, f"its `{MARK}` has more than {MARK_BYTES_MAX:,} bytes")
     try:
         text = raw.decode("utf-8")
-        if _ANCHOR.search(text):
-            raise _refused(path.parent, f"its `{MARK}` has anchors, which MLflow never writes")
-        if _depth(text) > _DEEP:
-            raise _refused(path.parent, f"its `{MARK}` is nested too deeply")
+        _check_shape(path.parent, yaml.scan(text, Loader=yaml.SafeLoader))
         found = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -98,15 +94,17 @@ def _document(path: Path) -> dict[str, Any]:
     return found
 
 
-def _depth(text: str) -> int:
-    """An upper bound of how deeply YAML is nested: brackets that are open, and levels of indentation in steps of 1."""
-    depth = most = 0
-    for one in text:
-        depth += (one in "[{") - (one in "]}")
-        most = max(most, depth)
-    dashes = max((len(found[0]) for found in re.finditer(r"^(?:- |\? )*", text, re.MULTILINE)), default=0)
-    spaces = max((len(found[0]) for found in re.finditer(r"^ *", text, re.MULTILINE)), default=0)
-    return max(most, dashes // 2, spaces // 2)
+def _check_shape(folder: Path, tokens: Iterable[Any]) -> None:
+    """By its tokens, which are read without recursion: no anchors, and not too deep."""
+    depth = 0
+    for one in tokens:
+        kind = type(one).__name__
+        if kind in ("AnchorToken", "AliasToken"):
+            raise _refused(folder, f"its `{MARK}` has anchors, which MLflow never writes")
+        depth += kind.endswith(("SequenceStartToken", "MappingStartToken"))
+        depth -= kind in ("BlockEndToken", "FlowSequenceEndToken", "FlowMappingEndToken")
+        if depth > DEPTH_MAX:
+            raise _refused(folder, f"its `{MARK}` is nested too deeply")
 
 
 def _columns(document: dict[str, Any]) -> tuple[str, ...]:

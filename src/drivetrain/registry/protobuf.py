@@ -46,7 +46,11 @@ def fields(data: memoryview, budget: Budget) -> Iterator[tuple[int, int, int | m
             yield number, wire, data[at : at + length]
             at += length
         elif wire == VARINT:
-            value, at = _varint(data, at)
+            if at < end and data[at] < 0x80:  # most of them are, and there are millions
+                value = data[at]
+                at += 1
+            else:
+                value, at = _varint(data, at)
             yield number, wire, value
         elif wire in (FIXED32, FIXED64):
             length = 4 if wire == FIXED32 else 8

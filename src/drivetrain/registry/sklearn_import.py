@@ -34,6 +34,7 @@ def import_estimator(importer: Importer, estimator: Any, terms: Terms, sample: A
             "A conversion is compared with the original on a sample, and there is none.",
             do="Give rows as the model sees them, such as a test set: `sample=rows`.",
         )
+    estimator = getattr(estimator, "best_estimator_", estimator)  # of a search over parameters
     with importer.registry.workplaces.folder() as work:
         found = text_steps(estimator)
         if found is not None:

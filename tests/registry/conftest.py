@@ -1,0 +1,13 @@
+"""One registry per test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from registry_world import World
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
