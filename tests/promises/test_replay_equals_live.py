@@ -86,6 +86,25 @@ judged = dt.Workflow(
     ],
 )
 
+def settle(case):
+    if "fault" in str(case.input):
+        raise ValueError("a fault of the policy's")
+    return dt.act("pay", "sure", words=len(str(case.answer))) if (case.confidence or 0) > 0.9 else "ask"
+
+
+decided = dt.Workflow(
+    "decided", input=Ticket, output=Route, **WHO,
+    route=[
+        dt.Rule("empty", when=lambda ticket: not ticket.text.strip(), then=Route(intent="spam", confidence=1.0)),
+        dt.Variant("small", model="sim/unsure", accept=dt.confidence(0.6), first_byte_timeout_ms=150),
+        dt.Variant("frontier", model="claude/sure", first_byte_timeout_ms=150),
+    ],
+    policy=dt.Policy(
+        "settle", decide=settle, actions=("pay", "ask", "wait"), otherwise=dt.Action("wait", "policy_failed"),
+        explore=dt.Explore(0.4, ("pay", "wait")),
+    ),
+)
+
 frugal = dt.Workflow(
     "frugal", **WHO, budget=dt.Budget(usd_per_call="0.002"),
     route=[dt.Variant("only", model="sim/m", max_output_tokens=500, first_byte_timeout_ms=150)],
@@ -192,9 +211,9 @@ def call_somehow(port: int, dice: random.Random, number: int) -> None:
     if dice.random() < 0.65:
         scope = dice.choice(("", "", " times=1", " times=2", " model=m", " model=c", " model=unsure", " model=sure"))
         text += f" [[simulate failure={dice.choice(FAILURES)}{scope}]] {number}"
-    name = dice.choice(("help", "two", "claude", "judged", "triage", "triage", "frugal", "sim/m", "claude/c"))
-    if name == "triage" and dice.random() < 0.5:
-        path = "/v1/workflows/triage"
+    name = dice.choice(("help", "two", "claude", "judged", "triage", "triage", "decided", "frugal", "sim/m", "claude/c"))
+    if name in ("triage", "decided") and dice.random() < 0.5:
+        path = f"/v1/workflows/{name}"
         body: dict[str, Any] = {"text": text}
     elif name in ("help", "judged") and dice.random() < 0.3:
         path, body = f"/v1/workflows/{name}", {"text": text}
@@ -204,11 +223,11 @@ def call_somehow(port: int, dice: random.Random, number: int) -> None:
             body["stream"] = True
             if dice.random() < 0.5:
                 body["stream_options"] = {"include_usage": dice.random() < 0.7}
-        if name != "triage" and dice.random() < 0.2:
+        if name not in ("triage", "decided") and dice.random() < 0.2:
             body["tools"] = TOOLS
         if dice.random() < 0.2:
             body["max_tokens"] = dice.choice((1, 7, 5_000))
-        if name != "triage" and dice.random() < 0.1:
+        if name not in ("triage", "decided") and dice.random() < 0.1:
             body["temperature"] = 0.5
     with wire.connect(port) as connection:
         connection.sendall(wire.request(body, path=path))
@@ -245,8 +264,8 @@ import sys
 from pathlib import Path
 from drivetrain.embedded import calls
 for text in ("a ticket", "", "SHOUT", "[[simulate failure=fenced]]", "[[simulate failure=status:500 times=1]]",
-             "[[simulate failure=status:400]]", "a broken rule", "[[simulate failure=empty]]"):
-    for name in ("triage", "help"):
+             "[[simulate failure=status:400]]", "a broken rule", "[[simulate failure=empty]]", "fault"):
+    for name in ("triage", "help", *["decided"] * 5):
         calls.call(Path(sys.argv[1]), name, b'{"text": "%s"}' % text.encode())
 """
     subprocess.run([sys.executable, "-c", code, str(root)], check=True, timeout=30)
@@ -265,6 +284,11 @@ def test_every_door_and_every_fate_is_among_them(recorded: Recorded) -> None:
     assert any(one.failure == "first_byte_timeout" for one in attempts)
     assert any(one.streamed and one.verdict == "failed" for one in attempts)
     assert any(call.error == "budget_per_call_exceeded" for call in calls)
+    decisions = [call.decision for call in calls if call.decision is not None]
+    assert {one.action for one in decisions} == {"pay", "ask", "wait"}
+    assert {one.explored for one in decisions} == {False, True}
+    assert any(one.failed for one in decisions)
+    assert all(0 < one.propensity <= 1 for one in decisions)
 
 
 def test_replayed_offline_every_call_is_the_same(recorded: Recorded) -> None:

@@ -58,11 +58,18 @@ class TrainedStep:
         else:
             field, id_field = self._candidates
             listed = getattr(value, field)
+            if not isinstance(listed, list | tuple | None):
+                raise RequestError(422, f"`{field}` is no list of candidates", code="row_refused", param=field)
             if len(listed or ()) > CANDIDATES_MAX:
                 message = f"`{field}` lists more than {CANDIDATES_MAX} candidates"
                 raise RequestError(422, message, code="too_many_candidates", param=field)
             row = [[_of(one, id_field), [read(value, known, one) for read in self._columns]] for one in listed or ()]
-        return ModelRequest(self.pinned, MSGPACK.encode(row), timeout_ms, self._slo_ms)
+        try:
+            encoded = MSGPACK.encode(row)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            message = f"the model of workflow `{self._name}` takes no such value ({type(error).__name__})"
+            raise RequestError(422, message, code="row_refused") from None
+        return ModelRequest(self.pinned, encoded, timeout_ms, self._slo_ms)
 
     def text(self, body: bytes) -> str:
         """The model's answer as a message's content: JSON of the output type's fields, or a text. Raises: Unusable."""

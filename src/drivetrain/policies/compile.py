@@ -16,19 +16,23 @@ import msgspec
 from drivetrain.core.codec import MSGPACK
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.policies import Action, Case, Explore, Policy
-from drivetrain.policies.cases import SEALED, part_of, wanted
+from drivetrain.policies.cases import SEALED, apart, part_of, wanted
 from drivetrain.policies.engine import Engine, EngineFault
 from drivetrain.policies.exploration import chances, toss
 from drivetrain.policies.functions import source_of
 from drivetrain.policies.graphs import CONTEXT, RULE_FIELD, Graphs, path_of, read_graphs
 from drivetrain.policies.verdict import PolicyFailed, Verdict
-from drivetrain.project.policy_checks import ACTION_CHARS_MAX, FOLDER
+from drivetrain.project.policy_checks import (
+    ACTION_CHARS_MAX,
+    FOLDER,
+    REASON_CHARS_MAX,
+    VALUES_BYTES_MAX,
+    plain_text,
+    unrecordable,
+)
 
 CONTEXT_BYTES_MAX = 64 * 1024
 """What a table reads of one Case, as JSON; what it may do with it is bounded by this."""
-VALUES_BYTES_MAX = 16 * 1024
-"""Of an action's values, as JSON: they are sealed with every Decision."""
-REASON_CHARS_MAX = 200
 NO_RULE = "no rule matches"
 EXPLORED = "explored"
 """The reason of an action that the coin chose."""
@@ -206,8 +210,10 @@ class CompiledPolicy:
     def _by_function(self, case: Case) -> Own:
         assert self._function is not None
         try:
-            said = self._function(case)
-        except Exception as error:  # noqa: BLE001  the user's code may raise anything; the Decision says what kind
+            said = self._function(apart(case))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001  the user's code may raise anything, SystemExit too
             return Own(failed=f"its function raised {type(error).__name__}{_line_of(error)}")
         if isinstance(said, str):
             return _own(said, "", {}, "")
@@ -243,20 +249,15 @@ class CompiledPolicy:
 
 def _own(action: Any, reason: Any, values: Any, rule: str) -> Own:
     """What was said, as a record; what cannot be recorded is a failure."""
-    if not isinstance(action, str) or not 0 < len(action) <= ACTION_CHARS_MAX:
+    action, reason = plain_text(action), plain_text(reason)
+    if action is None or not 0 < len(action) <= ACTION_CHARS_MAX:
         return Own(rule=rule, failed=f"its action is no text of 1 to {ACTION_CHARS_MAX} characters")
-    if not isinstance(reason, str) or len(reason) > REASON_CHARS_MAX:
+    if reason is None or len(reason) > REASON_CHARS_MAX:
         return Own(rule=rule, failed=f"its reason is no text of at most {REASON_CHARS_MAX} characters")
-    if not isinstance(values, Mapping):
-        return Own(rule=rule, failed="its values are no object")
-    if values:
-        try:
-            size = max(len(_ENCODE(values)), len(MSGPACK.encode(values)))
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            return Own(rule=rule, failed=f"its values cannot be recorded ({type(error).__name__})")
-        if size > VALUES_BYTES_MAX:
-            return Own(rule=rule, failed=f"its values are larger than {VALUES_BYTES_MAX} bytes")
-    return Own(action=action, reason=reason, rule=rule, values=values)
+    why = unrecordable(values)
+    return Own(rule=rule, failed=f"its values {why}") if why else Own(
+        action=action, reason=reason, rule=rule, values=values
+    )
 
 
 def _take_rule(result: dict[str, Any]) -> str:
@@ -284,7 +285,7 @@ def _version(declared: Policy, content: bytes) -> str:
     return hashlib.sha256(len(said).to_bytes(8, "big") + said + content).hexdigest()[:16]
 
 
-def _line_of(error: Exception) -> str:
+def _line_of(error: BaseException) -> str:
     """Where it was raised: no value of the Case is in it."""
     at = error.__traceback__
     while at is not None and at.tb_next is not None:

@@ -75,12 +75,13 @@ def _columns(
     if signature.task == "ranking":
         return _candidate_columns(signature, fields, workflow, found)
     columns: list[tuple[From, str]] = []
+    only_text = _only_text(signature)
     for column in signature.inputs:
         if column.name in fields:
             columns.append(("input", column.name))
-        elif workflow.features is not None and column is not _only_text(signature):
+        elif workflow.features is not None and column is not only_text:
             columns.append(("feature", column.name))
-        elif column is _only_text(signature) and (field := _text_field(workflow, fields)) is not None:
+        elif column is only_text and (field := _text_field(workflow, fields)) is not None:
             columns.append(("input", field))
         else:
             found.append(

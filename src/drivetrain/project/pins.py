@@ -12,12 +12,27 @@ from pathlib import Path
 import msgspec
 
 from drivetrain.core.errors import did_you_mean
-from drivetrain.core.models import ALIASES, MANIFEST, REFERENCE, AliasesV1, ModelVersionV1, Pinned, parse_reference
+from drivetrain.core.models import (
+    ALIASES,
+    DTYPES,
+    FORMATS,
+    MANIFEST,
+    REFERENCE,
+    TASKS,
+    AliasesV1,
+    ModelVersionV1,
+    Pinned,
+    parse_reference,
+)
 
 FOLDER = "models"
 """Of the registry, in the data folder."""
 MANIFEST_BYTES_MAX = 8 * 1024 * 1024
 """Of a version's manifest: labels of a classification with a hundred thousand classes."""
+ALIASES_BYTES_MAX = 64 * 1024
+"""Of a model's aliases, as the registry writes them."""
+_UNREADABLE = (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What reading a damaged file raises."""
 
 
 def models_folder(data_folder: Path) -> Path:
@@ -80,7 +95,13 @@ def _resolved(text: str, folder: Path) -> Pinned | tuple[str, str]:
         )
     number = reference.number
     if reference.alias:
-        aliases = _aliases(place / ALIASES)
+        try:
+            aliases = _aliases(place / ALIASES)
+        except _UNREADABLE as error:
+            return (
+                f"names the alias `{reference.alias}` of `{reference.name}`, whose aliases cannot be read: {error}.",
+                f"Run `drivetrain models alias {reference.name} {reference.alias} NUMBER`, which writes them anew.",
+            )
         if reference.alias not in aliases:
             has = ", ".join(f"`{one}`" for one in sorted(aliases)) or "none"
             return (
@@ -99,18 +120,25 @@ def _pinned(name: str, number: int, manifest: Path) -> Pinned | tuple[str, str]:
         version = msgspec.json.decode(manifest.read_bytes(), type=ModelVersionV1)
     except FileNotFoundError:
         return f"names version {number} of `{name}`, which does not exist.", f"Run `drivetrain models show {name}`."
-    except (OSError, msgspec.MsgspecError) as error:
+    except _UNREADABLE as error:
         return f"names version {number} of `{name}`, whose manifest cannot be read: {error}.", help_
     if (version.name, version.number) != (name, number):
         return f"names version {number} of `{name}`, whose manifest is that of {version.artifact}.", help_
+    signature = version.signature
+    kinds = ((version.format, FORMATS), (signature.task, TASKS), *((one.dtype, DTYPES) for one in signature.inputs))
+    unknown = [said for said, known in kinds if said not in known]
+    if unknown:
+        return f"names version {number} of `{name}`, whose manifest says `{unknown[0][:50]}`, which is not known.", help_
     return Pinned(
-        name=name, number=number, digest=version.digest, format=version.format, signature=version.signature,
+        name=name, number=number, digest=version.digest, format=version.format, signature=signature,
         thresholds=version.thresholds,
     )  # fmt: skip
 
 
 def _aliases(file: Path) -> dict[str, int]:
+    """Raises: one of `_UNREADABLE`."""
     try:
-        return msgspec.json.decode(file.read_bytes(), type=AliasesV1).aliases
-    except (OSError, msgspec.MsgspecError):
+        with file.open("rb") as opened:
+            return msgspec.json.decode(opened.read(ALIASES_BYTES_MAX), type=AliasesV1).aliases
+    except FileNotFoundError:
         return {}

@@ -10,6 +10,9 @@ import posixpath
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
+from drivetrain.core.codec import MSGPACK
 from drivetrain.core.declarations import Place, Workflow
 from drivetrain.core.errors import did_you_mean
 from drivetrain.core.policies import Action, Explore, Gains, Policy
@@ -25,6 +28,9 @@ EXPLORED_MOST = 64
 """Actions that are tried; each gets a part of a small share."""
 ACTIONS_MOST = 256
 ACTION_CHARS_MAX = 64
+REASON_CHARS_MAX = 200
+VALUES_BYTES_MAX = 16 * 1024
+"""Of an action's values, as JSON: they are sealed with every Decision."""
 LIMIT_MOST_MS = 1_000
 """Tables are evaluated in the gateway's loop, which is replaced where it is silent for two seconds."""
 READS = ("input", "features", "answer", "confidence", "cost_usd", "variant", "degraded")
@@ -62,6 +68,41 @@ def check_policies(
                     f"Policy `{policy.name}` is declared twice; first in {before.file}:{before.line}.",
                     file=place.file, line=place.line, do="Give one of them another name.",
                 )  # fmt: skip
+
+
+def plain_text(value: Any) -> str | None:
+    """A text, without what a subclass adds to it; None where it is no text that can be recorded."""
+    if not isinstance(value, str):
+        return None
+    text = str.__str__(value)
+    try:
+        return text if text.isascii() or text.encode() else None
+    except UnicodeEncodeError:
+        return None
+
+
+def unrecordable(values: Any) -> str:
+    """Why an action's values cannot be recorded and answered; empty where they can."""
+    if not isinstance(values, Mapping) or not all(type(name) is str for name in values):
+        return "are no object"
+    if not values:
+        return ""
+    try:
+        size = max(len(msgspec.json.encode(values)), len(MSGPACK.encode(values)))
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        return f"cannot be recorded ({type(error).__name__})"
+    if size > VALUES_BYTES_MAX:
+        return f"are larger than {VALUES_BYTES_MAX} bytes"
+    return "" if _is_finite(values) else "hold a number that is not finite"
+
+
+def _is_finite(value: Any) -> bool:
+    """JSON has no NaN: it would arrive as null."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, Mapping):
+        return all(map(_is_finite, value.values()))
+    return all(map(_is_finite, value)) if isinstance(value, list | tuple) else True
 
 
 def _check_table(label: str, table: object, files: Mapping[str, bytes], place: Place, problems: Problems) -> None:
@@ -131,7 +172,7 @@ class _PolicyCheck:
         if len(self.policy.actions) > ACTIONS_MOST:
             self.note(f"has more than {ACTIONS_MOST} actions.", "actions", do="What differs in degree is a value.")
         for action in self.policy.actions:
-            if not isinstance(action, str) or not 0 < len(action) <= ACTION_CHARS_MAX:
+            if not 0 < len(plain_text(action) or "") <= ACTION_CHARS_MAX:
                 self.note(
                     f"has an action that is no text of 1 to {ACTION_CHARS_MAX} characters.", "actions",
                     value=written(action),
@@ -139,7 +180,7 @@ class _PolicyCheck:
 
     def _known(self, action: object, where: str, *arguments: str) -> None:
         """Notes an action that is not among the policy's."""
-        if not isinstance(action, str) or not action:
+        if not isinstance(action, str) or not 0 < len(plain_text(action) or "") <= ACTION_CHARS_MAX:
             self.note(f"has {where} that is no action.", *arguments, value=written(action))
         elif self.policy.actions and action not in self.policy.actions:
             self.note(
@@ -158,6 +199,15 @@ class _PolicyCheck:
             )  # fmt: skip
             return
         self._known(otherwise.action, "an `otherwise`", "otherwise")
+        reason = plain_text(otherwise.reason)
+        if reason is None or len(reason) > REASON_CHARS_MAX:
+            self.note(
+                f"has an `otherwise` whose reason is no text of at most {REASON_CHARS_MAX} characters.", "otherwise",
+                value=written(otherwise.reason),
+            )  # fmt: skip
+        why = unrecordable(otherwise.values)
+        if why:
+            self.note(f"has an `otherwise` whose values {why}.", "otherwise", do="Write plain JSON values.")
 
     def _explore(self) -> None:
         explore = self.policy.explore
