@@ -211,7 +211,9 @@ def call_somehow(port: int, dice: random.Random, number: int) -> None:
     if dice.random() < 0.65:
         scope = dice.choice(("", "", " times=1", " times=2", " model=m", " model=c", " model=unsure", " model=sure"))
         text += f" [[simulate failure={dice.choice(FAILURES)}{scope}]] {number}"
-    name = dice.choice(("help", "two", "claude", "judged", "triage", "triage", "decided", "frugal", "sim/m", "claude/c"))
+    name = dice.choice(
+        ("help", "two", "claude", "judged", "triage", "triage", "decided", "frugal", "sim/m", "claude/c")
+    )
     if name in ("triage", "decided") and dice.random() < 0.5:
         path = f"/v1/workflows/{name}"
         body: dict[str, Any] = {"text": text}
