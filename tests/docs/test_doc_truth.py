@@ -192,6 +192,26 @@ def test_every_metric_is_in_the_page_for_operators() -> None:
         assert name in names, f"there is no metric `{name}`"
 
 
+# Limits.
+
+
+LIMITS = DOCS / "operating" / "limits.md"
+
+
+def test_every_limit_that_is_named_is_a_constant() -> None:
+    rows = re.findall(r"^\| (`[^|]+) \|", LIMITS.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`([A-Z][A-Z0-9_]+)`", row)}
+    made = re.compile(r"^\s*([A-Z][A-Z0-9_, ]*)(?:: [\w\[\], .|]+)? = ", flags=re.MULTILINE)
+    known = {
+        name
+        for path in SOURCE.rglob("*.py")
+        for names in made.findall(path.read_text(encoding="utf-8"))
+        for name in names.split(", ")
+    }
+    assert len(named) >= 80
+    assert named <= known, f"docs/operating/limits.md names {sorted(named - known)}, which no module defines"
+
+
 # Links and modules.
 
 

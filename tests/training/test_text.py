@@ -238,7 +238,6 @@ def test_rows_that_cannot_train_are_refused(texts: list[Any], labels: list[Any],
 def test_a_recipe_that_cannot_be_followed_is_refused() -> None:
     texts, labels = texts_of(dice(), 40)
     for recipe, said in (
-        (TextClassification(embeddings="weights/glove"), "Embedding features .* not supported"),
         (TextClassification(word_ngrams=(2, 1)), "`word_ngrams=.2, 1.` is no range"),
         (TextClassification(word_ngrams=(0, 0), char_ngrams=(0, 0)), "neither words nor characters"),
         (TextClassification(folds=1), "2 to 20 folds"),

@@ -36,7 +36,9 @@ from drivetrain.core.recipes import (
 from drivetrain.inference.scorers import open_scorer
 from drivetrain.ledger.journal import FrameJournal
 from drivetrain.ports.inference import Scorer
-from drivetrain.training.training import code_hash, environment_hash
+from drivetrain.registry import store
+from drivetrain.registry.reports import Reports
+from drivetrain.training.training import Training, code_hash, environment_hash
 
 QUICK = TabularClassification(columns=COLUMNS, models=("linear",), folds=3)
 TREES = TabularClassification(columns=COLUMNS, models=("lightgbm",), folds=3)
@@ -75,6 +77,8 @@ def test_a_training_registers_a_version_that_serves_and_moves_no_alias(place: Pl
     pinned = place.registry.resolve("models:/fraud/1")
     scored = open_scorer(place.registry.open(pinned), pinned).score([[5.0, "de", False], [500.0, "br", True]])
     assert [one.label for one in scored] == ["no", "yes"]
+    assert made.report.subject == "model:fraud@1"
+    assert [one.id for one in place.reports.list(subject="model:fraud@1")] == [made.report_id]
     upstream = place.lineage.upstream(f"report:train@{made.report_id}")
     assert upstream == {"model:fraud@1": 1, "dataset:orders@1": 1, **_files(upstream)}
     assert "dataset:orders@1" in place.lineage.upstream("model:fraud@1")
@@ -221,6 +225,48 @@ def test_a_kill_leaves_nothing_that_counts_and_the_next_training_clears_the_rest
     made = place.training().train(fraud("orders@1", QUICK))
     assert made.version.number == 1
     assert not [one for one in place.state() if one.startswith("tmp")]
+
+
+@pytest.mark.parametrize("moment", ["begun", "published"])
+def test_a_report_whose_version_never_came_is_swept_and_one_whose_version_came_is_noted(
+    place: Place, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = place.dataset("orders", orders(200))
+    with monkeypatch.context() as killed:
+        if moment == "begun":  # the Report is there; a kill runs no `except`
+            killed.setattr(store, "_sync_tree", _killed)
+            killed.setattr(Reports, "drop", lambda *_: None)
+        else:  # the version is there and noted
+            killed.setattr(Training, "_note", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            place.training().train(fraud(reference, QUICK))
+    (left,) = place.reports.list()
+    assert left.report.subject == "model:fraud@1"
+    assert place.registry.numbers("fraud") == ([] if moment == "begun" else [1])
+    made = place.training().train(fraud(reference, QUICK, seed=1))
+    assert made.version.number == (1 if moment == "begun" else 2)
+    kept = {one.report.subject: one.id for one in place.reports.list()}
+    assert kept == {one.artifact: one.report for one in place.registry.versions("fraud")}
+    assert (left.id in kept.values()) == (moment == "published")
+    for subject, id_ in kept.items():
+        assert subject in place.lineage.upstream(f"report:train@{id_}")
+    assert not list((place.data / "reports").glob("*.begun"))
+
+
+def _killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_registration_that_fails_takes_its_report_with_it(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = place.dataset("orders", orders(200))
+
+    def full(_: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store, "_sync_tree", full)
+    with pytest.raises(DrivetrainError, match="No space left"):
+        place.training().train(fraud(reference, QUICK))
+    assert place.state() == set()
 
 
 # The project's own recipes.

@@ -24,8 +24,6 @@ class TextClassification(msgspec.Struct, frozen=True, kw_only=True):
     features_max: int = 0
     """Most terms of each kind; 0: every term."""
     folds: int = 5
-    embeddings: str = ""
-    """Of extra dimensions: a folder of weights in the project, or `provider/model` of an embeddings endpoint."""
 
 
 class TabularClassification(msgspec.Struct, frozen=True, kw_only=True):

@@ -319,11 +319,6 @@ def _weights(train: Examples) -> Floats:
 
 
 def _check(recipe: TextClassification) -> None:
-    if recipe.embeddings:
-        raise DrivetrainError(
-            f"Embedding features (`embeddings={recipe.embeddings!r}`) are not supported by this recipe.",
-            do="Leave `embeddings` out, or train with a recipe of your own: `@dt.recipe`.",
-        )
     ranges = {"word_ngrams": recipe.word_ngrams, "char_ngrams": recipe.char_ngrams}
     for name, (shortest, longest) in ranges.items():
         if (shortest, longest) != (0, 0) and not 1 <= shortest <= longest <= NGRAM_MAX:
