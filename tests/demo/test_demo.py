@@ -17,12 +17,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from drivetrain.cli.demo_report import read_report
+from drivetrain.cli.demo_report import MESSAGES_MIN, Claim, read_report
+from drivetrain.cli.demo_texts import own_texts
 from drivetrain.cli.demo_traffic import CHATS, CONCURRENCY, Seen
 from drivetrain.cli.demo_trials import BROKEN, FALLING_BACK, FALLING_BACK_CALLS, TEAM, Told
 from drivetrain.core.money import nano_usd
+from drivetrain.embedded.modelling import open_registry
+from drivetrain.lake.calls import Calls
 from drivetrain.lake.costs import ATTEMPT_DIMENSIONS, CALL_DIMENSIONS, LedgerQueries
 from drivetrain.providers.pricing import price_book
 from support.lakes import lake_at
@@ -30,15 +34,22 @@ from support.lakes import lake_at
 REPOSITORY = Path(__file__).resolve().parents[2]
 BANKING77 = REPOSITORY.parent / "shared" / "data" / "banking77"
 COMMAND = [sys.executable, "-m", "drivetrain.cli.main", "demo"]
-CALLS = 150
+CALLS = 300
 RUN_S = 60
+TRAINED_RUN_S = 300
+"""With a training on 10,000 texts."""
 
 
-def demo(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+real_texts = pytest.mark.skipif(
+    not (BANKING77 / "test.csv").is_file(), reason="the real texts are absent: ../shared/data/banking77"
+)
+
+
+def demo(*arguments: str, cwd: Path, run_s: float = RUN_S) -> subprocess.CompletedProcess[str]:
     # Two demos that start at the same moment could both find the default port free.
     port = () if "--port" in arguments else ("--port", "0")
     return subprocess.run(
-        [*COMMAND, *arguments, *port], cwd=cwd, capture_output=True, text=True, timeout=RUN_S, check=False
+        [*COMMAND, *arguments, *port], cwd=cwd, capture_output=True, text=True, timeout=run_s, check=False
     )
 
 
@@ -58,6 +69,14 @@ def report(place: Path) -> dict[str, Any]:
     return report_of(demo("--once", "--json", "--calls", str(CALLS), "--dir", "first", cwd=place))
 
 
+def untrained_texts(folder: Path) -> str:
+    """A folder of texts with nothing to train on, so that a run is short; its path."""
+    folder.mkdir()
+    (folder / "categories.json").write_text('["loan", "rent"]')
+    (folder / "test.csv").write_text("text,category\nI need a loan.,loan\nIs my rent paid?,rent\nLend me some,loan\n")
+    return str(folder)
+
+
 def holds_together(report: dict[str, Any]) -> None:
     """The promises that hold on any texts."""
     messages = report["texts"]["messages"]
@@ -65,9 +84,12 @@ def holds_together(report: dict[str, Any]) -> None:
     assert report["adds_up"] is True
     assert report["problems"] == []
     assert report["holds"] is True
-    assert report["calls"] == 3 * messages + CHATS + report["budget"]["calls"] + report["fault"]["calls"]
+    baselines = [report["frontier_only"], report["efficient_only"]]
+    baselines += [report["untrained"]] if report["trained"] else []
+    sent = messages * (1 + len(baselines)) + CHATS
+    assert report["calls"] == sent + report["budget"]["calls"] + report["fault"]["calls"]
     assert sum(row["answered"] for row in report["route"]) == messages
-    for row in (*report["route"], report["route_total"], report["frontier_only"], report["efficient_only"]):
+    for row in (*report["route"], report["route_total"], *baselines):
         assert row["judged"] == row["answered"], "every answered message has its truth"
     for name, rows in report["spend"].items():
         assert sum(row["cost_nano_usd"] for row in rows) == total, name
@@ -91,17 +113,77 @@ def test_it_shows_the_ledgers_own_totals(report: dict[str, Any]) -> None:
     for name in ("team", "workflow", "use_case", "variant"):
         shown = {row["name"]: row["cost_nano_usd"] for row in report["spend"][name]}
         assert shown == {row.keys[0]: row.cost_nano_usd for row in queries.cost((name,)).rows}
-    assert queries.outcomes("correct", ()).total.count == queries.outcomes("label", ()).total.count == 3 * CALLS
+    assert queries.outcomes("correct", ()).total.count == queries.outcomes("label", ()).total.count == 4 * CALLS
 
 
 def test_the_route_is_cheaper_than_the_frontier_and_better_than_the_efficient_model(report: dict[str, Any]) -> None:
     route, frontier, efficient = report["route_total"], report["frontier_only"], report["efficient_only"]
-    assert 0 < route["cost_nano_usd"] < frontier["cost_nano_usd"] // 2
+    assert 0 < route["cost_nano_usd"] < report["untrained"]["cost_nano_usd"] < frontier["cost_nano_usd"] // 2
+    assert efficient["accuracy"] < report["untrained"]["accuracy"]
     assert efficient["accuracy"] < route["accuracy"]
     assert {row["variant"] for row in report["route"]} >= {"efficient", "frontier"}
     rules = [row for row in report["route"] if not row["model"]]
     assert rules
     assert all(row["cost_nano_usd"] == 0 and row["accuracy"] == 1.0 for row in rules)
+
+
+def trained_row(report: dict[str, Any]) -> dict[str, Any]:
+    return next(row for row in report["route"] if row["variant"] == "trained")
+
+
+def test_the_trained_model_answers_most_for_nothing_and_the_claim_holds(report: dict[str, Any]) -> None:
+    row, claim = trained_row(report), report["claim"]
+    assert (row["cost_nano_usd"], row["model"], row["accuracy_declared"]) == (0, "models:/intent/1", None)
+    assert row["answered"] > report["texts"]["messages"] / 2
+    assert claim["holds"] is True
+    assert claim["low"] >= -0.01
+    assert claim["cost_share"] == report["route_total"]["cost_nano_usd"] / report["frontier_only"]["cost_nano_usd"]
+    assert claim["cost_share"] <= 0.25
+    assert claim["trained_wrong"] == row["judged"] - row["right"]
+
+
+def test_messages_are_paired_one_by_one(report: dict[str, Any]) -> None:
+    right: dict[tuple[str, str], bool] = {}
+    lake = lake_at(Path(report["project"]) / ".drivetrain" / "data")
+    for call in Calls(lake).calls(payloads=False):
+        for outcome in call.outcomes:
+            if outcome.metric == "correct":
+                assert (call.workflow, call.business_key) not in right
+                right[call.workflow, call.business_key] = outcome.value is True
+    keys = [f"m{place}" for place in range(CALLS)]
+    pairs = [(right["intent", key], right["intent-frontier", key]) for key in keys]
+    claim = report["claim"]
+    assert claim["messages"] == CALLS
+    assert (claim["better"], claim["worse"]) == (pairs.count((True, False)), pairs.count((False, True)))
+    assert claim["difference"] == pytest.approx((claim["better"] - claim["worse"]) / CALLS)
+    accuracies = report["route_total"]["accuracy"] - report["frontier_only"]["accuracy"]
+    assert claim["difference"] == pytest.approx(accuracies)
+    assert claim["low"] <= claim["difference"] <= claim["high"]
+
+
+def test_the_threshold_of_the_route_is_the_one_that_the_training_chose(report: dict[str, Any]) -> None:
+    project, trained = Path(report["project"]), report["trained"]
+    version = open_registry(project).find("intent@champion")
+    assert f"{version.name}@{version.number}" == trained["version"] == "intent@1"
+    assert version.dataset == "intents@1"
+    assert version.thresholds["0.02"] == trained["threshold"]
+    assert trained["error_bound"] <= trained["risk"] == 0.02
+    route = (project / "workflows" / "intent.py").read_text()
+    assert f'model="models:/intent@champion", accept=dt.confidence({trained["threshold"]}))' in route
+    queries = LedgerQueries(lake_at(project / ".drivetrain" / "data"))
+    models = {row.keys[0]: row.calls for row in queries.cost(("model",), where={"workflow": "intent-untrained"}).rows}
+    assert "models:/intent/1" not in models, "the route without the model asks it nothing"
+
+
+def test_a_claim_that_does_not_hold_fails_the_demo() -> None:
+    claim = Claim(
+        messages=MESSAGES_MIN, better=9, worse=3, difference=0.02, low=-0.01, high=0.04, trained_wrong=3,
+        cost_share=0.25,
+    )  # fmt: skip
+    assert claim.holds is True
+    assert msgspec.structs.replace(claim, low=-0.0101).holds is False
+    assert msgspec.structs.replace(claim, cost_share=0.2501).holds is False
+    assert msgspec.structs.replace(claim, messages=MESSAGES_MIN - 1, low=-0.5).holds is None
 
 
 def test_models_are_as_right_as_declared(report: dict[str, Any]) -> None:
@@ -169,7 +251,8 @@ def test_a_difference_of_one_nano_dollar_is_told(report: dict[str, Any]) -> None
     def wrong(calls: int = 0, client: int = 0, provider: int = 0) -> list[str]:
         seen = Seen(calls=report["calls"] + calls, cost_nano_usd=total + client, told=told)
         invoice = {"models": models, "cost_nano_usd": total + provider}
-        return [check.what for check in read_report(lake_at(folder), seen, invoice, {}).checks if not check.ok]
+        found = read_report(lake_at(folder), seen, invoice, {}, own_texts(CALLS).examples)
+        return [check.what for check in found.checks if not check.ok]
 
     assert wrong() == []
     assert wrong(calls=1) == wrong(client=1) == ["the clients' own count"]
@@ -191,9 +274,12 @@ def test_what_does_not_hold_is_told(report: dict[str, Any]) -> None:
             }
         )
         seen = Seen(calls=report["calls"], cost_nano_usd=report["cost_nano_usd"], told=told)
-        return read_report(
-            lake_at(folder), seen, {"models": models, "cost_nano_usd": report["cost_nano_usd"]}, {}
-        ).holds
+        invoice = {"models": models, "cost_nano_usd": report["cost_nano_usd"]}
+        found = read_report(lake_at(folder), seen, invoice, {}, own_texts(CALLS).examples)
+        assert found.claim is not None
+        worse = msgspec.structs.replace(found.claim, low=-0.02)
+        assert not msgspec.structs.replace(found, claim=worse).holds
+        return found.holds
 
     assert holds()
     assert not holds(cap=-said["left_nano_usd"] - 1, left=-said["left_nano_usd"]), "a nano-dollar above its cap"
@@ -208,8 +294,13 @@ def test_it_runs_again_in_its_folder_and_beside_a_taken_port(report: dict[str, A
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        done = demo("--once", "--json", "--calls", "20", "--dir", "again", "--port", port, cwd=place)
-    holds_together(report_of(done))
+        texts = untrained_texts(place / "texts")
+        done = demo("--once", "--json", "--data", texts, "--calls", "20", "--dir", "again", "--port", port, cwd=place)
+    again = report_of(done)
+    holds_together(again)
+    assert again["not_trained"] == f"{texts} has no train.csv to train on"
+    assert (again["trained"], again["untrained"], again["claim"]) == (None, None, None)
+    assert {row["variant"] for row in again["route"]} <= {"efficient", "frontier"}
     assert f"port {port} is taken" in done.stderr
 
 
@@ -222,7 +313,9 @@ def test_people_get_the_same_within_100_columns(place: Path) -> None:
     assert [bool(line) for line in lines[start + 1 : start + 6]] == [True] * 4 + [False], "two lines each"
     for words in ("budget_exceeded: 0.", "resets at 20", "40 of 40 calls were answered", "circuit open after"):
         assert words in "".join(lines[start + 1 : start + 5])
-    for words in ("simulated", "only frontier", "spend by", "adds up: ", "--project people"):
+    for words in ("simulated", "without trained", "intent@1, trained here", "too few messages to tell"):
+        assert words in done.stdout
+    for words in ("only frontier", "spend by", "adds up: ", "--project people"):
         assert words in done.stdout
     assert (place / "people" / ".gitignore").read_text() == "*\n", "keys of a demo are not committed"
 
@@ -231,7 +324,7 @@ def test_people_get_the_same_within_100_columns(place: Path) -> None:
 def running(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A demo that stays, and what it printed."""
     child = subprocess.Popen(
-        [*COMMAND, "--calls", "20", "--port", "0", "--dir", "stays"],
+        [*COMMAND, "--data", untrained_texts(tmp_path / "texts"), "--calls", "20", "--port", "0", "--dir", "stays"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
@@ -296,14 +389,45 @@ def test_children_end_when_the_demo_is_killed(running: tuple[subprocess.Popen[st
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    not (BANKING77 / "test.csv").is_file(), reason="the real texts are absent: ../shared/data/banking77"
-)
-def test_on_real_texts_it_adds_up(place: Path) -> None:
-    report = report_of(demo("--once", "--json", "--data", str(BANKING77), "--dir", "banking77", cwd=place))
+@real_texts
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
+def test_a_training_ends_with_the_demo(tmp_path: Path, signum: int) -> None:
+    child = subprocess.Popen(
+        [*COMMAND, "--once", "--data", str(BANKING77), "--port", "0", "--dir", "ends"],
+        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    log = tmp_path / "ends" / "training.log"
+    try:
+        deadline_s = time.monotonic() + RUN_S / 2
+        while not (log.exists() and "fold 1" in log.read_text()) and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        children = _children(child.pid)
+        assert len(children) == 1, "the training"
+        child.send_signal(signum)
+        assert child.wait(5) == (130 if signum == signal.SIGINT else -signal.SIGKILL)
+        deadline_s = time.monotonic() + 5
+        while _lives(children[0]) and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        assert not _lives(children[0])
+    finally:
+        child.kill()
+        child.communicate(timeout=RUN_S)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(TRAINED_RUN_S)
+@real_texts
+def test_on_real_texts_it_adds_up_and_holds(place: Path) -> None:
+    report = report_of(
+        demo("--once", "--json", "--data", str(BANKING77), "--dir", "banking77", cwd=place, run_s=TRAINED_RUN_S)
+    )
     assert report["texts"] == {"name": "BANKING77", "attribution": "BANKING77, PolyAI, CC-BY-4.0", "messages": 3080}
     holds_together(report)
     test_models_are_as_right_as_declared(report)
+    test_the_trained_model_answers_most_for_nothing_and_the_claim_holds(report)
+    assert report["trained"]["texts"] + report["trained"]["dropped"] == 10_003
+    row = trained_row(report)
+    assert row["judged"] - row["right"] <= report["trained"]["risk"] * row["judged"]
     test_the_route_is_cheaper_than_the_frontier_and_better_than_the_efficient_model(report)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,37 @@ def test_own_texts_are_many_and_always_the_same() -> None:
     assert len(texts.intents) == 12
     assert {one.intent for one in texts.examples} == set(texts.intents)
     assert own_texts(150).examples == texts.examples[:150]
+
+
+def test_no_text_that_is_sent_trains() -> None:
+    def words(text: str) -> str:
+        return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
+
+    texts = own_texts(100_000)
+    requests = {words(one.group) for one in texts.examples}
+    assert len(requests) > 60
+    trains = [words(one.text) for one in texts.training]
+    assert len(set(trains)) == len(trains) > 400
+    assert not requests & set(trains)
+    assert not {words(one.text) for one in texts.examples} & set(trains)
+    counts = Counter(one.intent for one in texts.training)
+    assert set(counts) == set(texts.intents)
+    assert min(counts.values()) >= 40
+
+
+def test_a_row_of_train_csv_that_is_sent_is_left_out(tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    (folder / "train.csv").write_text('text,category\n"ONE,  two",a\nfour,b\nfive,a\n')
+    texts = texts_of(folder, 1)
+    assert [(one.text, one.intent) for one in texts.training] == [("four", "b"), ("five", "a")]
+    assert (texts.dropped, texts.training_source) == (1, str(folder / "train.csv"))
+
+
+def test_a_train_csv_with_a_stranger_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path)
+    (folder / "train.csv").write_text("text,category\nfour,c\n")
+    with pytest.raises(DrivetrainError, match=r"train\.csv has the category `c`"):
+        texts_of(folder, None)
 
 
 def test_a_folders_texts_are_all_sent_or_as_many_as_asked(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from drivetrain.cli.demo_folder import DemoFolder
     from drivetrain.cli.demo_gateway import GatewayProcess
     from drivetrain.cli.demo_texts import Texts
+    from drivetrain.cli.demo_training import NoModel, TrainedModelOfDemo
     from drivetrain.simulator.process import SimulatorProcess
 
 PORT_DEFAULT = 8080
@@ -40,7 +41,7 @@ def demo_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     data: Annotated[
         Path | None,
-        typer.Option(help="Folder with test.csv (text,category) and categories.json, such as BANKING77's."),
+        typer.Option(help="Folder with train.csv, test.csv (text,category) and categories.json: BANKING77's, say."),
     ] = None,
     calls: Annotated[
         int | None,
@@ -62,8 +63,9 @@ def demo_command(
     try:
         with _ended_by_signals(), ExitStack() as stack:
             project = stack.enter_context(DemoFolder(folder or Path(DEFAULT_FOLDER)))
-            simulator, gateway = _start(project, texts, port, stack)
-            held = _run(project, texts, simulator, gateway, once=once, as_json=as_json)
+            model = _make(project, texts)
+            simulator, gateway = _start(project, port, stack)
+            held = _run(project, texts, model, simulator, gateway, once=once, as_json=as_json)
             reported = True
             if not once:
                 _watch(gateway)
@@ -74,14 +76,26 @@ def demo_command(
         raise typer.Exit(1)
 
 
-def _start(project: DemoFolder, texts: Texts, port: int, stack: ExitStack) -> tuple[SimulatorProcess, GatewayProcess]:
+def _make(project: DemoFolder, texts: Texts) -> TrainedModelOfDemo | NoModel:
+    """The project, and the model that it trains."""
+    from drivetrain.cli.demo_training import NoModel, train_in
+
+    _say(f"making a project in {project.path}")
+    project.write(texts)
+    model = train_in(project, texts, _say)
+    if isinstance(model, NoModel):
+        _say(f"the route is without a trained model: {model.why}")
+    else:
+        _say(f"{model.version} answers from a confidence of {model.threshold:.3f} on; {model.took_s:.1f} s")
+    return model
+
+
+def _start(project: DemoFolder, port: int, stack: ExitStack) -> tuple[SimulatorProcess, GatewayProcess]:
     from drivetrain.cli.demo_gateway import GatewayProcess, free_port, is_free
     from drivetrain.core.errors import DrivetrainError
     from drivetrain.simulator.errors import SimulatorError
     from drivetrain.simulator.process import SimulatorProcess
 
-    _say(f"making a project in {project.path}")
-    project.write(texts)
     try:
         simulator = stack.enter_context(SimulatorProcess(project.simulator_file))
     except SimulatorError as error:
@@ -99,6 +113,7 @@ def _start(project: DemoFolder, texts: Texts, port: int, stack: ExitStack) -> tu
 def _run(
     project: DemoFolder,
     texts: Texts,
+    model: TrainedModelOfDemo | NoModel,
     simulator: SimulatorProcess,
     gateway: GatewayProcess,
     *,
@@ -110,19 +125,21 @@ def _run(
     from drivetrain.cli.demo_print import Place, print_report, report_json
     from drivetrain.cli.demo_report import read_report
     from drivetrain.cli.demo_traffic import send_all
+    from drivetrain.cli.demo_training import NoModel
     from drivetrain.embedded.asking import open_lake
 
     started_s = time.monotonic()
-    seen = send_all(gateway.port, {name: project.key(name) for name in KEYS}, texts, _say)
+    trained = not isinstance(model, NoModel)
+    seen = send_all(gateway.port, {name: project.key(name) for name in KEYS}, texts, _say, trained=trained)
     _say(f"{seen.calls:,} calls in {time.monotonic() - started_s:.1f} s; reading the ledger")
     models = tomllib.loads(project.simulator_file.read_text(encoding="utf-8"))["models"]
     declared = {name: model["quality"]["accuracy"] for name, model in models.items() if "quality" in model}
-    report = read_report(open_lake(project.path), seen, simulator.requests(), declared)
+    report = read_report(open_lake(project.path), seen, simulator.requests(), declared, texts.examples)
     place = Place(folder=project.path, url=gateway.url, key=project.key("web-chat"), running=not once)
     if as_json:
-        typer.echo(report_json(report, texts, place))
+        typer.echo(report_json(report, texts, model, place))
     else:
-        print_report(report, texts, place)
+        print_report(report, texts, model, place)
     sys.stdout.flush()
     return report.holds
 

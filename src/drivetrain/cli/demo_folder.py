@@ -11,12 +11,13 @@ import io
 import os
 import secrets
 import shutil
+from collections.abc import Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from types import TracebackType
 
-from drivetrain.cli.demo_texts import Texts
+from drivetrain.cli.demo_texts import Example, Texts
 from drivetrain.core.errors import DrivetrainError
 
 DEFAULT_FOLDER = ".drivetrain-demo"
@@ -25,6 +26,8 @@ LOCK_FILE = "demo.lock"
 KEYS = ("web-chat", "e-mail", "evaluation", "trial")
 TEMPLATE_SIMULATOR_PORT = "8090"
 TEMPLATE_GATEWAY_PORT = "8080"
+ROUTE_FILE = "workflows/intent.py"
+ROUTE_PLACE = "        # The trained model comes here.\n"
 
 
 class DemoFolder:
@@ -58,10 +61,12 @@ class DemoFolder:
         """The whole project with `texts` as its messages, and new keys."""
         for name, content in _template(files(__package__) / "demo_project", "").items():
             self._put(name, content.replace("TEXTS", f"{texts.attribution}.") if name == "README.md" else content)
+        if texts.training:
+            self._put("data/training.csv", _rows(texts.training))
         self._put(".gitignore", "*\n")
         listed = "\n".join(texts.intents)
         self._put("data/intents.txt", f"{listed}\n")
-        self._put("data/messages.csv", _messages(texts))
+        self._put("data/messages.csv", _rows(texts.examples))
         self._put(
             "workflows/intent_system.j2",
             "A bank's customer has written. Answer with the intent of the message, one of those below, and with your "
@@ -79,6 +84,12 @@ class DemoFolder:
             text = (self.path / name).read_text(encoding="utf-8")
             text = text.replace(TEMPLATE_GATEWAY_PORT, str(gateway)) if name == "drivetrain.toml" else text
             self._put(name, text.replace(TEMPLATE_SIMULATOR_PORT, str(simulator)))
+
+    def set_trained(self, variant: str) -> None:
+        """Writes the lines of a variant into the route, where the trained model comes; empty: it has none."""
+        text = (self.path / ROUTE_FILE).read_text(encoding="utf-8")
+        assert text.count(ROUTE_PLACE) == 1
+        self._put(ROUTE_FILE, text.replace(ROUTE_PLACE, variant))
 
     def key(self, name: str) -> str:
         """The secret of one of `KEYS`."""
@@ -129,11 +140,11 @@ class DemoFolder:
         return self.path / "secrets" / f"{name}.key"
 
 
-def _messages(texts: Texts) -> str:
+def _rows(examples: Sequence[Example]) -> str:
     written = io.StringIO()
     writer = csv.writer(written, lineterminator="\n")
     writer.writerow(["text", "intent"])
-    writer.writerows(dict.fromkeys((one.text, one.intent) for one in texts.examples))
+    writer.writerows(dict.fromkeys((one.text, one.intent) for one in examples))
     return written.getvalue()
 
 

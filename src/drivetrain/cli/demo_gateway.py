@@ -47,6 +47,18 @@ def free_port() -> int:
         return port
 
 
+def end_with_stdin() -> None:
+    """Lets this process, a child of the demo, end as soon as the demo is gone."""
+
+    def wait() -> None:
+        # Not through sys.stdin: a thread that waits in its buffer hinders the interpreter's end.
+        while os.read(0, 4096):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 class GatewayProcess:
     """`with GatewayProcess(project, port) as gateway:` serves a project; `gateway.port` is where.
 
@@ -133,13 +145,7 @@ def main(arguments: list[str]) -> None:
     """The child: serves until told to end, or until the demo is gone."""
     from drivetrain.cli.main import main as drivetrain
 
-    def end_with_stdin() -> None:
-        # Not through sys.stdin: a thread that waits in its buffer hinders the interpreter's end.
-        while os.read(0, 4096):
-            pass
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=end_with_stdin, daemon=True).start()
+    end_with_stdin()
     project, port = arguments
     drivetrain(["serve", "--project", project, "--port", port])
 

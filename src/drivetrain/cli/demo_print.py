@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from drivetrain.cli.demo_report import DemoReport, Share
+from drivetrain.cli.demo_report import COST_SHARE_MAX, TRAINED, WITHIN, Claim, DemoReport, Share
 from drivetrain.cli.demo_texts import Texts
+from drivetrain.cli.demo_training import NoModel, TrainedModelOfDemo
 from drivetrain.cli.demo_trials import BROKEN, QUESTION, TEAM
 from drivetrain.core.money import usd
 
@@ -54,11 +55,11 @@ def sdk_snippet(place: Place) -> str:
     )
 
 
-def report_json(report: DemoReport, texts: Texts, place: Place) -> bytes:
+def report_json(report: DemoReport, texts: Texts, model: TrainedModelOfDemo | NoModel, place: Place) -> bytes:
     """Everything as one JSON object; money as integers of nano-USD."""
     return msgspec.json.encode(
         {
-            "simulated": "answers, accuracies and delays; prices are real",
+            "simulated": "answers, accuracies and delays of language models; prices and the trained model are real",
             "texts": {"name": texts.name, "attribution": texts.attribution, "messages": len(texts.examples)},
             "calls": report.calls,
             "tokens": report.tokens,
@@ -67,6 +68,10 @@ def report_json(report: DemoReport, texts: Texts, place: Place) -> bytes:
             "route_total": _share_json(report.route_total),
             "frontier_only": _share_json(report.frontier_only),
             "efficient_only": _share_json(report.efficient_only),
+            "untrained": _share_json(report.untrained) if report.untrained is not None else None,
+            "trained": model if isinstance(model, TrainedModelOfDemo) else None,
+            "not_trained": model.why if isinstance(model, NoModel) else "",
+            "claim": _claim_json(report.claim) if report.claim is not None else None,
             "budget": report.budget,
             "fault": report.fault,
             "holds": report.holds,
@@ -82,7 +87,7 @@ def report_json(report: DemoReport, texts: Texts, place: Place) -> bytes:
     )
 
 
-def print_report(report: DemoReport, texts: Texts, place: Place) -> None:
+def print_report(report: DemoReport, texts: Texts, model: TrainedModelOfDemo | NoModel, place: Place) -> None:
     """The report, and how to go on from it."""
     import sys
 
@@ -93,10 +98,15 @@ def print_report(report: DemoReport, texts: Texts, place: Place) -> None:
         console = Console(highlight=False, width=WIDTH_MAX)
     console.print(f"\n[bold]{len(texts.examples):,} messages[/bold]", end="")
     console.print(f"   Texts: {texts.attribution}.", markup=False)
-    console.print("Answers, accuracies and delays are simulated, as simulator.toml declares; prices are real.\n")
+    console.print("What language models answer, how right and how fast, is simulated, as simulator.toml declares;")
+    console.print("prices are real, and so is the trained model, every answer of it.\n")
     console.print(_route_table(report))
-    console.print("Declared: a model's accuracy over all messages; `right` is over those it answered.\n", style="dim")
+    console.print("Declared: a model's accuracy over all messages; `right` is over those it answered.", style="dim")
+    console.print(_about(model), style="dim", markup=False)
+    console.print()
     console.print(_verdict(report), style="bold")
+    if report.claim is not None:
+        _print_claim(report.claim, console)
     console.print()
     _print_trials(report, console)
     console.print(_spend_table(report))
@@ -120,12 +130,16 @@ def _route_table(report: DemoReport) -> Table:
     _add(table, "the route", report.route_total, model="all of the above", style="bold")
     _add(table, "only frontier", report.frontier_only)
     _add(table, "only efficient", report.efficient_only)
+    if report.untrained is not None:
+        _add(table, "without trained", report.untrained, model="the route as it was before")
     return table
 
 
 def _add(table: Table, name: str, one: Share, *, model: str = "", style: str = "") -> None:
     right = "-" if one.accuracy is None else f"{one.accuracy:.1%}"
     declared = "-" if one.accuracy_declared is None else f"{one.accuracy_declared:.0%}"
+    if one.is_trained:
+        model, declared = f"{one.model.removeprefix(TRAINED).replace('/', '@')}, trained here", "real"
     said = model or SNAPSHOT_DATE.sub("", one.model.partition("/")[2]) or "a rule"
     table.add_row(
         name, said, f"{one.asked:,}", f"{one.answered:,}", right, declared, usd_exact(one.cost_nano_usd), style=style
@@ -139,7 +153,39 @@ def _verdict(report: DemoReport) -> str:
     cost = route.cost_nano_usd / frontier.cost_nano_usd
     return (
         f"Against everything to the frontier model, the route costs {cost:.1%} "
-        f"and is right {route.accuracy:.1%} of the time instead of {frontier.accuracy:.1%} (both simulated)."
+        f"and is right {route.accuracy:.1%} of the time instead of {frontier.accuracy:.1%}."
+    )
+
+
+def _about(model: TrainedModelOfDemo | NoModel) -> str:
+    if isinstance(model, NoModel):
+        return f"The route is without a trained model: {model.why}."
+    dropped = f"; {model.dropped} more were left out, because they are sent" if model.dropped else ""
+    return (
+        f"{model.version}: made in {model.took_s:.0f} s from {model.texts:,} texts{dropped}. It answers from a "
+        f"confidence of {model.threshold:.3f} on, which its training chose for at most {model.risk:.0%} of errors."
+    )
+
+
+def _print_claim(claim: Claim, console: Console) -> None:
+    """One line for how right, one for how dear, and what of it is real."""
+
+    def line(what: str, holds: bool) -> None:
+        said = "too few messages to tell" if claim.holds is None else "holds" if holds else "DOES NOT HOLD"
+        style = "dim" if claim.holds is None else "green" if holds else "bold red"
+        console.print(f"{said}: {what}", style=style, markup=False)
+
+    line(
+        f"{100 * claim.difference:+.1f} points right on the same messages, 95 % from {100 * claim.low:+.1f} to "
+        f"{100 * claim.high:+.1f} (at least {-100 * WITHIN:.0f})",
+        claim.is_as_right,
+    )
+    line(f"{claim.cost_share:.1%} of the frontier model's cost (at most {COST_SHARE_MAX:.0%})", claim.is_cheap)
+    console.print(
+        f"The trained model's own mistakes, {claim.trained_wrong:,} of {claim.messages:,} messages, are real; what the "
+        "frontier model\nmakes of the same messages is simulated.",
+        style="dim",
+        markup=False,
     )
 
 
@@ -228,6 +274,10 @@ def _print_ways_on(place: Place) -> None:
     typer.echo("\nor in Python:\n")
     typer.echo(sdk_snippet(place))
     typer.echo("")
+
+
+def _claim_json(claim: Claim) -> dict[str, Any]:
+    return {**msgspec.to_builtins(claim), "holds": claim.holds}
 
 
 def _share_json(one: Share) -> dict[str, Any]:

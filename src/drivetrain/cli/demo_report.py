@@ -1,7 +1,7 @@
 """The demo's report: where each Call went, what it cost, how right it was, and whether the money adds up.
 
-Owns the questions to the ledger. Every figure is the ledger's; what the clients and the provider counted by themselves
-is only compared with it.
+Owns the questions to the ledger, and the claim: the route with a trained model against the frontier model alone. Every
+figure is the ledger's; what the clients and the provider counted by themselves is only compared with it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from drivetrain.cli.demo_texts import Example
 from drivetrain.cli.demo_traffic import (
     BASELINE_EFFICIENT,
     BASELINE_FRONTIER,
@@ -19,15 +20,37 @@ from drivetrain.cli.demo_traffic import (
     CORRECT,
     ROUTE,
     SOURCE,
+    UNTRAINED,
     Seen,
+    message_id,
 )
 from drivetrain.cli.demo_trials import BudgetTrial, FaultTrial, TrialCounts
 from drivetrain.lake.calls import Calls
 from drivetrain.lake.costs import ATTEMPT_DIMENSIONS, CALL_DIMENSIONS, CostRow, CostTable, LedgerQueries
 from drivetrain.lake.lake import Lake
+from drivetrain.statistics.means import mean_interval
 
 SPEND_BY = ("team", "workflow", "use_case", "variant")
 TOKENS = ("input_tokens", "input_cached_tokens", "output_tokens", "reasoning_tokens")
+
+
+WITHIN = 0.01
+"""So much less often right than the frontier model alone the route may be, at worst."""
+COST_SHARE_MAX = 0.25
+"""Of what the frontier model alone costs, the route may cost so much."""
+MESSAGES_MIN = 300
+"""With fewer messages the interval is wider than what it is to show."""
+LEVEL = 0.95
+TRAINED = "models:/"
+"""How the ledger's names of trained models begin."""
+PAIRS_SQL = """
+SELECT c.business_key,
+    bool_or(o.value = 'true') FILTER (c.workflow = ?) AS route,
+    bool_or(o.value = 'true') FILTER (c.workflow = ?) AS frontier
+FROM outcomes o JOIN calls c USING (call_id)
+WHERE o.metric = ? AND o.source = ? AND c.workflow IN (?, ?)
+GROUP BY c.business_key
+"""
 
 
 class Share(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +79,11 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
         """Right / judged; None where nothing was."""
         return self.right / self.judged if self.judged else None
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether it is a trained model: its answers are real."""
+        return self.model.startswith(TRAINED)
+
 
 class Spend(msgspec.Struct, frozen=True, kw_only=True):
     """What one team, workflow, use case or variant cost."""
@@ -79,6 +107,41 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     ok: bool
 
 
+class Claim(msgspec.Struct, frozen=True, kw_only=True):
+    """The route against the frontier model alone, on the same messages."""
+
+    messages: int
+    better: int
+    """Messages that the route answered right and the frontier model wrong."""
+    worse: int
+    """The other way round."""
+    difference: float
+    """How much more often the route is right, as a share of the messages."""
+    low: float
+    """With `high` the interval of the difference; messages that are put together from one request count together."""
+    high: float
+    trained_wrong: int
+    """Messages that the trained model itself answered wrong: real, while what the frontier model makes of the same
+    messages is simulated."""
+    cost_share: float
+    """Of what the frontier model alone cost."""
+
+    @property
+    def is_as_right(self) -> bool:
+        """Whether it is at most `WITHIN` less often right, by the lower end of the interval."""
+        return self.low >= -WITHIN
+
+    @property
+    def is_cheap(self) -> bool:
+        """Whether it costs at most `COST_SHARE_MAX`."""
+        return self.cost_share <= COST_SHARE_MAX
+
+    @property
+    def holds(self) -> bool | None:
+        """None: too few messages to tell."""
+        return self.is_as_right and self.is_cheap if self.messages >= MESSAGES_MIN else None
+
+
 class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that the demo shows."""
 
@@ -87,6 +150,10 @@ class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
     route_total: Share
     frontier_only: Share
     efficient_only: Share
+    untrained: Share | None
+    """The route without the trained model; None where there is none."""
+    claim: Claim | None
+    """None where the route has no trained model."""
     budget: BudgetTrial
     fault: FaultTrial
     spend: dict[str, tuple[Spend, ...]]
@@ -107,11 +174,22 @@ class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def holds(self) -> bool:
         """Whether the demo shows what it says that it shows."""
-        return self.adds_up and self.budget.kept and self.fault.kept
+        claimed = self.claim is None or self.claim.holds is not False
+        return self.adds_up and self.budget.kept and self.fault.kept and claimed
 
 
-def read_report(lake: Lake, seen: Seen, invoice: Mapping[str, Any], declared: Mapping[str, float]) -> DemoReport:
-    """invoice: what the simulator's `GET /requests` shows; declared: model's upstream name -> accuracy."""
+def read_report(
+    lake: Lake,
+    seen: Seen,
+    invoice: Mapping[str, Any],
+    declared: Mapping[str, float],
+    examples: Sequence[Example],
+) -> DemoReport:
+    """What the ledger says of a whole demo.
+
+    invoice: what the simulator's `GET /requests` shows; declared: model's upstream name -> accuracy; examples: the
+    messages as they were sent.
+    """
     queries = LedgerQueries(lake)
     total = queries.cost().total
     tables = {name: queries.cost((name,)) for name in (*CALL_DIMENSIONS, *ATTEMPT_DIMENSIONS)}
@@ -150,15 +228,20 @@ def read_report(lake: Lake, seen: Seen, invoice: Mapping[str, Any], declared: Ma
     def of(workflow: str) -> list[Share]:
         return [share(workflow, row) for row in parts.rows if row.keys[0] == workflow]
 
-    route = of(ROUTE)
     assert seen.told is not None
     workflows = {row.keys[0]: row.calls for row in tables["workflow"].rows}
+    route = of(ROUTE)
+    route_total = _together(ROUTE, route, workflows[ROUTE])
+    frontier_only = _together(BASELINE_FRONTIER, of(BASELINE_FRONTIER), workflows[BASELINE_FRONTIER])
+    untrained = _together(UNTRAINED, of(UNTRAINED), workflows[UNTRAINED]) if UNTRAINED in workflows else None
     return DemoReport(
         # Rules first, then models; who stands earlier in a route is asked more often.
         route=tuple(sorted(route, key=lambda one: (bool(one.model), -one.asked))),
-        route_total=_together(ROUTE, route, workflows[ROUTE]),
-        frontier_only=_together(BASELINE_FRONTIER, of(BASELINE_FRONTIER), workflows[BASELINE_FRONTIER]),
+        route_total=route_total,
+        frontier_only=frontier_only,
         efficient_only=_together(BASELINE_EFFICIENT, of(BASELINE_EFFICIENT), workflows[BASELINE_EFFICIENT]),
+        untrained=untrained,
+        claim=_claim(lake, route, frontier_only, examples) if untrained is not None else None,
         budget=trials.budget(CONCURRENCY, seen.told),
         fault=trials.fault(invoice),
         spend={name: _spend(tables[name]) for name in SPEND_BY},
@@ -176,8 +259,31 @@ def read_report(lake: Lake, seen: Seen, invoice: Mapping[str, Any], declared: Ma
     )
 
 
+def _claim(lake: Lake, route: Sequence[Share], frontier: Share, examples: Sequence[Example]) -> Claim:
+    """Of the messages that both have answered."""
+    parameters = [ROUTE, BASELINE_FRONTIER, CORRECT, SOURCE, ROUTE, BASELINE_FRONTIER]
+    paired = {key: int(first) - int(second) for key, first, second in lake.query(PAIRS_SQL, parameters).rows
+              if first is not None and second is not None}  # fmt: skip
+    differences, groups = [], []
+    for place, example in enumerate(examples):
+        if message_id(place) in paired:
+            differences.append(paired[message_id(place)])
+            groups.append(example.group or example.text)
+    low, high = mean_interval(differences, LEVEL, clusters=groups)
+    return Claim(
+        messages=len(differences),
+        better=differences.count(1),
+        worse=differences.count(-1),
+        difference=sum(differences) / len(differences),
+        low=low,
+        high=high,
+        trained_wrong=sum(one.judged - one.right for one in route if one.is_trained),
+        cost_share=sum(one.cost_nano_usd for one in route) / frontier.cost_nano_usd,
+    )
+
+
 def _together(workflow: str, shares: Sequence[Share], calls: int) -> Share:
-    only = shares[0] if len(shares) == 1 and workflow != ROUTE else None
+    only = shares[0] if len(shares) == 1 and workflow not in (ROUTE, UNTRAINED) else None
     return Share(
         workflow=workflow,
         variant="",

@@ -20,6 +20,8 @@ from drivetrain.cli.demo_trials import Told, send_trials
 
 ROUTE = "intent"
 BASELINE_FRONTIER, BASELINE_EFFICIENT = "intent-frontier", "intent-efficient"
+UNTRAINED = "intent-untrained"
+"""The route without the trained model; asked only where there is one."""
 CHAT = "assistant"
 CHAT_TEXTS = ("Hello!", "I lost my card. What now?", "Where do I see my PIN?", "How do I close my account?")
 CHATS = 20
@@ -53,19 +55,29 @@ class Seen(msgspec.Struct, kw_only=True):
     """What the last one that a budget refused was told."""
 
 
-def send_all(port: int, keys: dict[str, str], texts: Texts, say: Callable[[str], None]) -> Seen:
-    """Sends everything and waits for it. Raises: DrivetrainError at the first answer that is none."""
+def message_id(place: int) -> str:
+    """What the calls with the same message share: the key under which the ledger pairs them."""
+    return f"m{place}"
+
+
+def send_all(
+    port: int, keys: dict[str, str], texts: Texts, say: Callable[[str], None], *, trained: bool = False
+) -> Seen:
+    """Sends everything and waits for it. Raises: DrivetrainError at the first answer that is none.
+
+    trained: whether the route has a trained model, so that the route without it is asked as well.
+    """
     try:
-        return asyncio.run(_send_all(port, keys, texts, say))
+        return asyncio.run(_send_all(port, keys, texts, say, trained))
     except ExceptionGroup as several:
         raise several.exceptions[0] from None
 
 
-async def _send_all(port: int, keys: dict[str, str], texts: Texts, say: Callable[[str], None]) -> Seen:
+async def _send_all(port: int, keys: dict[str, str], texts: Texts, say: Callable[[str], None], trained: bool) -> Seen:
     seen = Seen()
     outcomes: list[dict[str, Any]] = []
     async with connections("127.0.0.1", port, CONCURRENCY) as opened:
-        for what, orders in _orders(texts):
+        for what, orders in _orders(texts, trained):
             say(f"sending {len(orders):,} {what}")
             waiting = iter(orders)
             async with asyncio.TaskGroup() as group:
@@ -107,9 +119,11 @@ async def _send(
             outcomes.append({**truth, "metric": LABEL, "value": order.truth})
 
 
-def _orders(texts: Texts) -> Sequence[tuple[str, list[Order]]]:
+def _orders(texts: Texts, trained: bool) -> Sequence[tuple[str, list[Order]]]:
     """What is sent, in this order, with what people call it."""
-    bodies = [msgspec.json.encode({"text": one.text}) for one in texts.examples]
+    bodies = [
+        msgspec.json.encode({"text": one.text, "id": message_id(place)}) for place, one in enumerate(texts.examples)
+    ]
     channels = ["e-mail" if place % 10 < E_MAILS_OF_TEN else "web-chat" for place in range(len(bodies))]
     chats = [
         msgspec.json.encode({"model": CHAT, "messages": [{"role": "user", "content": CHAT_TEXTS[n % len(CHAT_TEXTS)]}]})
@@ -123,6 +137,7 @@ def _orders(texts: Texts) -> Sequence[tuple[str, list[Order]]]:
         ]
 
     evaluation = ["evaluation"] * len(bodies)
+    untrained = [("of the same messages to the route without the trained model", messages(UNTRAINED, evaluation))]
     return (
         (f"messages through the route of `{ROUTE}`", messages(ROUTE, channels)),
         (
@@ -131,4 +146,5 @@ def _orders(texts: Texts) -> Sequence[tuple[str, list[Order]]]:
         ),
         ("of the same messages to the frontier model only", messages(BASELINE_FRONTIER, evaluation)),
         ("of the same messages to the efficient model only", messages(BASELINE_EFFICIENT, evaluation)),
+        *(untrained if trained else ()),
     )

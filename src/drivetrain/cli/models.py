@@ -38,6 +38,9 @@ def import_command(
     *,
     name: Annotated[str, typer.Option(help="What it is called; each import is its next version.")],
     label: Annotated[list[str] | None, typer.Option(help="Label of a class, in the order of the classes.")] = None,
+    task: Annotated[str, typer.Option(help="classification, regression or ranking, where it does not tell.")] = "",
+    candidates: Annotated[str, typer.Option(help="Of a ranking: the input's field that lists the candidates.")] = "",
+    candidate_id: Annotated[str, typer.Option(help="Of a ranking: the candidates' field that tells them apart.")] = "",
     columns: Annotated[str, typer.Option(help="Names of its inputs in their order, comma-separated.")] = "",
     target: Annotated[str, typer.Option(help="What it predicts, as the workflow's output calls it.")] = "",
     owner: Annotated[str, typer.Option(help="Who answers for it.")] = "",
@@ -53,7 +56,8 @@ def import_command(
 
     try:
         terms = Terms(
-            name=name, target=target, labels=tuple(label or ()), owner=owner, licence=licence, dataset=dataset,
+            name=name, target=target, task=task, candidates=candidates, candidate_id=candidate_id,
+            labels=tuple(label or ()), owner=owner, licence=licence, dataset=dataset,
             columns=tuple(one.strip() for one in columns.split(",") if one.strip()), description=description,
         )  # fmt: skip
         made = importer_of(_registry(project)).import_path(path, terms)

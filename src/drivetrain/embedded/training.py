@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drivetrain.core.errors import DrivetrainError, did_you_mean
-from drivetrain.core.recipes import TrainedModel
+from drivetrain.core.recipes import AnyRecipe, TextClassification, TrainedModel
 from drivetrain.project import find_root, load
 
 if TYPE_CHECKING:
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from drivetrain.project.snapshot import Snapshot
     from drivetrain.training.training import Made, Progress, Training
 
-LIBRARIES = ("numpy", "scipy", "sklearn", "lightgbm", "onnx", "skl2onnx", "onnxruntime")
-"""What training imports; named where one is missing."""
+TEXT_LIBRARIES = ("numpy", "scipy", "sklearn")
+LIBRARIES = (*TEXT_LIBRARIES, "lightgbm", "onnx", "skl2onnx", "onnxruntime")
+"""What a training on texts imports, and what any other does; named where one is missing."""
 
 
 def train(
@@ -34,6 +35,7 @@ def train(
     """
     snapshot = load(find_root(Path(project))) if isinstance(project, str | Path) else project
     declared = declared_model(snapshot, model) if isinstance(model, str) else model
+    check_installed(declared.recipe)
     training = training_in(snapshot, now_ns=now_ns)
     return training.train(declared) if progress is None else training.train(declared, progress=progress)
 
@@ -52,8 +54,7 @@ def declared_model(snapshot: Snapshot, name: str) -> TrainedModel:
 
 
 def training_in(snapshot: Snapshot, *, now_ns: Callable[[], int] = time.time_ns) -> Training:
-    """The room that trains, over a loaded project. Raises: DrivetrainError where its libraries are not installed."""
-    check_installed()
+    """The room that trains, over a loaded project; what its recipes import is installed, see `check_installed`."""
     from drivetrain.adapters.sqlite import SqliteControlLog
     from drivetrain.embedded.applying import person
     from drivetrain.embedded.modelling import registry_in
@@ -95,11 +96,12 @@ def datasets_in(snapshot: Snapshot, *, now_ns: Callable[[], int] = time.time_ns)
     )
 
 
-def check_installed() -> None:
-    """Raises: DrivetrainError where a library that trains is not there."""
+def check_installed(recipe: AnyRecipe) -> None:
+    """Raises: DrivetrainError where a library that this recipe trains with is not there."""
     from importlib.util import find_spec
 
-    missing = [name for name in LIBRARIES if find_spec(name) is None]
+    wanted = TEXT_LIBRARIES if isinstance(recipe, TextClassification) else LIBRARIES
+    missing = [name for name in wanted if find_spec(name) is None]
     if missing:
         raise DrivetrainError(
             f"Training needs libraries that are not installed: {', '.join(missing)}.",
