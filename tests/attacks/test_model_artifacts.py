@@ -24,11 +24,13 @@ import pytest
 
 from drivetrain.adapters.sqlite import SqliteControlLog
 from drivetrain.core.errors import DrivetrainError
-from drivetrain.embedded.modelling import LinearTexts, importer_of
+from drivetrain.embedded.modelling import LOADER, LinearTexts, importer_of
 from drivetrain.lineage.lineage import Lineage
 from drivetrain.registry.artifacts import ARTIFACT_BYTES_MAX
 from drivetrain.registry.candidates import FittedBlock, FittedText, Terms
+from drivetrain.registry.importing import Importer
 from drivetrain.registry.store import Registry
+from drivetrain.registry.trials import TrialLimits, Trials
 
 onnx = pytest.importorskip("onnx")
 helper, FLOAT, INT64 = onnx.helper, onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
@@ -221,7 +223,7 @@ def test_an_onnx_file_that_attacks_is_refused_before_any_runtime_sees_it(
 ) -> None:
     build, said = ONNX[attack]
     path = place.file("attack.onnx", build())
-    monkeypatch.setattr("drivetrain.inference.scorers.open_scorer", _never)
+    monkeypatch.setattr("drivetrain.registry.trials.Trials.open", _never)
     assert said in refused(place, path)
 
 
@@ -447,8 +449,70 @@ UBJ = {
 def test_a_ubj_file_that_lies_about_sizes_is_refused_by_us_and_not_by_the_library(
     place: Place, attack: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("drivetrain.inference.scorers.open_scorer", _never)
+    monkeypatch.setattr("drivetrain.registry.trials.Trials.open", _never)
     assert "is no XGBoost model" in refused(place, place.file("m.ubj", UBJ[attack]))
+
+
+# What only running it shows: it is scored once, in a process of its own.
+
+
+def hungry(side: int) -> bytes:
+    """A column against a row, both of a length that may be made: side x side numbers."""
+    nodes = [
+        node("ReduceSum", ["x"], ["s"], keepdims=1),
+        node("Expand", ["s", "down"], ["a"]), node("Expand", ["s", "across"], ["b"]),
+        node("Add", ["a", "b"], ["c"]), node("ReduceMean", ["c"], ["y"], keepdims=1),
+    ]  # fmt: skip
+    sizes = (helper.make_tensor("down", INT64, [2], [side, 1]), helper.make_tensor("across", INT64, [2], [1, side]))
+    return graph(nodes, initializers=sizes)
+
+
+def dividing() -> bytes:
+    """The least whole number by -1, which has no result: the processor stops the process that asks."""
+    nodes = [
+        node("Cast", ["x"], ["i"], to=INT64), node("Sub", ["i", "i"], ["z"]), node("Add", ["z", "least"], ["a"]),
+        node("Add", ["z", "minus"], ["b"]), node("Div", ["a", "b"], ["q"]), node("Cast", ["q"], ["y"], to=FLOAT),
+    ]  # fmt: skip
+    return graph(nodes, initializers=(sized("least", -(2**63)), sized("minus", -1)))
+
+
+def endless(steps: int = 3_000, side: int = 1_000, *, start: str = "x") -> bytes:
+    """Matrices of a million numbers, multiplied one after another: minutes of work in a small file.
+
+    start: `x`, or `square`, which stands in the model: a runtime computes what follows from it when it loads.
+    """
+    nodes = [node("Cast", [start], ["c"], to=FLOAT), node("ReduceSum", ["c"], ["s"], keepdims=1)]
+    nodes += [node("Flatten", ["s"], ["f"]), node("Expand", ["f", "square"], ["m0"])]
+    nodes += [node("MatMul", [f"m{step}", "m0"], [f"m{step + 1}"]) for step in range(steps)]
+    nodes += [node("ReduceMean", [f"m{steps}"], ["y"], keepdims=1)]
+    return graph(nodes, initializers=(helper.make_tensor("square", INT64, [2], [side, side]),))
+
+
+RUNNING: dict[str, tuple[Callable[[], bytes], TrialLimits, str]] = {
+    "memory for 360 GB": (lambda: hungry(300_000), TrialLimits(), "needs more memory than it may take"),
+    "memory for 6 GB": (lambda: hungry(40_000), TrialLimits(), "needs more memory than it may take"),
+    "a division that ends the process": (dividing, TrialLimits(), "ended the process that was to score 1 rows: signal"),
+    "work for minutes when it is loaded": (
+        lambda: endless(start="square"),
+        TrialLimits(load_s=2.0),
+        "takes more than 2 s to load it",
+    ),
+    "work for minutes": (endless, TrialLimits(batch_s=1.0), "takes more than 1 s to score 1 rows"),
+}
+
+
+@pytest.mark.parametrize("attack", RUNNING)
+def test_an_onnx_file_that_attacks_when_it_is_run_takes_nothing_with_it(place: Place, attack: str) -> None:
+    build, limits, said = RUNNING[attack]
+    path = place.file("attack.onnx", build())
+    assert said in refused(place, path, importer(place, limits))
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 < limits.memory_for(0)
+
+
+def test_the_onnx_files_that_attack_when_they_are_run_do_so_by_size_only(place: Place) -> None:
+    """Else the test above would prove nothing."""
+    assert place.import_path(place.file("hungry.onnx", hungry(300))).number == 1
+    assert place.import_path(place.file("short.onnx", endless(steps=20, side=10))).number == 2
 
 
 # Boosters.
@@ -515,12 +579,18 @@ def test_the_limit_of_an_artifact_is_above_what_formats_need() -> None:
     assert ARTIFACT_BYTES_MAX < TEN_GB
 
 
-def refused(place: Place, path: Path) -> str:
+def importer(place: Place, limits: TrialLimits) -> Importer:
+    """As imports are wired, with other limits."""
+    return Importer(place.registry, Trials(LOADER, limits).open, LinearTexts())
+
+
+def refused(place: Place, path: Path, by: Importer | None = None) -> str:
     """The error of an import, after which everything is as it was before."""
+    by = by or importer_of(place.registry)
     before, noted = place.listing(), len(list(place.control.records()))
     peak, began = _peak_bytes(), time.monotonic()
     with pytest.raises(DrivetrainError) as caught:
-        place.import_path(path)
+        by.import_path(path, Terms(name="victim"))
     assert time.monotonic() - began < TIME_S_MAX
     assert _peak_bytes() - peak < MEMORY_BYTES_MAX
     assert place.listing() == before

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,12 @@ from registry_world import (
 
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.models import ModelVersionV1, Scored
-from drivetrain.embedded.modelling import LinearTexts, load_scorer
+from drivetrain.embedded.modelling import LOADER, LinearTexts
+from drivetrain.inference.scorers import open_scorer
 from drivetrain.registry.accepting import ConversionRefused
 from drivetrain.registry.importing import Importer
 from drivetrain.registry.sklearn_import import import_estimator
+from drivetrain.registry.trials import Trials
 
 calibration = pytest.importorskip("sklearn.calibration")
 compose = pytest.importorskip("sklearn.compose")
@@ -173,10 +177,12 @@ class Shifted:
 
 
 def shifted_importer(world: World, wrong: Any) -> Importer:
-    def load(folder: Path, pinned: Any) -> Any:
-        return Shifted(load_scorer(folder, pinned), wrong)
+    @contextlib.contextmanager
+    def opened(folder: Path, pinned: Any) -> Iterator[Any]:
+        with Trials(LOADER).open(folder, pinned) as inner:
+            yield Shifted(inner, wrong)
 
-    return Importer(world.registry, load, LinearTexts())
+    return Importer(world.registry, opened, LinearTexts())
 
 
 @pytest.mark.parametrize("shift", [1.1e-5, math.nan, -0.3])
@@ -297,7 +303,7 @@ def test_a_lightgbm_file_scores_as_lightgbm_does(world: World) -> None:
 def score(world: World, made: ModelVersionV1, rows: list[Any]) -> list[Scored]:
     """As it is served: from the registry's checked files."""
     pinned = world.registry.resolve(f"{made.name}@{made.number}")
-    return load_scorer(world.registry.open(pinned), pinned).score(rows)
+    return open_scorer(world.registry.open(pinned), pinned).score(rows)
 
 
 def write(world: World, name: str, content: bytes) -> Path:

@@ -55,6 +55,19 @@ def test_the_digest_is_over_format_signature_paths_and_contents(world: World) ->
     assert world.registry.register(msgspec.structs.replace(base, owner="x", metrics={"m": 1.0})).digest == digests[0]
 
 
+def test_a_report_is_kept_once_the_number_is_known_and_before_the_version_is_there(world: World) -> None:
+    seen: list[tuple[int, list[int]]] = []
+
+    def keep(number: int) -> str:
+        seen.append((number, world.registry.numbers("price")))
+        return f"report-of-{number}"
+
+    made = [world.registry.register(draft(content=bytes([n]), report=keep)) for n in range(2)]
+    assert [one.report for one in made] == ["report-of-1", "report-of-2"]
+    assert seen == [(1, []), (2, [1])]
+    assert world.registry.version("price", 2).report == "report-of-2"
+
+
 def test_lineage_says_what_a_version_was_made_from(world: World) -> None:
     world.lineage.made("dataset:golden@3")
     made = world.registry.register(draft(dataset="golden@3", inputs=("file:x.onnx@ab12",), code_hash="5b" * 32))

@@ -61,6 +61,21 @@ def test_a_damaged_report_says_so(world: World, reports: Reports) -> None:
             ask()
 
 
+def test_what_is_begun_counts_and_what_was_never_published_is_swept(world: World, reports: Reports) -> None:
+    ids = [
+        reports.begin(msgspec.structs.replace(REPORT, subject=f"model:triage@{number}")) for number in (1, 2, 3)
+    ]  # fmt: skip
+    reports.settle(ids[2])
+    reports.drop(ids[2])
+    assert reports.get(ids[2]).id == ids[2], "what was settled is not dropped"
+    assert len(reports.list()) == 3
+    kept = reports.sweep(lambda one: one.report.subject == "model:triage@1")
+    assert [one.id for one in kept] == [ids[0]]
+    assert {one.id for one in reports.list()} == {ids[0], ids[2]}
+    assert reports.sweep(lambda _: False) == []
+    assert len(list((world.data / "reports").iterdir())) == 2
+
+
 @pytest.mark.parametrize("prefix", ["", "abc", "ABCD", "../../x", "0" * 65, "ffff"])
 def test_what_is_no_id_is_told(reports: Reports, prefix: str) -> None:
     reports.put(REPORT)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import msgspec
@@ -29,6 +30,8 @@ from drivetrain.lake.holding import held
 from drivetrain.lake.plans import Ledger, PlanGone
 from drivetrain.lake.roller import TABLES
 from drivetrain.ledger.frames import Segment, calls_folder, segments
+from drivetrain.project.pins import models_folder
+from drivetrain.registry.workplaces import Workplaces
 from drivetrain.version import VERSION
 
 TRIES_MAX = 5
@@ -133,12 +136,13 @@ class _Copy:
         data = self._stores.data_folder
         anchor = anchor_of(self._stores.keys_folder)
         self._to.need_space(self._size())
-        files = list(self._databases())
-        if anchor is not None:
-            # Read before the log was copied, so that what it names is there.
-            files.append(self._to.add_bytes("anchor/control.anchor", anchor))
-        files += self._online()
-        files += self._others()
+        with self._registry_at_rest():
+            files = list(self._databases())
+            if anchor is not None:
+                # Read before the log was copied, so that what it names is there.
+                files.append(self._to.add_bytes("anchor/control.anchor", anchor))
+            files += self._online()
+            files += self._others()
         tries = 0
         while True:
             tries += 1
@@ -182,6 +186,11 @@ class _Copy:
         )
         self._to.publish(generation)
         return BackedUp(generation=generation, copied_bytes=self._to.written_bytes, tries=tries)
+
+    def _registry_at_rest(self) -> AbstractContextManager[None]:
+        """No version is registered and no alias moved: the control log and the models' files tell the same."""
+        data = self._stores.data_folder
+        return Workplaces(data / "tmp").locked() if models_folder(data).is_dir() else nullcontext()
 
     def _databases(self) -> Iterator[FileV1]:
         for name in DATABASES:

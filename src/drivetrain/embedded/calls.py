@@ -40,7 +40,11 @@ class Project:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="drivetrain", daemon=True)
         self._thread.start()
-        self._runtime: Runtime = self._run(self._make())
+        try:
+            self._runtime: Runtime = self._run(self._make())
+        except BaseException:
+            self._end_loop()
+            raise
 
     def call(self, name: str, raw: bytes) -> CallResult:
         """The Call of workflow `name` with an input as JSON. Raises: DrivetrainError, RequestError."""
@@ -69,6 +73,9 @@ class Project:
         for waiting in list(self._waiting):
             message = "the project was closed while this call ran; it may have been sent"
             waiting.set_exception(RequestError(503, message, code="closed", kind="server_error"))
+        self._end_loop()
+
+    def _end_loop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

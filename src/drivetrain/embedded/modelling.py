@@ -13,12 +13,14 @@ from drivetrain.embedded.asking import settings_of
 from drivetrain.project.files import find_root
 
 if TYPE_CHECKING:
-    from drivetrain.core.models import ModelVersionV1, Pinned
-    from drivetrain.ports.inference import Scorer
+    from drivetrain.core.models import ModelVersionV1
     from drivetrain.registry.candidates import FittedText
     from drivetrain.registry.importing import Importer
     from drivetrain.registry.reports import Reports
     from drivetrain.registry.store import Registry
+
+LOADER = "drivetrain.inference.scorers:open_scorer"
+"""What serves models, by its name: a trial's process imports it for itself."""
 
 
 def open_registry(project: Path | str = ".", *, now_ns: Callable[[], int] = time.time_ns) -> Registry:
@@ -69,6 +71,9 @@ def import_model(
     labels: Sequence[str] = (),
     columns: Sequence[str] = (),
     target: str = "",
+    task: str = "",
+    candidates: str = "",
+    candidate_id: str = "",
     owner: str = "",
     licence: str = "",
     description: str = "",
@@ -79,15 +84,18 @@ def import_model(
 
     estimator: of scikit-learn, LightGBM or XGBoost; a pipeline too. sample: rows as the estimator takes them, such as
     a test set. labels: names of its classes in their order, by default as it tells them. columns: names of its inputs,
-    where the sample has none. target: what is predicted, as the output's field names it. dataset: `NAME@N`.
+    where the sample has none. target: what is predicted, as the output's field names it. task: where the estimator does
+    not tell it. candidates, candidate_id: of a ranking, the input's field that lists them and the one of theirs
+    that tells them apart; a row of the sample is one candidate. dataset: `NAME@N`.
     Raises: ConversionRefused with the rows that differ; DrivetrainError. Then nothing is registered.
     """
     from drivetrain.registry.candidates import Terms
     from drivetrain.registry.sklearn_import import import_estimator
 
     terms = Terms(
-        name=name, target=target, labels=tuple(labels), columns=tuple(columns), owner=owner, licence=licence,
-        description=description, dataset=dataset,
+        name=name, target=target, task=task, candidates=candidates, candidate_id=candidate_id,
+        labels=tuple(labels), columns=tuple(columns), owner=owner, licence=licence, description=description,
+        dataset=dataset,
     )  # fmt: skip
     return import_estimator(importer_of(open_registry(project)), estimator, terms, sample)
 
@@ -95,15 +103,9 @@ def import_model(
 def importer_of(registry: Registry) -> Importer:
     """Imports of files into a registry, proved by the scorers that serve. Raises: DrivetrainError."""
     from drivetrain.registry.importing import Importer
+    from drivetrain.registry.trials import Trials
 
-    return Importer(registry, load_scorer, LinearTexts())
-
-
-def load_scorer(folder: Path, pinned: Pinned) -> Scorer:
-    """The scorer of a checked folder. Raises: DrivetrainError."""
-    from drivetrain.inference.scorers import open_scorer
-
-    return open_scorer(folder, pinned)
+    return Importer(registry, Trials(LOADER).open, LinearTexts())
 
 
 class LinearTexts:

@@ -86,8 +86,8 @@ def _resolved(text: str, folder: Path) -> Pinned | tuple[str, str]:
     """What it stands for, or what is wrong and what to do."""
     reference = parse_reference(text)
     place = folder / reference.name
-    if not place.is_dir():
-        known = [one.name for one in folder.iterdir() if one.is_dir()] if folder.is_dir() else []
+    if not _holds_versions(place):
+        known = [one.name for one in folder.iterdir() if _holds_versions(one)] if folder.is_dir() else []
         help_ = did_you_mean(reference.name, known) if known else ""
         return (
             f"names a model `{reference.name}` that the registry does not hold.",
@@ -112,6 +112,10 @@ def _resolved(text: str, folder: Path) -> Pinned | tuple[str, str]:
     return _pinned(reference.name, number, place / str(number) / MANIFEST)
 
 
+def _holds_versions(place: Path) -> bool:
+    return any(place.glob(f"*/{MANIFEST}"))
+
+
 def _pinned(name: str, number: int, manifest: Path) -> Pinned | tuple[str, str]:
     help_ = f"Run `drivetrain models verify {name}/{number}`."
     try:
@@ -128,7 +132,10 @@ def _pinned(name: str, number: int, manifest: Path) -> Pinned | tuple[str, str]:
     kinds = ((version.format, FORMATS), (signature.task, TASKS), *((one.dtype, DTYPES) for one in signature.inputs))
     unknown = [said for said, known in kinds if said not in known]
     if unknown:
-        return f"names version {number} of `{name}`, whose manifest says `{unknown[0][:50]}`, which is not known.", help_
+        return (
+            f"names version {number} of `{name}`, whose manifest says `{unknown[0][:50]}`, which is not known.",
+            help_,
+        )
     return Pinned(
         name=name, number=number, digest=version.digest, format=version.format, signature=signature,
         thresholds=version.thresholds,

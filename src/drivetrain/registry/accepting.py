@@ -1,7 +1,7 @@
 """Whether a converted model says what the original says: the gate before any import gets a number.
 
-The converted files are loaded and scored by the same scorer that serves them. Within `TOLERANCE`, and the same label on
-every row; else the rows that differ are told, and nothing is registered.
+The converted files are loaded and scored by the same scorer that serves them, in a process of their own. Within
+`TOLERANCE`, and the same label on every row; else the rows that differ are told, and nothing is registered.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import Any
 import msgspec
 
 from drivetrain.core.errors import DrivetrainError
-from drivetrain.core.models import Column, ModelVersionV1, Pinned, Row, Scored, Signature
+from drivetrain.core.models import ModelVersionV1, Pinned, Row, Scored, Signature
 from drivetrain.registry.artifacts import artifact_digest, describe_files, write_files
-from drivetrain.registry.candidates import DATASET, Candidate, Expected, LoadScorer, Terms
+from drivetrain.registry.candidates import DATASET, Candidate, Expected, Terms
 from drivetrain.registry.signatures import check_signature
 from drivetrain.registry.store import Draft, Registry, check_name
+from drivetrain.registry.trials import OpenTrial
 
 TOLERANCE = 1e-5
 """Of a probability; of a value too, or that share of it where it is larger than 1: formats compute in float32."""
@@ -61,7 +62,7 @@ def accept(
     candidate: Candidate,
     terms: Terms,
     *,
-    load_scorer: LoadScorer,
+    open_trial: OpenTrial,
     expected: Expected | None = None,
 ) -> ModelVersionV1:
     """Score, compare, register. Without `expected`, one row of our own has to be scored without a fault.
@@ -83,7 +84,7 @@ def accept(
         pinned = Pinned(
             name=terms.name, number=0, digest=digest, format=candidate.format, signature=candidate.signature
         )
-        _check_scores(folder, pinned, load_scorer, expected)
+        _check_scores(folder, pinned, open_trial, expected)
         return registry.register(
             Draft(
                 name=terms.name,
@@ -111,42 +112,50 @@ def compare(signature: Signature, scored: Sequence[Scored], expected: Expected, 
     return found
 
 
-def trial_row(columns: Sequence[Column]) -> Row:
-    """A row that fits the columns."""
+def trial_row(signature: Signature) -> Row:
+    """A row that fits the columns; of a ranking two candidates."""
     plain: dict[str, Any] = {"text": "a plain text", "float": 0.5, "int": 1, "bool": True}
-    return [one.values[0] if one.dtype == "category" else plain[one.dtype] for one in columns]
+    values = [one.values[0] if one.dtype == "category" else plain[one.dtype] for one in signature.inputs]
+    return [[0, values], [1, values]] if signature.task == "ranking" else values
 
 
-def _check_scores(folder: Path, pinned: Pinned, load_scorer: LoadScorer, expected: Expected | None) -> None:
-    scorer = load_scorer(folder, pinned)
-    if expected is None:
-        (scored,) = scorer.score([trial_row(pinned.signature.inputs)])
-        fault = scored.fault or _nonsense(pinned.signature, scored)
-        if fault:
-            raise DrivetrainError(
-                f"The model was loaded, and cannot score a row: {fault}", do="See whether its columns are those named."
-            )
-        return
-    rows = expected.rows
-    if not 1 <= len(rows) <= SAMPLE_ROWS_MAX:
+def _check_scores(folder: Path, pinned: Pinned, open_trial: OpenTrial, expected: Expected | None) -> None:
+    rows = expected.rows if expected is not None else []
+    if expected is not None and not 1 <= len(rows) <= SAMPLE_ROWS_MAX:
         raise DrivetrainError(
             f"The sample has {len(rows):,} rows; 1 to {SAMPLE_ROWS_MAX:,} can be compared.",
             do="Give rows as the model sees them, such as a test set.",
         )
-    count, shown = 0, list[Differing]()
-    for start in range(0, len(rows), BATCH_ROWS):
-        differing = compare(pinned.signature, scorer.score(rows[start : start + BATCH_ROWS]), expected, start)
-        count += len(differing)
-        shown += differing[: SHOWN_MAX - len(shown)]
+    with open_trial(folder, pinned) as scorer:
+        if expected is None:
+            (scored,) = scorer.score([trial_row(pinned.signature)])
+            fault = scored.fault or _nonsense(pinned.signature, scored)
+            if fault:
+                raise DrivetrainError(
+                    f"The model was loaded, and cannot score a row: {fault}",
+                    do="See whether its columns are those named.",
+                )
+            return
+        count, shown = 0, list[Differing]()
+        for start in range(0, len(rows), BATCH_ROWS):
+            batch = _asked(pinned.signature, rows[start : start + BATCH_ROWS])
+            differing = compare(pinned.signature, scorer.score(batch), expected, start)
+            count += len(differing)
+            shown += differing[: SHOWN_MAX - len(shown)]
     if count:
         raise ConversionRefused(count, len(rows), shown)
+
+
+def _asked(signature: Signature, rows: Sequence[Row]) -> Sequence[Row]:
+    """Rows of a sample as the scorer takes them: of a ranking each is the only candidate."""
+    return [[[0, row]] for row in rows] if signature.task == "ranking" else rows
 
 
 def _row(signature: Signature, scored: Scored, expected: Expected, index: int) -> tuple[str, bool]:
     """What the original says of a row, and whether the conversion says the same."""
     if expected.values:
-        value = expected.values[index]
-        return f"{value:.9g}", scored.value is not None and _near(scored.value, value, max(1.0, abs(value)))
+        value, given = expected.values[index], _value(scored)
+        return f"{value:.9g}", given is not None and _near(given, value, max(1.0, abs(value)))
     label = expected.labels[index]
     if not expected.probabilities:
         return label, scored.label == label
@@ -160,13 +169,19 @@ def _row(signature: Signature, scored: Scored, expected: Expected, index: int) -
     return f"{label} {chances[label]:.9g}", same
 
 
+def _value(scored: Scored) -> float | None:
+    """Of a regression, or of the only candidate of a ranking."""
+    return scored.ranking[0].score if len(scored.ranking) == 1 else scored.value
+
+
 def _near(one: float, other: float, scale: float = 1.0) -> bool:
     return abs(one - other) <= TOLERANCE * scale  # not where either is NaN
 
 
 def _told(scored: Scored) -> str:
-    if scored.value is not None:
-        return f"{scored.value:.9g}"
+    value = _value(scored)
+    if value is not None:
+        return f"{value:.9g}"
     return f"{scored.label} {scored.confidence:.9g}" if scored.confidence is not None else str(scored.label)
 
 
@@ -175,4 +190,7 @@ def _nonsense(signature: Signature, scored: Scored) -> str:
     if signature.task == "classification":
         sound = scored.label in signature.labels and scored.confidence is not None and 0 <= scored.confidence <= 1
         return "" if sound else f"it gives the label {scored.label!r} with the confidence {scored.confidence}."
+    if signature.task == "ranking":
+        sound = len(scored.ranking) == 2 and all(math.isfinite(one.score) for one in scored.ranking)
+        return "" if sound else f"it ranks {len(scored.ranking)} of two candidates."
     return "" if scored.value is not None and math.isfinite(scored.value) else f"it gives {scored.value}."

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 
-from drivetrain.core.errors import DrivetrainError
-from drivetrain.core.models import Column, Pinned, Row, Signature
-from drivetrain.ports.inference import Scorer
+from drivetrain.core.errors import DrivetrainError, did_you_mean
+from drivetrain.core.models import TASKS, Column, Row, Signature
 
 DATASET = re.compile(r"[a-z][a-z0-9_-]{0,63}@[1-9][0-9]{0,8}")
 TARGETS = {"classification": "label", "regression": "value", "ranking": "score"}
 """What is predicted where nobody says."""
-
-LoadScorer = Callable[[Path, Pinned], Scorer]
-"""Loads the files of a folder as one of our formats. Raises: DrivetrainError."""
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
     """What whoever imports says of a model."""
 
     name: str
+    task: str = ""
+    """One of `TASKS`; empty: a ranking where `candidates` are named, else as the model tells it."""
+    candidates: str = ""
+    """Of a ranking: the input's field that lists the candidates."""
+    candidate_id: str = ""
+    """Of a ranking: the candidate's field that tells one from another."""
     target: str = ""
     """As the output's field names it; empty: `label` or `value`."""
     labels: tuple[str, ...] = ()
@@ -59,7 +61,7 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
     probabilities: Sequence[Sequence[float]] = ()
     """Of each row, in the order of the signature's labels."""
     values: Sequence[float] = ()
-    """Of a regression."""
+    """Of a regression; of a ranking the score of each row as a candidate."""
 
 
 class FittedBlock(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,7 +134,26 @@ def signature_of(
         inputs=tuple(named or columns),
         target=terms.target or TARGETS[task],
         labels=tuple(given) if task == "classification" else (),
+        candidates=terms.candidates,
+        candidate_id=terms.candidate_id,
     )
+
+
+def task_of(terms: Terms, told: str) -> str:
+    """told: by the model itself. Raises: DrivetrainError where what is said of it makes no task."""
+    task = terms.task or ("ranking" if terms.candidates or terms.candidate_id else told)
+    if task not in TASKS:
+        raise DrivetrainError(f"`{task[:50]}` is no task of a model.", do=did_you_mean(task, TASKS))
+    if task == "ranking" and not (terms.candidates and terms.candidate_id):
+        raise DrivetrainError(
+            "A ranking says which field of the input lists its candidates, and which of theirs tells them apart.",
+            do="Name both: `--candidates items --candidate-id sku`.",
+        )
+    if task != "ranking" and (terms.candidates or terms.candidate_id):
+        raise DrivetrainError(f"A {task} has no candidates.", do="Leave them out, or say `--task ranking`.")
+    if terms.labels and task != "classification":
+        raise DrivetrainError(f"A {task} has no labels.", do="Leave them out.")
+    return task
 
 
 def _are_codes(labels: Sequence[str]) -> bool:

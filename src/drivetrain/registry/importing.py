@@ -19,11 +19,12 @@ from drivetrain.registry.accepting import accept
 from drivetrain.registry.archives import is_archive, unpack
 from drivetrain.registry.artifacts import ARTIFACT_BYTES_MAX, CHUNK_BYTES, list_files, open_plain
 from drivetrain.registry.boosters import Booster, is_ubjson, read_lightgbm, read_xgboost
-from drivetrain.registry.candidates import Candidate, Expected, LoadScorer, Terms, TextFormat, signature_of
+from drivetrain.registry.candidates import Candidate, Expected, Terms, TextFormat, signature_of, task_of
 from drivetrain.registry.mlflow import is_mlflow, read_mlflow
 from drivetrain.registry.onnx_check import OnnxModel, OnnxValue, check_onnx
 from drivetrain.registry.pickles import refuse_pickle
 from drivetrain.registry.store import Registry, check_name
+from drivetrain.registry.trials import OpenTrial
 
 LINEAR_TEXT_MARK = "linear_text.json"
 """The file by which a `linear-text` folder is known."""
@@ -42,12 +43,12 @@ _DTYPES = {
 
 
 class Importer:
-    """Imports into one registry."""
+    """Imports into one registry. open_trial: loads a model as it will be served, where it can do no harm."""
 
-    def __init__(self, registry: Registry, load_scorer: LoadScorer, texts: TextFormat) -> None:
+    def __init__(self, registry: Registry, open_trial: OpenTrial, texts: TextFormat) -> None:
         self.registry = registry
         self.texts = texts
-        self._load_scorer = load_scorer
+        self._open_trial = open_trial
 
     def import_path(self, path: Path, terms: Terms) -> ModelVersionV1:
         """A model file, a `linear-text` or MLflow folder, or an archive of one. Raises: DrivetrainError."""
@@ -70,7 +71,7 @@ class Importer:
 
     def take(self, candidate: Candidate, terms: Terms, expected: Expected | None = None) -> ModelVersionV1:
         """Score, compare with what the original says, register. Raises: ConversionRefused, DrivetrainError."""
-        return accept(self.registry, candidate, terms, load_scorer=self._load_scorer, expected=expected)
+        return accept(self.registry, candidate, terms, open_trial=self._open_trial, expected=expected)
 
     def _folder(self, folder: Path, terms: Terms, source: _Source) -> Candidate:
         if is_mlflow(folder):
@@ -122,6 +123,8 @@ class Importer:
         if extra := [one for one in list_files(folder) if one not in files]:
             raise DrivetrainError(f"{extra[0]!r} is no part of a `linear-text` model.", looked=[str(folder)])
         columns = (Column(name="text", dtype="text"),)
+        if task_of(terms, "classification") != "classification":
+            raise DrivetrainError("A `linear-text` model is a classification.", do="Leave the task out.")
         signature = signature_of(terms, "classification", columns, told=self.texts.labels(folder))
         told = source if source.hash else _Source("folder", _hash(folder / LINEAR_TEXT_MARK), ())
         return Candidate(
@@ -141,7 +144,8 @@ def onnx_candidate(
 ) -> Candidate:
     """columns, labels: where the converter knows them better than the graph. Raises: DrivetrainError."""
     model = check_onnx(path)
-    task = "classification" if labels or terms.labels or model.labels or len(model.outputs) > 1 else "regression"
+    is_classifier = labels or terms.labels or model.labels or len(model.outputs) > 1
+    task = task_of(terms, "classification" if is_classifier else "regression")
     found = tuple(columns) or _columns(model, terms)
     signature = signature_of(
         terms, task, found, labels, told=model.labels if task == "classification" and not labels else ()
@@ -162,7 +166,7 @@ def booster_candidate(
 ) -> Candidate:
     """A booster keeps no labels: where nobody gives them, they are the classes' numbers. Raises: DrivetrainError."""
     numbers = tuple(map(str, range(booster.classes)))
-    task = "classification" if booster.classes else "regression"
+    task = task_of(terms, "classification" if booster.classes else "regression")
     signature = signature_of(terms, task, booster.columns, labels, told=() if labels else numbers)
     files = {FILES[format]: booster.content}
     return Candidate(format=format, signature=signature, files=files, source=source, inputs=inputs)

@@ -1,12 +1,14 @@
 """Reports: kept under the hash of their content, never changed, cited by id.
 
-Owns `reports` in the data folder. Whoever makes a Report says what it was made from; lineage is recorded here.
+Owns `reports` in the data folder. Whoever makes a Report says what it was made from; lineage is recorded here. A Report
+about something that is not published yet carries a mark until it is, so that what a killed process left is known.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -22,6 +24,8 @@ REPORT_BYTES_MAX = 32 * 1024 * 1024
 """A Report is read as a whole; rows belong into a Dataset that it cites."""
 ID_CHARS = 16
 PREFIX_CHARS_MIN = 4
+MARK = ".begun"
+"""Ends the name of the empty file beside a Report whose subject is not published yet."""
 _FILE = re.compile(r"([0-9a-f]{64})\.json")
 _PREFIX = re.compile(r"[0-9a-f]{4,64}")
 _DECODER: msgspec.json.Decoder[ReportV1] = msgspec.json.Decoder(ReportV1)
@@ -60,9 +64,7 @@ class Reports:
             sync_folder(self._folder.parent)
             write_whole(path, content)
         except OSError as error:
-            raise DrivetrainError(
-                f"The Report cannot be written: {error.strerror or error}.", looked=[str(self._folder)]
-            ) from error
+            raise _unwritable(self._folder, error) from error
         if self._lineage is not None:
             try:
                 self._lineage.made(
@@ -74,6 +76,52 @@ class Reports:
                 path.unlink(missing_ok=True)
                 raise
         return digest[:ID_CHARS]
+
+    def begin(self, report: ReportV1) -> str:
+        """As `put`, of a Report whose subject is about to be published; `settle` or `drop` ends it.
+
+        Whoever publishes calls `sweep` before, so that nothing stays of one that was killed in between.
+        Raises: DrivetrainError.
+        """
+        digest = hashlib.sha256(msgspec.json.encode(report, order="deterministic")).hexdigest()
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (self._folder / f"{digest}{MARK}").touch(mode=0o600)
+            sync_folder(self._folder)
+        except OSError as error:
+            raise _unwritable(self._folder, error) from error
+        return self.put(report)
+
+    def settle(self, id: str) -> None:
+        """Its subject is published."""
+        for mark in self._folder.glob(f"{id}*{MARK}"):
+            mark.unlink(missing_ok=True)
+
+    def drop(self, id: str) -> None:
+        """Its subject will not be published: nothing of it stays. One that is not marked as begun stays."""
+        for mark in self._folder.glob(f"{id}*{MARK}"):
+            mark.with_suffix(".json").unlink(missing_ok=True)
+            mark.unlink(missing_ok=True)
+
+    def sweep(self, is_published: Callable[[Stored], bool]) -> list[Stored]:
+        """Ends what killed processes had begun, by whether its subject is published; gives what is kept.
+
+        Called where nobody else publishes.
+        """
+        kept = []
+        for mark in sorted(self._folder.glob(f"*{MARK}")):
+            digest = mark.name.removesuffix(MARK)
+            try:
+                found = Stored(digest[:ID_CHARS], self._read(digest))
+            except DrivetrainError:  # not written yet, or damaged since, which `get` tells
+                mark.unlink(missing_ok=True)
+                continue
+            if is_published(found):
+                self.settle(digest)
+                kept.append(found)
+            else:
+                self.drop(digest)
+        return kept
 
     def get(self, prefix: str) -> Stored:
         """The Report whose id begins so, `PREFIX_CHARS_MIN` digits at least. Raises: DrivetrainError."""
@@ -128,6 +176,10 @@ class Reports:
             if kind in ("", one.report.kind) and (not subject or _is_about(one.report.subject, subject))
         ]
         return sorted(chosen, key=lambda one: (-one.report.made_ns, one.id))
+
+
+def _unwritable(folder: Path, error: OSError) -> DrivetrainError:
+    return DrivetrainError(f"The Report cannot be written: {error.strerror or error}.", looked=[str(folder)])
 
 
 def _is_about(subject: str, wanted: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.models import Column, ModelVersionV1
 from drivetrain.registry.boosters import read_lightgbm, read_xgboost
-from drivetrain.registry.candidates import Candidate, Expected, Terms, TextFormat, signature_of
+from drivetrain.registry.candidates import Candidate, Expected, Terms, TextFormat, signature_of, task_of
 from drivetrain.registry.importing import Importer, booster_candidate, onnx_candidate
 from drivetrain.registry.samples import Table, read_table, read_texts
 from drivetrain.registry.store import check_name
@@ -53,6 +53,8 @@ def _from_texts(
     import numpy as np
 
     classes = [str(one) for one in estimator.classes_]
+    if task_of(terms, "classification") != "classification":
+        raise DrivetrainError("A model of texts is imported as a classification.", do="Leave the task out.")
     signature = signature_of(terms, "classification", (Column(name="text", dtype="text"),), told=classes)
     model = fitted_text(steps, signature.labels)
     if has_probabilities(model):
@@ -102,6 +104,8 @@ def _boosted(estimator: Any, booster: Any, format: str, terms: Terms, table: Tab
     probabilities = np.asarray(asked(given), dtype=np.float64).reshape(len(table.rows), -1)
     if probabilities.shape[1] == 1:
         probabilities = np.concatenate([1 - probabilities, probabilities], axis=1)
+    if candidate.signature.task != "classification":
+        return candidate, Expected(rows=table.rows, values=_chances(probabilities))
     if classes:
         predicted = estimator.predict(given)
         return candidate, _classified(estimator, predicted, candidate.signature.labels, probabilities, table.rows)
@@ -127,6 +131,8 @@ def _from_sklearn(estimator: Any, terms: Terms, table: Table, work: Path) -> tup
     if not classes:
         return candidate, Expected(rows=table.rows, values=_values(estimator.predict(table.given)))
     probabilities = np.asarray(estimator.predict_proba(table.given), dtype=np.float64)
+    if candidate.signature.task != "classification":
+        return candidate, Expected(rows=table.rows, values=_chances(probabilities))
     predicted = estimator.predict(table.given)
     return candidate, _classified(estimator, predicted, candidate.signature.labels, probabilities, table.rows)
 
@@ -179,6 +185,16 @@ def _values(predicted: Any) -> list[float]:
     if values.ndim > 1 and values.shape[1] != 1:
         raise DrivetrainError(f"The model predicts {values.shape[1]} values for a row; a regression has one.")
     return [float(one) for one in values.reshape(-1)]
+
+
+def _chances(probabilities: Any) -> list[float]:
+    """Of the second of two classes, by which a classifier ranks."""
+    if probabilities.shape[1] != 2:
+        raise DrivetrainError(
+            f"The model tells {probabilities.shape[1]} classes apart, and none of them says what is better.",
+            do="Rank with a ranker, a regression, or a classifier of two classes.",
+        )
+    return [float(one) for one in probabilities[:, 1]]
 
 
 def _own_names(estimator: Any) -> tuple[str, ...]:

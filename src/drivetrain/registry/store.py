@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from drivetrain.core.errors import DrivetrainError, did_you_mean
+from drivetrain.core.lineage import MADE
 from drivetrain.core.models import (
     ALIAS_MOVED,
     ARTIFACT,
@@ -84,7 +85,9 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
     metrics: Mapping[str, float] = {}
     thresholds: Mapping[str, float] = {}
-    report: str = ""
+    report: str | Callable[[int], str] = ""
+    """Its id; or what keeps it once the number is known, and gives its id. Called before the version is published,
+    while no other process registers."""
     source: str = ""
     inputs: tuple[str, ...] = ()
     """Artifacts that it was made from besides its Dataset."""
@@ -291,10 +294,13 @@ class Registry:
             self._note_published()
             place = self.folder / draft.name
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
-            number = 1 + max((int(one.name) for one in place.iterdir() if one.name.isdecimal()), default=0)
+            number = self._next_number(place)
             if number > NUMBER_MAX:
                 raise DrivetrainError(f"Model `{draft.name}` has no number left.", do="Choose another name.")
-            version = _version(draft, number, digest, files, made_ns=self._now_ns(), made_by=self._actor)
+            report = draft.report if isinstance(draft.report, str) else draft.report(number)
+            version = _version(
+                draft, number, digest, files, report=report, made_ns=self._now_ns(), made_by=self._actor
+            )  # fmt: skip
             content = msgspec.json.format(msgspec.json.encode(version), indent=1) + b"\n"
             _write_synced(begun / UNNOTED, msgspec.json.encode(sorted(draft.inputs)))
             _write_synced(begun / MANIFEST, content)
@@ -311,6 +317,14 @@ class Registry:
                     place.rmdir()  # where it was the first
                 raise
             return version
+
+    def _next_number(self, place: Path) -> int:
+        """Above every number that is there or ever was: an alias of a version that was deleted stands for no other."""
+        there = [one.name for one in place.iterdir()]
+        prefix = f"model:{place.name}@"
+        made = (one.subject for one in self._control.records() if one.kind == MADE)
+        noted = [one.removeprefix(prefix) for one in made if one.startswith(prefix)]
+        return 1 + max((int(one) for one in (*there, *noted) if one.isascii() and one.isdecimal()), default=0)
 
     def _note(self, version: ModelVersionV1, inputs: list[str]) -> None:
         """Lineage in the control log, then the mark that says otherwise goes."""
@@ -366,13 +380,14 @@ def pinned(version: ModelVersionV1) -> Pinned:
 
 
 def _version(
-    draft: Draft, number: int, digest: str, files: tuple[FileV1, ...], *, made_ns: int, made_by: str
+    draft: Draft, number: int, digest: str, files: tuple[FileV1, ...], *, report: str, made_ns: int, made_by: str
 ) -> ModelVersionV1:
     taken = ("owner", "licence", "description", "dataset", "dataset_hash", "code_hash", "environment_hash", "recipe")
-    told = {name: getattr(draft, name) for name in (*taken, "seed", "report", "source")}
+    told = {name: getattr(draft, name) for name in (*taken, "seed", "source")}
     return ModelVersionV1(
         name=draft.name, number=number, format=draft.format, digest=digest, signature=draft.signature, files=files,
-        made_ns=made_ns, made_by=made_by, metrics=dict(draft.metrics), thresholds=dict(draft.thresholds), **told,
+        report=report, made_ns=made_ns, made_by=made_by, metrics=dict(draft.metrics),
+        thresholds=dict(draft.thresholds), **told,
     )  # fmt: skip
 
 

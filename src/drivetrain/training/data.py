@@ -32,6 +32,8 @@ CELLS_MAX = 50_000_000
 """Both are held in memory as Python's values, about 50 bytes each."""
 CLASSES_MAX = 2_000
 """More different labels are a number or an id."""
+LABEL_MAX = 1e100
+"""Of a number that is predicted: the squares of errors, and their sum, stay finite."""
 CATEGORIES_MAX = 1_000
 """A text column with more different values is no category: it would be learned by heart."""
 CATEGORY_ROWS_MIN = 2
@@ -355,7 +357,7 @@ class _Rows:
         values = self.values[name]
         if wanted.task == "regression":
             for place, value in enumerate(values):
-                if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < float("inf"):
+                if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= LABEL_MAX:
                     raise DrivetrainError(
                         f"Row {self.numbers[place]} of {wanted.dataset.artifact} has no number as `{name}`, and a "
                         "regression predicts one.",

@@ -6,6 +6,7 @@ elsewhere, by the same scorer that serves it. Called by `training`.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import sys
@@ -20,6 +21,7 @@ import msgspec
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.models import FORMATS, Signature
 from drivetrain.core.recipes import Examples, Recipe, Trained
+from drivetrain.registry.signatures import check_signature
 
 Progress = Callable[[str, float], None]
 
@@ -28,6 +30,10 @@ PATIENCE_S = 3_600.0
 LOOK_S = 0.1
 FACTS_MAX = 32
 """Facts are for a glance."""
+FACT_CHARS_MAX = 1_000
+"""Of a fact, or of its name."""
+NUMBER_MAX = 1e308
+"""Of facts and predictions: neither NaN nor infinite, and no whole number that a float cannot hold."""
 PROBABILITY_SLACK = 1e-3
 """How far the probabilities of one row may be from a sum of 1; 32-bit floats are closer."""
 
@@ -45,7 +51,8 @@ def run_own(
 
     It runs in a thread of its own, which ends with this process where it hangs.
     """
-    work = _Work(recipe, train, seed, progress, monotonic)
+    rows, columns = len(train.labels), dict(train.columns)
+    work = _Work(recipe, _apart(train), seed, progress, monotonic)
     thread = threading.Thread(target=work.run, name=f"drivetrain-recipe-{recipe.name}", daemon=True)
     thread.start()
     while thread.is_alive():
@@ -63,7 +70,7 @@ def run_own(
             looked=[_raised_at(work.error) or _place(recipe)],
             do="Nothing was registered.",
         ) from work.error
-    check_trained(recipe.name, work.result, rows=len(train.labels), task=recipe.task, columns=train.columns)
+    check_trained(recipe.name, work.result, rows=rows, task=recipe.task, columns=columns)
     return work.result  # type: ignore[no-any-return]
 
 
@@ -90,16 +97,43 @@ def check_trained(name: str, trained: Any, *, rows: int, task: str, columns: Map
         raise wrong("gave a signature that is no `dt.Signature`.")
     if signature.task != task:
         raise wrong(f"gave a {signature.task}, and is declared as a {task}.")
+    if task == "classification" and isinstance(signature.labels, tuple) and len(signature.labels) < 2:
+        raise wrong("gave a classification with fewer than two labels.")
+    try:
+        msgspec.convert(msgspec.to_builtins(signature), Signature)
+        check_signature(signature)
+    except (msgspec.ValidationError, TypeError) as error:
+        raise wrong(f"gave a signature that is none: {error}.") from None
     for column in signature.inputs:
         if column.name not in columns:
             raise wrong(f"gave a model that takes `{column.name}`.", did_you_mean(column.name, columns))
-    if task == "classification" and len(signature.labels) < 2:
-        raise wrong("gave a classification with fewer than two labels.")
-    if len(trained.facts) > FACTS_MAX or not all(
-        isinstance(key, str) and isinstance(value, str | int | float | bool) for key, value in trained.facts.items()
-    ):
-        raise wrong(f"gave facts that are not at most {FACTS_MAX} texts and numbers by name.")
+    facts: Any = trained.facts
+    if not isinstance(facts, Mapping) or len(facts) > FACTS_MAX or not all(map(_is_fact, facts, facts.values())):
+        raise wrong(
+            f"gave facts that are not at most {FACTS_MAX} finite numbers and texts of at most {FACT_CHARS_MAX:,} "
+            "characters by name."
+        )
     _check_predictions(trained, rows, task, wrong)
+
+
+def _apart(train: Examples) -> Examples:
+    """The same rows in lists of their own: a recipe that sorts or empties them changes no report."""
+    return msgspec.structs.replace(
+        train, columns={name: copy.copy(values) for name, values in train.columns.items()},
+        labels=copy.copy(train.labels), weights=copy.copy(train.weights), ids=copy.copy(train.ids),
+    )  # fmt: skip
+
+
+def _is_fact(name: object, value: object) -> bool:
+    """Whether it can be kept in a Report."""
+    if not isinstance(name, str) or not isinstance(value, str | int | float):
+        return False
+    texts = [one for one in (name, value) if isinstance(one, str)]
+    try:
+        kept = all(len(one.encode()) <= FACT_CHARS_MAX for one in texts)
+    except UnicodeEncodeError:
+        return False
+    return kept and (isinstance(value, str) or abs(value) <= NUMBER_MAX)
 
 
 def source_of(recipe: Recipe) -> str:
@@ -114,9 +148,12 @@ def source_of(recipe: Recipe) -> str:
 
 
 def _check_predictions(trained: Trained, rows: int, task: str, wrong: Callable[..., DrivetrainError]) -> None:
-    given = trained.predictions
-    if len(given) == 0:
-        return
+    given: Any = trained.predictions
+    try:
+        if len(given) == 0:
+            return
+    except TypeError:
+        raise wrong(f"gave a {type(given).__name__} as predictions.", "Give one per row, or none: `()`.") from None
     if len(given) != rows:
         raise wrong(
             f"gave {len(given):,} predictions for {rows:,} rows that train.",
@@ -124,7 +161,7 @@ def _check_predictions(trained: Trained, rows: int, task: str, wrong: Callable[.
         )
     for number, one in enumerate(given):
         if task == "regression":
-            fits = isinstance(one, int | float) and math.isfinite(one)
+            fits = isinstance(one, int | float) and abs(one) <= NUMBER_MAX
         else:
             try:
                 fits = len(one) == len(trained.signature.labels) and (

@@ -90,7 +90,7 @@ class Page(msgspec.Struct, frozen=True):
 def train_report(
     declared: TrainedModel, data: TrainingData, trained: Trained, judging: Judging, provenance: Provenance
 ) -> ReportV1:
-    """The whole Report. Pure."""
+    """The whole Report, about the model: its version has no number yet. Pure."""
     judged = _judged(data, judging.scored)
     body: dict[str, Any] = {
         "model": declared.name,

@@ -32,7 +32,7 @@ from drivetrain.datasets import Datasets
 from drivetrain.lineage.lineage import Lineage
 from drivetrain.ports.inference import Scorer
 from drivetrain.registry.artifacts import artifact_digest, describe_files, write_files
-from drivetrain.registry.reports import Reports
+from drivetrain.registry.reports import Reports, Stored
 from drivetrain.registry.store import Draft, Registry, check_name
 from drivetrain.training.data import Part, TrainingData, batches, training_data
 from drivetrain.training.own import PATIENCE_S, plain_recipe, run_own
@@ -135,39 +135,78 @@ class Training:
         return self._registered(declared, data, trained, report)
 
     def _registered(self, declared: TrainedModel, data: TrainingData, trained: Trained, report: ReportV1) -> Made:
-        # The Report first: a version that names a Report which is not there would be half of one.
-        report_id = self._reports.put(report)
-        version = self._registry.register(
-            Draft(
-                name=declared.name,
-                format=trained.format,
-                signature=trained.signature,
-                files=trained.files,
-                owner=declared.owner,
-                licence=declared.licence,
-                description=declared.description,
-                dataset=data.dataset.artifact.removeprefix("dataset:"),
-                dataset_hash=data.dataset.content_hash,
-                code_hash=report.body["code_hash"],
-                environment_hash=report.body["environment_hash"],
-                recipe=report.body["recipe"]["recipe"],
-                seed=declared.seed,
-                metrics={name: float(value) for name, value in report.body["overall"].items()},
-                thresholds={
-                    f"{one['risk']:g}": one["threshold"]
-                    for one in report.body.get("thresholds", ())
-                    if one["threshold"] is not None
-                },
-                report=report_id,
-            )
+        begun: list[Stored] = []
+
+        def keep(number: int) -> str:
+            """The Report first: a version that names a Report which is not there would be half of one."""
+            for one in self._reports.sweep(self._is_published):
+                if not self._is_noted(one):
+                    self._note(one)
+            numbered = msgspec.structs.replace(report, subject=f"{report.subject}@{number}")
+            begun.append(Stored(self._reports.begin(numbered), numbered))
+            return begun[0].id
+
+        try:
+            version = self._registry.register(self._draft(declared, data, trained, report, keep))
+        except BaseException:
+            for one in begun:
+                self._reports.drop(one.id)
+            raise
+        (kept,) = begun
+        self._note(kept)
+        self._reports.settle(kept.id)
+        return Made(version, kept.id, kept.report)
+
+    def _draft(
+        self, declared: TrainedModel, data: TrainingData, trained: Trained, report: ReportV1, keep: Callable[[int], str]
+    ) -> Draft:
+        return Draft(
+            name=declared.name,
+            format=trained.format,
+            signature=trained.signature,
+            files=trained.files,
+            owner=declared.owner,
+            licence=declared.licence,
+            description=declared.description,
+            dataset=data.dataset.artifact.removeprefix("dataset:"),
+            dataset_hash=data.dataset.content_hash,
+            code_hash=report.body["code_hash"],
+            environment_hash=report.body["environment_hash"],
+            recipe=report.body["recipe"]["recipe"],
+            seed=declared.seed,
+            metrics={name: float(value) for name, value in report.body["overall"].items()},
+            thresholds={
+                f"{one['risk']:g}": one["threshold"]
+                for one in report.body.get("thresholds", ())
+                if one["threshold"] is not None
+            },
+            report=keep,
         )
+
+    def _is_published(self, found: Stored) -> bool:
+        """Whether the version that a Report is about names it."""
+        name, _, number = found.report.subject.removeprefix("model:").partition("@")
+        if not number.isdecimal() or int(number) not in self._registry.numbers(name):
+            return False
+        try:
+            return self._registry.version(name, int(number)).report == found.id
+        except DrivetrainError:  # its manifest is damaged, which `verify` tells
+            return True
+
+    def _note(self, kept: Stored) -> None:
+        """Its lineage."""
         self._lineage.made(
-            f"report:{report.kind}@{report_id}",
-            inputs=[version.artifact, data.dataset.artifact],
-            code_hash=version.code_hash,
-            facts={"verdict": report.verdict[:200]},
+            f"report:{kept.report.kind}@{kept.id}",
+            inputs=[kept.report.subject, *kept.report.inputs],
+            code_hash=kept.report.body["code_hash"],
+            facts={"verdict": kept.report.verdict[:200]},
         )
-        return Made(version, report_id, report)
+
+    def _is_noted(self, kept: Stored) -> bool:
+        try:
+            return bool(self._lineage.upstream(f"report:{kept.report.kind}@{kept.id}"))
+        except DrivetrainError:  # nobody knows it
+            return False
 
     def _fitted(self, declared: TrainedModel, data: TrainingData, progress: Progress) -> _Fitted:
         recipe, part = declared.recipe, data.train
@@ -267,11 +306,11 @@ def environment_hash() -> str:
 def _check(declared: TrainedModel) -> None:
     """What would be noticed only after all the work. Raises: DrivetrainError."""
     check_name(declared.name)
-    if not 0 <= declared.seed <= SEED_MAX:
-        raise DrivetrainError(f"{declared.seed} is no seed.", do=f"Write a whole number from 0 to {SEED_MAX}.")
+    if not isinstance(declared.seed, int) or not 0 <= declared.seed <= SEED_MAX:
+        raise DrivetrainError(f"{declared.seed!r} is no seed.", do=f"Write a whole number from 0 to {SEED_MAX}.")
     for risk in declared.risks:
-        if not 0 < risk < 1:
-            raise DrivetrainError(f"{risk:g} is no risk.", do="Write a share of errors, such as 0.02 for 2 %.")
+        if not isinstance(risk, int | float) or not 0 < risk < 1:
+            raise DrivetrainError(f"{risk!r} is no risk.", do="Write a share of errors, such as 0.02 for 2 %.")
 
 
 def _between(progress: Progress, low: float, high: float) -> Progress:
