@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -123,6 +124,37 @@ def test_a_model_that_was_changed_after_approval_is_never_loaded(gateway: Gatewa
     assert failed.returncode != 0
     assert "bias.f32" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+def test_a_worker_that_follows_another_serves_without_a_model_that_is_gone(gateway: Gateway) -> None:
+    gateway.start()
+    assert ask(gateway, "my card is gone")["variant"] == "small"
+    bias = gateway.data_folder / "models" / "triage" / "1" / "artifact" / "bias.f32"
+    bias.unlink()
+    before = gateway.worker_pids
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + RELOADED_S
+    while True:
+        try:
+            answer = ask(gateway, "my card is gone")
+            break
+        except (urllib.error.URLError, ConnectionError):
+            assert time.monotonic() < deadline, gateway.stderr
+            time.sleep(0.05)
+    assert answer["variant"] == "people"
+    assert ask(gateway, "a refund please", "words")["output"]["intent"] == "refunds"
+    assert "served without a model" in gateway.stderr
+    assert "`bias.f32` is missing" in gateway.stderr
+
+
+def test_what_a_model_says_of_a_row_is_no_part_of_the_record(gateway: Gateway) -> None:
+    private = "kept to himself " * 2_000
+    gateway.start()
+    refused = ask(gateway, private)
+    assert refused["variant"] == "people"
+    attempt = gateway.call(refused["call_id"]).attempts[0]
+    assert (attempt.verdict, attempt.status, attempt.reason) == ("failed", 422, "status 422: row_refused")
 
 
 def test_a_model_that_clients_name_directly_is_a_workflow_of_its_signature(gateway: Gateway) -> None:

@@ -22,6 +22,9 @@ class CheckAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """The Snapshot's whole hash; empty where there are mistakes."""
     environment: str = ""
     workflows: tuple[str, ...] = ()
+    trained_models: tuple[str, ...] = ()
+    """As declared; whether a Dataset has their columns is found by `drivetrain train`."""
+    policies: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
     notices: tuple[str, ...] = ()
     """What is missing on this machine; no mistake of the project."""

@@ -68,7 +68,7 @@ def import_command(
         return
     typer.echo(f"{made.name}@{made.number}: {made.format}, digest {made.digest}")
     typer.echo(
-        f"It is live nowhere. `drivetrain models alias {made.name} champion {made.number} --reason ...` names it.",
+        f"It is live nowhere. `drivetrain models alias {made.name} champion {made.number} --reason \"...\"` names it.",
         err=True,
     )
 
@@ -137,6 +137,10 @@ def alias_command(
     else:
         before = f"from {moved.before} " if moved.before else ""
         typer.echo(f"{name}@{alias}: {before}to {number}, record {moved.seq} of the control log")
+        typer.echo(
+            "A gateway that runs serves what it served until it loads the project anew: restart it, or send it SIGHUP.",
+            err=True,
+        )
 
 
 @app.command("verify")

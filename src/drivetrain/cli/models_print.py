@@ -33,15 +33,16 @@ def move_json(move: AliasMove) -> dict[str, Any]:
 
 
 def print_versions(found: Sequence[tuple[ModelVersionV1, Mapping[str, int]]]) -> None:
-    """One line a model."""
-    columns = [Column("model"), Column("format", drop=3), Column("task", drop=4), Column("aliases")]
+    """One line a model. An alias may stand for an older version than the newest, which the other columns tell of."""
+    columns = [Column("model"), Column("aliases"), Column("newest", right=True)]
+    columns += [Column("format", drop=3), Column("task", drop=4)]
     columns += [Column("made", drop=2), Column("dataset", drop=5), Column("digest", drop=1)]
     print_table(
         columns,
         [
             [
-                f"{one.name}@{one.number}", one.format, one.signature.task,
-                ", ".join(f"{alias} {number}" for alias, number in aliases.items()) or "-",
+                one.name, ", ".join(f"{alias} {number}" for alias, number in aliases.items()) or "-",
+                str(one.number), one.format, one.signature.task,
                 iso(one.made_ns), plain(one.dataset) or "-", one.digest[:HASH_CHARS],
             ]
             for one, aliases in found
@@ -70,7 +71,10 @@ def print_version(version: ModelVersionV1, numbers: Sequence[int], aliases: Mapp
         "licence": version.licence,
         "about": version.description,
         "metrics": ", ".join(f"{name} {value:.4g}" for name, value in version.metrics.items()),
-        "accept": ", ".join(f"{value:.4g} for a risk of {risk}" for risk, value in version.thresholds.items()),
+        "accept": ", ".join(
+            # With every digit: the bound was shown for this threshold, and not for a lower one.
+            f"{value!r} for a risk of {float(risk) * 100:.6g} %" for risk, value in version.thresholds.items()
+        ),
         "files": ", ".join(f"{one.path} {one.bytes:,} bytes" for one in version.files),
     }
     for name, value in facts.items():

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from drivetrain.execution.deciding import DecisionTaken
 
 
 def run_command(
@@ -19,6 +22,7 @@ def run_command(
     """Answer one input: the output on standard output, what it took on standard error."""
     import msgspec
 
+    from drivetrain.cli.places import plain
     from drivetrain.core.money import usd
     from drivetrain.embedded import calls
     from drivetrain.project.files import find_root
@@ -32,7 +36,7 @@ def run_command(
     output = calls.output_of(result, calls.project(root, env).snapshot.workflows[workflow])
     text = output if isinstance(output, str) else msgspec.json.encode(output).decode()
     if as_json:
-        whole = {
+        whole: dict[str, Any] = {
             "output": output,
             "variant": result.variant,
             "call_id": result.call_id,
@@ -40,7 +44,39 @@ def run_command(
             "cost_nano_usd": result.cost_nano_usd,
             "attempts": len(result.attempts),
         }
+        if result.decision is not None:
+            whole["decision"] = _decision_json(result.decision)
         typer.echo(msgspec.json.encode(whole).decode())
         return
     typer.echo(text)
+    if result.decision is not None:
+        typer.echo(plain(f"decision  {_decided(result.decision)}"), err=True)
     typer.echo(f"{result.variant}, {usd(result.cost_nano_usd)} USD, {result.call_id}", err=True)
+
+
+def _decided(made: DecisionTaken) -> str:
+    """One line: the action, why, by which rule, with which values; and why `otherwise` stood in, where it did."""
+    import msgspec
+
+    said = made.action + (f" because {made.reason}" if made.reason else "")
+    if made.failed:
+        return f"{said}: `otherwise`, since {made.failed}"
+    if made.rule:
+        said += f", rule {made.rule}"
+    if made.values:
+        said += f", {msgspec.json.encode(made.values).decode()}"
+    return f"{said} (explored)" if made.explored else said
+
+
+def _decision_json(made: DecisionTaken) -> dict[str, Any]:
+    return {
+        "action": made.action,
+        "reason": made.reason,
+        "values": dict(made.values),
+        "rule": made.rule,
+        "policy": made.policy,
+        "version": made.version,
+        "explored": made.explored,
+        "propensity": made.propensity,
+        "failed": made.failed,
+    }

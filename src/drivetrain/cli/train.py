@@ -29,6 +29,9 @@ RECIPES: dict[str, type[TextClassification] | type[TabularClassification] | type
     "regression": TabularRegression,
 }
 
+KNOWN_MAX = 20
+"""Names that an error lists."""
+
 
 def train_command(
     model: Annotated[str, typer.Argument(help="A dt.TrainedModel of the project, or a new name with the options.")],
@@ -78,11 +81,14 @@ def _declared(snapshot: Snapshot, name: str, recipe: AnyRecipe | None, given: di
     if before is None:
         missing = [f"--{key}" for key in ("dataset", "label") if key not in said]
         missing += [] if recipe is not None else ["--recipe"]
+        if len(missing) == 3:
+            others = ", ".join(f"`{one}`" for one in sorted(snapshot.trained)[:KNOWN_MAX]) or "none"
+            raise DrivetrainError(
+                f"There is no trained model `{name[:100]}` to train; declared in the project: {others}.",
+                do=(did_you_mean(name, snapshot.trained) if snapshot.trained else "")
+                + f' Declare `dt.TrainedModel("{name[:100]}", ...)` in `training/`, or say --dataset, --recipe and --label.',
+            )
         if missing:
-            from drivetrain.embedded.training import declared_model
-
-            if len(missing) == 3:
-                return declared_model(snapshot, name)
             raise DrivetrainError(
                 f"The project declares no trained model `{name[:100]}`, so all of it is said by options.",
                 do=f"Say {', '.join(missing)} too.",
@@ -108,13 +114,15 @@ def _recipe(name: str | None, columns: str | None) -> AnyRecipe | None:
 
 
 def _print(made: Made) -> None:
-    from drivetrain.training.report import accept_lines
+    from drivetrain.training.report import accept_lines, no_threshold_lines
 
     version, report = made.version, made.report
     typer.echo(f"{version.name}@{version.number}: {version.format}, from {version.dataset}, seed {version.seed}")
     typer.echo(plain(report.verdict))
     for line in accept_lines(report):
         typer.echo(f"in a route: {line}")
+    for line in no_threshold_lines(report):
+        typer.echo(plain(line))
     for notice in [report.body["held_out"], *report.body["notices"]]:
         if notice:
             typer.echo(f"note: {plain(notice)}")

@@ -104,7 +104,7 @@ class Policy:
         """A file in `policies/`: a zen-engine decision graph or table (JDM)."""
         self.decide = decide
         """A pure function of a Case; nothing may depend on time, chance or the world."""
-        self.actions = tuple(actions)
+        self.actions = (actions,) if isinstance(actions, str) else tuple(actions)
         """Every action it may take; empty: any. Another one is a failure of the policy."""
         self.otherwise = otherwise
         """Taken where the policy fails or no rule matches; without one the Call fails with `policy_failed`."""

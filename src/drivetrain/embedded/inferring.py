@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drivetrain.core.declarations import Variant
+from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.models import Pinned
 from drivetrain.project.pins import models_folder
 from drivetrain.project.snapshot import Snapshot
@@ -30,6 +31,22 @@ def models_named(snapshot: Snapshot) -> list[Pinned]:
         if isinstance(step, Variant) and step.model in snapshot.pinned
     }
     return list({one.digest: one for one in found.values()}.values())
+
+
+def whole_models(data_folder: Path, models: Sequence[Pinned]) -> tuple[list[Pinned], list[DrivetrainError]]:
+    """Those whose files are what was approved, and what is wrong with the others."""
+    from drivetrain.registry.artifacts import open_artifact
+
+    whole: list[Pinned] = []
+    broken: list[DrivetrainError] = []
+    for model in models:
+        try:
+            open_artifact(models_folder(data_folder), model)
+        except DrivetrainError as error:
+            broken.append(error)
+        else:
+            whole.append(model)
+    return whole, broken
 
 
 def models_door(

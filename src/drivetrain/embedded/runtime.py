@@ -18,10 +18,11 @@ from drivetrain.adapters.sqlite_counters import SqliteCounters
 from drivetrain.backup import layout
 from drivetrain.cache.answers import AnswerCache
 from drivetrain.cache.flights import Flights
+from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.ids import call_ids
 from drivetrain.core.limits import Limit
 from drivetrain.embedded.featuring import feature_reader, services_named
-from drivetrain.embedded.inferring import models_door, models_named
+from drivetrain.embedded.inferring import models_door, models_named, whole_models
 from drivetrain.embedded.limit_watch import LimitWatch
 from drivetrain.embedded.limiting import limits_folder, make_limits
 from drivetrain.execution.environment import Environment
@@ -92,16 +93,24 @@ class Runtime:
         self._day_number = -1
         self._day = ""
 
-    async def prepare(self, snapshot: Snapshot) -> None:
-        """Load the trained models that its routes name, before it is served. Raises: DrivetrainError."""
+    async def prepare(self, snapshot: Snapshot, *, serve_without: bool = False) -> list[DrivetrainError]:
+        """Load the trained models that its routes name, before it is served.
+
+        serve_without: leave out those whose files are damaged or gone; their variants fail, and routes fall back.
+        Returns what is wrong with them. Raises: DrivetrainError.
+        """
         models = models_named(snapshot)
-        if models and self.models is None:
+        broken: list[DrivetrainError] = []
+        if serve_without:
+            models, broken = whole_models(snapshot.data_folder, models)
+        if (models or broken) and self.models is None:
             self.models = models_door(
                 snapshot.data_folder, self.loop, sockets=self._model_workers, wanted=self._wants_workers
             )
             self.environment = self._environment()
         if self.models is not None:
             await self.models.prepare(models)
+        return broken
 
     def day(self, now_ns: int) -> str:
         """The UTC date of `now_ns`, whose prices hold."""

@@ -8,7 +8,6 @@ bounds where the metric has, and none otherwise. Nothing here knows how a Call i
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
 MODEL, POLICY, TRAFFIC = "model", "policy", "traffic"
 FACTORS = (MODEL, POLICY, TRAFFIC)
 LEVEL = 0.95
+METRIC_MAX = 1e100
+"""Of one Decision's number, whatever its unit: sums and their squares stay finite."""
 STATES_MAX = 20
 """Combinations of models and policy that were live in one period; each is a replay of every Call of the other."""
 
@@ -406,10 +407,13 @@ def _gap(points: _Bounds, drawn: _Bounds, after: Combination, before: Combinatio
 def _number(function: Callable[..., Any], action: Action, case: Case | None, name: str) -> float:
     try:
         value = function(action, case)
-    except Exception as fault:  # noqa: BLE001  it is the project's own code
+    except (Exception, SystemExit) as fault:  # noqa: BLE001  it is the project's own code
         if isinstance(fault, NotKept | KeyError):
             raise Lost("what the metric reads was not kept") from None
         raise DrivetrainError(f"The metric `{name}` fails with {type(fault).__name__}.") from None
-    if not isinstance(value, bool | int | float) or not math.isfinite(value):
-        raise DrivetrainError(f"The metric `{name}` gave {type(value).__name__} instead of a finite number.")
+    if not isinstance(value, bool | int | float) or not abs(value) <= METRIC_MAX:
+        raise DrivetrainError(
+            f"The metric `{name}` gave {type(value).__name__} instead of a finite number.",
+            do=f"Return a number of at most {METRIC_MAX:g}.",
+        )
     return float(value)

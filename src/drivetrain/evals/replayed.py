@@ -23,6 +23,7 @@ from drivetrain.evals.rerun import Answered, Route, Scorers
 from drivetrain.execution.replay import open_payloads
 from drivetrain.execution.verdicts import Recorded
 from drivetrain.policies.compile import CompiledPolicy, as_policy, compile_policy
+from drivetrain.policies.engine import EngineMissing
 from drivetrain.policies.functions import source_of
 from drivetrain.ports.journal import Vault
 from drivetrain.project.snapshot import Snapshot
@@ -177,6 +178,8 @@ class Replayed:
                 policy = as_policy(declared.policy, self._workflow)
                 compiled = compile_policy(policy, snapshot.files, clock_ns=lambda: 0)
                 self._policies.setdefault(compiled.version, compiled)
+        except EngineMissing:
+            raise
         except (DrivetrainError, KeyError):
             return f"missing:{short_hash}"
         self._snapshots[short_hash] = snapshot

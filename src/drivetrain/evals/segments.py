@@ -34,7 +34,7 @@ def check_by(by: str) -> None:
         raise DrivetrainError(
             f"`{by}` is nothing that Decisions can be told apart by.",
             do=f"Write `input.FIELD`, `features.NAME`, `answer.FIELD`, or one of {', '.join(known[:8])}, variant. "
-            + did_you_mean(first, known),
+            + (did_you_mean(first, known) if first not in known else f"Name a field of it: `{first}.FIELD`."),
         )
 
 

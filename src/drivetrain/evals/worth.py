@@ -18,6 +18,7 @@ from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.policies import Case, Gains
 from drivetrain.evals.past import clusters
 from drivetrain.evals.redeciding import FAILS, Redecided
+from drivetrain.project.policy_checks import GAIN_USD_MAX
 from drivetrain.statistics.bootstrap import RESAMPLES, Interval, bootstrap, ratio
 from drivetrain.statistics.off_policy import Logged, OffPolicy, off_policy, tries_needed
 
@@ -138,7 +139,7 @@ def gain(gains: Gains, action: str, truth: str | float | bool, case: Case) -> fl
     if not isinstance(gains.usd, Mapping):
         try:
             value = gains.usd(action, truth, case)
-        except Exception as fault:  # noqa: BLE001  the project's own code; what it says may quote a person
+        except (Exception, SystemExit) as fault:  # noqa: BLE001  the project's own code; what it says may quote a person
             raise DrivetrainError(
                 f"The gains' function fails on `{action}` with {type(fault).__name__}.",
                 do="Mend it, or let it read only what Decisions keep: see `reads` of the policy.",
@@ -154,7 +155,7 @@ def gain(gains: Gains, action: str, truth: str | float | bool, case: Case) -> fl
                 do=f'Add `"{action}": {{"{text[:64]}": ...}}` to `Gains(usd=...)`, or `"{ANY}"` for any other value.',
             )
         value = found
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= GAIN_USD_MAX:
         raise DrivetrainError(f"The gains of `{action}` are no finite number, but {type(value).__name__}.")
     return float(value)
 

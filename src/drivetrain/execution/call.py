@@ -847,7 +847,9 @@ class Execution:
     def _refused_by_provider(self, step: VariantStep, head: UpstreamHead, body: bytes) -> None:
         said = step.dialect.error(head.status, step.without_secrets(body))
         reported = reported_usage(step.dialect, body)
-        self._settle("failed", f"status {head.status}: {said.message}", reported, body)
+        # What a model says of a row may quote it, which belongs into payloads only.
+        told = said.message if step.trained is None else said.code
+        self._settle("failed", f"status {head.status}: {told}", reported, body)
         self._go_on_after(refusal(step, head, said))
 
     def _go_on_after(self, refused: Refusal) -> None:

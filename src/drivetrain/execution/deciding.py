@@ -28,6 +28,8 @@ class DecisionTaken(msgspec.Struct, frozen=True):
     explored: bool
     propensity: float
     values: Mapping[str, Any]
+    failed: str = ""
+    """Why `otherwise` was taken; not for clients, who need not know how a policy is written."""
 
 
 class Deciding(msgspec.Struct, frozen=True):
@@ -67,7 +69,7 @@ def decide(policy: CompiledPolicy, case: Case, call_id: str) -> Deciding:
         raise RequestError(500, message, code=POLICY_FAILED, kind="server_error") from failed
     taken = DecisionTaken(
         verdict.action, verdict.reason, verdict.rule, policy.name, policy.version, verdict.explored,
-        verdict.propensity, verdict.values,
+        verdict.propensity, verdict.values, verdict.failed,
     )  # fmt: skip
     record = DecisionV1(
         policy.name, policy.version, verdict.action, verdict.reason, verdict.rule, verdict.chosen, verdict.explored,

@@ -14,6 +14,7 @@ from drivetrain.core.codec import JSON, MSGPACK
 from drivetrain.core.declarations import Workflow
 from drivetrain.core.errors import RequestError
 from drivetrain.core.models import SCHEME, SCORED_DECODER, Pinned, Scored
+from drivetrain.inference.answering import ROW_BYTES_MAX
 from drivetrain.ports.inference import ModelRequest
 from drivetrain.project.model_fit import CONFIDENCE, SCORES, Fit, fit
 from drivetrain.providers.answers import Unusable
@@ -69,6 +70,9 @@ class TrainedStep:
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             message = f"the model of workflow `{self._name}` takes no such value ({type(error).__name__})"
             raise RequestError(422, message, code="row_refused") from None
+        if len(encoded) > ROW_BYTES_MAX:
+            message = f"the row has {len(encoded):,} bytes; a model takes at most {ROW_BYTES_MAX:,}"
+            raise RequestError(422, message, code="row_refused")
         return ModelRequest(self.pinned, encoded, timeout_ms, self._slo_ms)
 
     def text(self, body: bytes) -> str:

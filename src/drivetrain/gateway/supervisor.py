@@ -223,6 +223,7 @@ class Supervisor:
             heartbeat=Heartbeat(self._beats, index),
             supervisor_fd=self._ended,
             ready=ready,
+            follows=self._announced,
         )
 
     def _reload(self) -> None:

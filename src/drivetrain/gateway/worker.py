@@ -98,10 +98,12 @@ def run_worker(
     heartbeat: Heartbeat,
     supervisor_fd: int,
     ready: Callable[[], None],
+    follows: bool,
 ) -> None:
     """Serves until SIGTERM or SIGINT; SIGHUP loads the project anew, which the supervisor has stored and logged.
 
-    supervisor_fd: readable once the supervisor is gone; then the worker ends too, after its calls.
+    supervisor_fd: readable once the supervisor is gone; then the worker ends too, after its calls. follows: whether it
+    takes the place of one that served: then a model that is gone meanwhile costs its variants, not the gateway.
     """
     faulthandler.register(WHERE_SIGNAL, all_threads=False)
     new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
@@ -110,7 +112,10 @@ def run_worker(
 
         new_loop = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=new_loop) as runner:
-        serving = _serve(snapshot, listening, name=name, heartbeat=heartbeat, supervisor_fd=supervisor_fd, ready=ready)
+        serving = _serve(
+            snapshot, listening, name=name, heartbeat=heartbeat, supervisor_fd=supervisor_fd, ready=ready,
+            follows=follows,
+        )  # fmt: skip
         runner.run(serving)
 
 
@@ -122,12 +127,14 @@ async def _serve(
     heartbeat: Heartbeat,
     supervisor_fd: int,
     ready: Callable[[], None],
+    follows: bool,
 ) -> None:
     loop = asyncio.get_running_loop()
     folder = run_folder(snapshot)
     wanted = folder / MODEL_WORKERS_WANTED
     runtime = Runtime(snapshot, loop, model_workers=socket_paths(folder), wants_workers=wanted)
-    await runtime.prepare(snapshot)
+    for broken in await runtime.prepare(snapshot, serve_without=follows):
+        print(f"drivetrain: served without a model, whose variants fail: {broken}", file=sys.stderr)
     keys = key_watch(snapshot, listening)
     gateway = Gateway(runtime, keys.ring, worker=name, run_folder=folder)
     connections = Connections(loop, gateway, snapshot.gateway)

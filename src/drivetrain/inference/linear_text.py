@@ -7,6 +7,7 @@ vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -107,20 +108,18 @@ class _BlockValues:
 
     def of(self, text: str) -> _Found | None:
         """None where a text has none of the terms."""
-        counts, block = self._count(text), self._block
-        if not counts:
+        (places, values), block = self._count(text), self._block
+        if not len(places):
             return None
-        places = np.fromiter(counts.keys(), np.intp, len(counts))
         if block.binary:
-            values = np.ones(len(counts))
-        else:
-            values = np.fromiter(counts.values(), np.float64, len(counts))
-            if block.sublinear_tf:
-                values = 1 + np.log(values)
+            values = np.ones(len(places))
+        elif block.sublinear_tf:
+            np.log(values, out=values)
+            values += 1
         if self._idf is not None:
             values *= self._idf.take(places)
         if block.norm:
-            norm = np.sqrt(values @ values) if block.norm == "l2" else np.abs(values).sum()
+            norm = math.sqrt(values.dot(values)) if block.norm == "l2" else float(np.abs(values).sum())
             values *= block.weight / (norm or 1.0)
         elif block.weight != 1:
             values *= block.weight

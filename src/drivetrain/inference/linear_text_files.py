@@ -149,7 +149,10 @@ def write_linear_text(model: LinearText) -> dict[str, bytes]:
     rows = sum(len(block.terms) for block in model.blocks)
     weights = _checked(model.weights, (rows, len(model.labels)), "weights")
     bias = _checked(model.bias, (len(model.labels),), "bias")
-    head = msgspec.json.format(msgspec.json.encode(header), indent=1) + b"\n"
+    try:
+        head = msgspec.json.format(msgspec.json.encode(header), indent=1) + b"\n"
+    except UnicodeEncodeError:
+        raise _refused("a label or a stop word holds half of a surrogate pair, which no text file can keep") from None
     if len(head) > HEADER_BYTES_MAX:
         raise _refused(f"its header has {len(head):,} bytes, the most is {HEADER_BYTES_MAX:,}")
     return {

@@ -8,6 +8,7 @@ changes last digits. No custom operators are loaded, no file but the model's own
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ Floats64 = NDArray[np.float64]
 
 THREADS = 1
 """Of one operator; a batch of small rows gains nothing from a second one."""
+RUN_BYTES_MAX = 1024**3
+"""Of what all ONNX models of a process compute with at a time, weights left out: a row takes kilobytes."""
 MODEL_BYTES_MAX = 2 * 1024**3 - 1
 """What one protobuf message can hold."""
 SUM_SLACK = 1e-3
@@ -127,6 +130,16 @@ class OnnxModel:
         return np.array([[one[key] for key in keys] for one in maps], dtype=np.float64)
 
 
+@functools.cache
+def _bound_memory() -> None:
+    """One arena for every ONNX model of this process, of a bounded size: what a graph asks for at run time may depend
+    on the row, so that no check and no trial can know it."""
+    place = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    onnxruntime.create_and_register_allocator(place, onnxruntime.OrtArenaCfg({"max_mem": RUN_BYTES_MAX}))
+
+
 def _session(file: Path) -> Any:
     size = file.stat().st_size
     if size > MODEL_BYTES_MAX:
@@ -144,7 +157,10 @@ def _session(file: Path) -> Any:
     options.log_severity_level = 4  # errors reach us as exceptions
     # Of bytes there is no folder beside them that a tensor could be read from; and no other format is guessed.
     options.add_session_config_entry("session.load_model_format", "ONNX")
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")  # weights do not count
     try:
+        _bound_memory()
         return onnxruntime.InferenceSession(content, sess_options=options, providers=["CPUExecutionProvider"])
     except (*_ERRORS, ValueError, RuntimeError) as error:
         raise DrivetrainError(

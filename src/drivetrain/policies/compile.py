@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 
-from drivetrain.core.codec import MSGPACK
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.policies import Action, Case, Explore, Policy
 from drivetrain.policies.cases import SEALED, apart, part_of, wanted
@@ -26,7 +25,6 @@ from drivetrain.project.policy_checks import (
     ACTION_CHARS_MAX,
     FOLDER,
     REASON_CHARS_MAX,
-    VALUES_BYTES_MAX,
     plain_text,
     unrecordable,
 )
@@ -255,8 +253,10 @@ def _own(action: Any, reason: Any, values: Any, rule: str) -> Own:
     if reason is None or len(reason) > REASON_CHARS_MAX:
         return Own(rule=rule, failed=f"its reason is no text of at most {REASON_CHARS_MAX} characters")
     why = unrecordable(values)
-    return Own(rule=rule, failed=f"its values {why}") if why else Own(
-        action=action, reason=reason, rule=rule, values=values
+    return (
+        Own(rule=rule, failed=f"its values {why}")
+        if why
+        else Own(action=action, reason=reason, rule=rule, values=values)
     )
 
 

@@ -26,6 +26,15 @@ ENGINE_ERRORS = (RuntimeError, ValueError, TypeError)
 """What the engine raises for what it cannot read."""
 
 
+class EngineMissing(DrivetrainError):
+    """The extra `policies` is not installed, so no table can be compiled here, right or wrong."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Decision tables need zen-engine, which is not installed.", do='Run `pip install "drivetrain[policies]"`.'
+        )
+
+
 class EngineFault(Exception):
     """The engine gave up on one Case; its text says what sort of fault it was, never a value."""
 
@@ -62,9 +71,7 @@ def _zen() -> Any:
     try:
         import zen
     except ImportError:
-        raise DrivetrainError(
-            "Decision tables need zen-engine, which is not installed.", do='Run `pip install "drivetrain[policies]"`.'
-        ) from None
+        raise EngineMissing from None
     return zen
 
 

@@ -22,6 +22,7 @@ from drivetrain.core.models import (
     AliasesV1,
     ModelVersionV1,
     Pinned,
+    Reference,
     parse_reference,
 )
 
@@ -100,13 +101,13 @@ def _resolved(text: str, folder: Path) -> Pinned | tuple[str, str]:
         except _UNREADABLE as error:
             return (
                 f"names the alias `{reference.alias}` of `{reference.name}`, whose aliases cannot be read: {error}.",
-                f"Run `drivetrain models alias {reference.name} {reference.alias} NUMBER`, which writes them anew.",
+                f"Run `{_move(reference)}`, which writes them anew.",
             )
         if reference.alias not in aliases:
             has = ", ".join(f"`{one}`" for one in sorted(aliases)) or "none"
             return (
                 f"names the alias `{reference.alias}`, which `{reference.name}` does not have (it has {has}).",
-                f"Run `drivetrain models alias {reference.name} {reference.alias} NUMBER`.",
+                f"Run `{_move(reference)}`.",
             )
         number = aliases[reference.alias]
     return _pinned(reference.name, number, place / str(number) / MANIFEST)
@@ -114,6 +115,11 @@ def _resolved(text: str, folder: Path) -> Pinned | tuple[str, str]:
 
 def _holds_versions(place: Path) -> bool:
     return any(place.glob(f"*/{MANIFEST}"))
+
+
+def _move(reference: Reference) -> str:
+    """The command that lets its alias stand for a version."""
+    return f'drivetrain models alias {reference.name} {reference.alias} NUMBER --reason "..."'
 
 
 def _pinned(name: str, number: int, manifest: Path) -> Pinned | tuple[str, str]:

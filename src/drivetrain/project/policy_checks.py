@@ -33,6 +33,8 @@ VALUES_BYTES_MAX = 16 * 1024
 """Of an action's values, as JSON: they are sealed with every Decision."""
 LIMIT_MOST_MS = 1_000
 """Tables are evaluated in the gateway's loop, which is replaced where it is silent for two seconds."""
+GAIN_USD_MAX = 1e15
+"""Of one Decision's gain: more than there is, and its square is a finite number."""
 READS = ("input", "features", "answer", "confidence", "cost_usd", "variant", "degraded")
 """Roots of what a policy sees."""
 _ARGUMENTS = (
@@ -217,7 +219,7 @@ class _PolicyCheck:
             self.note("has an `explore` that is none.", "explore", value=kind(explore), do="Write a dt.Explore.")
             return
         share = explore.share
-        number = isinstance(share, int | float) and not isinstance(share, bool) and math.isfinite(share)
+        number = isinstance(share, int | float) and not isinstance(share, bool)
         if not number or not 0 <= share <= SHARE_MOST:
             self.note(
                 f"explores a wrong share; it is a number from 0 to {SHARE_MOST}.", "explore", "share",
@@ -252,7 +254,7 @@ class _PolicyCheck:
                 )  # fmt: skip
                 continue
             for value, usd in worth.items():
-                if isinstance(usd, bool) or not isinstance(usd, int | float) or not math.isfinite(usd):
+                if isinstance(usd, bool) or not isinstance(usd, int | float) or not abs(usd) <= GAIN_USD_MAX:
                     self.note(
                         f"has gains of `{action}` for `{value}` that are no number.", "gains", "usd", value=written(usd)
                     )

@@ -47,4 +47,5 @@ def shown(value: Any) -> str:
         text = "[" + ", ".join(shown(item) for item in value) + "]"
     else:
         text = repr(value)
+    text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= VALUE_CHARS_MAX else text[: VALUE_CHARS_MAX - 3] + "..."

@@ -6,13 +6,15 @@ from typing import Any
 
 import msgspec
 
-from drivetrain.core.models import Column, ModelVersionV1
+from drivetrain.core.models import Column, FileV1, ModelVersionV1
 
 FACTS = (
     "format", "recipe", "seed", "dataset", "dataset_hash", "code_hash", "environment_hash", "owner", "licence",
     "description", "source", "report",
 )  # fmt: skip
 """Fields that are compared one by one."""
+HASH_CHARS = 16
+"""Of a file's hash: enough to tell two apart."""
 
 
 class Changed(msgspec.Struct, frozen=True):
@@ -30,12 +32,12 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
     """`model:triage@3`."""
     after: str
     signature: tuple[Changed, ...] = ()
-    """Columns as `name: type`, labels, task and target."""
+    """Columns as `name: type`, labels with the number of their class, task and target."""
     metrics: tuple[Changed, ...] = ()
     thresholds: tuple[Changed, ...] = ()
     facts: tuple[Changed, ...] = ()
     files: tuple[Changed, ...] = ()
-    """Sizes; a file of the same size with another content has its hashes."""
+    """Sizes and hashes."""
 
     @property
     def is_same(self) -> bool:
@@ -67,7 +69,7 @@ def _changed(before: dict[str, Any], after: dict[str, Any]) -> tuple[Changed, ..
 def _signature(version: ModelVersionV1) -> dict[str, Any]:
     signature = version.signature
     told: dict[str, Any] = {f"column {one.name}": _column(one) for one in signature.inputs}
-    told |= {f"label {label}": place for place, label in enumerate(signature.labels)}
+    told |= {f"label {label}": f"class {place}" for place, label in enumerate(signature.labels)}
     names = ("task", "target", "candidates", "candidate_id")
     return told | {name: getattr(signature, name) or None for name in names}
 
@@ -78,12 +80,8 @@ def _column(column: Column) -> str:
 
 
 def _files(before: ModelVersionV1, after: ModelVersionV1) -> tuple[Changed, ...]:
-    old, new = ({one.path: one for one in version.files} for version in (before, after))
-    found = []
-    for path in dict.fromkeys([*old, *new]):
-        one, other = old.get(path), new.get(path)
-        if one is not None and other is not None and one != other and one.bytes == other.bytes:
-            found.append(Changed(path, one.sha256, other.sha256))
-        elif one != other:
-            found.append(Changed(path, one.bytes if one else None, other.bytes if other else None))
-    return tuple(found)
+    return _changed(*({one.path: _file(one) for one in version.files} for version in (before, after)))
+
+
+def _file(one: FileV1) -> str:
+    return f"{one.bytes:,} bytes, SHA-256 {one.sha256[:HASH_CHARS]}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -99,9 +99,12 @@ def task_of(recipe: object) -> str:
     return "regression" if isinstance(recipe, TabularRegression) else "classification"
 
 
-def training_data(datasets: Datasets, declared: TrainedModel) -> TrainingData:
+def training_data(
+    datasets: Datasets, declared: TrainedModel, *, reading: Callable[[], object] = lambda: None
+) -> TrainingData:
     """The rows that `declared` names. Costs a pass over the Dataset, about 5 s per million rows of ten columns.
 
+    reading: called before the first row is read, once all that can be known without rows is right.
     Raises: DrivetrainError where a column is missing, or a side is empty.
     """
     dataset = datasets.show(declared.dataset)
@@ -112,6 +115,7 @@ def training_data(datasets: Datasets, declared: TrainedModel) -> TrainingData:
             f"at most {ROWS_MAX:,} rows and {CELLS_MAX:,} cells.",
             do="Make a Dataset of a sample: `drivetrain dataset create NAME --sample ROWS`.",
         )
+    reading()
     rows = _Rows(wanted)
     for number, row in enumerate(datasets.rows(f"{dataset.name}@{dataset.number}"), 1):
         rows.take(number, row)
@@ -261,6 +265,7 @@ class _Rows:
         self.ids: list[str] = []
         self.weights: list[float] = []
         self.groups: list[str] = []
+        """Empty where a row has none: it is a group of its own."""
         self.splits: list[str] = []
         self.without_label = 0
         self.without_text = 0
@@ -294,22 +299,19 @@ class _Rows:
             notices.append(f"{self.without_label:,} rows without a label were left out")
         if self.without_text:
             notices.append(f"{self.without_text:,} rows without a text were left out")
+        if alone := self.groups.count(""):
+            notices.append(f"{alone:,} rows without `{wanted.group}` count as groups of their own")
         held_out, is_test = "", [split == declared.test for split in self.splits]
         if not any(is_test):
             is_test = [_is_held_out(self._unit(place)) for place in range(len(self.numbers))]
             held_out = (
-                f"{wanted.dataset.artifact} has no split `{declared.test}`, so {HELD_OUT_SHARE:.0%} of the rows were "
+                f"{wanted.dataset.artifact} has no split `{declared.test}`, so {HELD_OUT_SHARE * 100:g} % of the rows were "
                 "held out, by a hash of their inputs"
             )
         train = [place for place, test in enumerate(is_test) if not test]
         test = [place for place, test in enumerate(is_test) if test]
         if not train or not test:
-            raise DrivetrainError(
-                f"{wanted.dataset.artifact} leaves {len(train)} rows to train and {len(test)} to test "
-                f"`{declared.name}`.",
-                looked=notices,
-                do="Make a Dataset with more labelled rows, or with `--split train=0.8,test=0.2`.",
-            )
+            raise self._one_sided(len(train), len(test), is_given=not held_out)
         labels = self._labels(train)
         columns = self._columns(train)
         shared = self._shared(train, test)
@@ -328,6 +330,33 @@ class _Rows:
             notices=tuple(notices),
         )
 
+    def _one_sided(self, train: int, test: int, *, is_given: bool) -> DrivetrainError:
+        """Why one side has no row. is_given: whether the Dataset says which rows test."""
+        wanted, rows = self.wanted, train + test
+        what = f"{wanted.dataset.artifact} leaves {train:,} rows to train and {test:,} to test `{wanted.declared.name}`"
+        if not rows:
+            left = {"label": self.without_label, "text": self.without_text}
+            return DrivetrainError(
+                f"{what}.",
+                looked=[f"{count:,} rows without a {name}" for name, count in left.items() if count],
+                do=f"Make a Dataset with rows that have a `{wanted.declared.label}`.",
+            )
+        if is_given:
+            return DrivetrainError(
+                f"{what}: every row is of the split `{wanted.declared.test}`.",
+                do="Make a Dataset with `--split train=0.8,test=0.2`.",
+            )
+        values = len({msgspec.json.encode(self._unit(place)) for place in range(rows)})
+        by = f"`{wanted.group}`" if wanted.group else f"the input {', '.join(f'`{one}`' for one in wanted.inputs[:5])}"
+        alike = "so all of them are one group" if values == 1 else "and rows of one value stay on one side"
+        if wanted.declared.group_by:
+            do = "Leave out --group-by (`group_by=`), or name a column with more values."
+        else:
+            do = "Make a Dataset with more different rows, or with `--split train=0.8,test=0.2`."
+        return DrivetrainError(
+            f"{what}: {by} has {values:,} value{'s' if values != 1 else ''} in {rows:,} rows, {alike}.", do=do
+        )
+
     def _part(self, places: Sequence[int], columns: Sequence[Column], labels: Sequence[Any]) -> Part:
         wanted, paths = self.wanted, {_last(path): path for path in self.wanted.inputs}
         examples = Examples(
@@ -339,7 +368,7 @@ class _Rows:
         return Part(
             examples=examples,
             numbers=tuple(self.numbers[place] for place in places),
-            groups=tuple(self.groups[place] for place in places) if wanted.group else None,
+            groups=tuple(self._group(place) for place in places) if wanted.group else None,
             segments={name: self._segment(name, places) for name in wanted.declared.segments},
         )
 
@@ -406,9 +435,13 @@ class _Rows:
 
     def _unit(self, place: int) -> Any:
         """What parts as one: a group, or rows with the same inputs."""
-        if self.groups:
+        if self.groups and self.groups[place]:
             return self.groups[place]
         return [self.values[path][place] for path in self.wanted.inputs]
+
+    def _group(self, place: int) -> str:
+        """What must not part between folds; of a row without a group no other row has it."""
+        return self.groups[place] or f"\0{self.numbers[place]}"
 
     def _shared(self, train: Sequence[int], test: Sequence[int]) -> int:
         """How many test rows have the inputs of a row that trains."""

@@ -27,7 +27,7 @@ from drivetrain.training.metrics import (
     paired_values,
     plain_judged,
 )
-from drivetrain.training.thresholds import abstention_curve, threshold_for
+from drivetrain.training.thresholds import abstention_curve, lowest_risk, threshold_for
 
 KIND = "train"
 FACTS = ("accuracy", "macro_f1", "rmse", "mae")
@@ -147,11 +147,27 @@ def train_report(
 def accept_lines(report: ReportV1) -> list[str]:
     """What a route may say, one line for each stated risk that is reached, and what it means."""
     return [
-        f"accept=dt.confidence({one['threshold']:g})  # at most {_percent(one['risk'])} wrong, "
+        f"accept=dt.confidence({one['threshold']:g})  # at most {_stated(one['risk'])} wrong, "
         f"answers {_percent(one['share'])}"
         for one in report.body.get("thresholds", ())
         if one["threshold"] is not None
     ]
+
+
+def no_threshold_lines(report: ReportV1) -> list[str]:
+    """One line for each stated risk that is not reached, why, and after them what a person can do."""
+    body = report.body
+    missed = [one for one in body.get("thresholds", ()) if one["threshold"] is None]
+    lines = [f"no threshold for a risk of {_stated(one['risk'])}: {one['reason']}" for one in missed]
+    if not missed:
+        return lines
+    could = body.get("risk_to_state")
+    if could is not None:
+        lines.append(f"on these rows a risk of {_stated(could)} would have one: state `risks=[{could:g}]` or `--risk`")
+    else:
+        lines.append("on these rows no risk up to 50 % would have one")
+    look = 'mend wrong labels, which stand among "Most confident mistakes", and ' if body.get("wrong") else ""
+    return [*lines, f"for a lower one {look}train with more rows: more rows are needed to show a lower risk"]
 
 
 def read_quotes(datasets: Datasets, report: ReportV1) -> dict[int, str]:
@@ -179,7 +195,7 @@ def read_quotes(datasets: Datasets, report: ReportV1) -> dict[int, str]:
 def train_page(report: ReportV1, quotes: Mapping[int, str] | None = None) -> Page:
     """A Report of kind `train` for people. quotes: row of the Dataset -> what it says."""
     body = report.body
-    sections = [_summary(report), _overall(body), _thresholds(body), _curve(body), _calibration(body)]
+    sections = [_summary(report), _overall(body), _thresholds(report), _curve(body), _calibration(body)]
     sections += [_classes(body), *_segments(body), _confusion(body), _wrong(body, quotes or {})]
     sections += [_beside(body), _made(report)]
     return Page(f"Training of {body['model']}", report.verdict, tuple(one for one in sections if one.lines or one.rows))
@@ -258,7 +274,10 @@ def _confidence(
             told["test_share"] = len(answered) / len(right)
             told["test_error"] = 1 - sum(answered) / len(answered) if answered else None
         thresholds.append(told)
+    missed = [one["risk"] for one in thresholds if one["threshold"] is None]
+    hint = {"risk_to_state": lowest_risk(chosen_sure, chosen_right, min(missed))} if missed else {}
     return {
+        **hint,
         "ece": ece_of(table),
         "calibration": [msgspec.to_builtins(one) for one in table],
         "thresholds": thresholds,
@@ -301,11 +320,14 @@ def _verdict(body: Mapping[str, Any]) -> str:
         if reached:
             safest = min(reached, key=lambda one: float(one["risk"]))
             said += (
-                f"; from confidence {safest['threshold']:g} on, at most {_percent(safest['risk'])} of its answers are "
+                f"; from confidence {safest['threshold']:g} on, at most {_stated(safest['risk'])} of its answers are "
                 f"wrong, and it answers {_percent(safest['share'])}"
             )
         elif body["thresholds"]:
-            said += "; no confidence holds any of the stated risks"
+            stated = ", ".join(_stated(one["risk"]) for one in body["thresholds"])
+            said += f"; no confidence holds a risk of {stated}"
+            if body.get("risk_to_state") is not None:
+                said += f", but one holds {_stated(body['risk_to_state'])}"
     else:
         bounds = f" ({overall['mae_low']:.4g} to {overall['mae_high']:.4g})" if "mae_low" in overall else ""
         said = f"the mean error on {body['rows']['test']:,} test rows is {overall['mae']:.4g}{bounds}"
@@ -341,28 +363,28 @@ def _summary(report: ReportV1) -> Section:
 
 def _overall(body: Mapping[str, Any]) -> Section:
     rows = [(name, _number(value)) for name, value in body["overall"].items()]
-    rows += [("ece", _number(body["ece"]))] if "ece" in body else []
+    rows += [("expected calibration error (ECE)", _number(body["ece"]))] if "ece" in body else []
     return Section("Overall", (), ("metric", "value#"), tuple(rows))
 
 
-def _thresholds(body: Mapping[str, Any]) -> Section:
-    rows, lines = [], []
+def _thresholds(report: ReportV1) -> Section:
+    body = report.body
+    rows, lines = [], no_threshold_lines(report)
     for one in body.get("thresholds", ()):
         if one["threshold"] is None:
-            rows.append((_percent(one["risk"]), "none", "", "", "", ""))
-            lines.append(f"no threshold for a risk of {_percent(one['risk'])}: {one['reason']}")
+            rows.append((_stated(one["risk"]), "none", "", "", "", ""))
             continue
         error = _percent(one["test_error"]) if one["test_error"] is not None else "-"
         rows.append(
             (
-                _percent(one["risk"]), f"{one['threshold']:g}", _percent(one["share"]), _percent(one["error_bound"]),
+                _stated(one["risk"]), f"{one['threshold']:g}", _percent(one["share"]), _percent(one["error_bound"]),
                 _percent(one["test_share"]), error,
             )
         )  # fmt: skip
-        lines.append(f"for a risk of {_percent(one['risk'])} write accept=dt.confidence({one['threshold']:g})")
+        lines.append(f"for a risk of {_stated(one['risk'])} write accept=dt.confidence({one['threshold']:g})")
     if rows:
         level = body["thresholds"][0]["confidence_level"]
-        lines.append(f"chosen on {body['thresholds_chosen_on']}; each bound holds at {level:.0%} confidence")
+        lines.append(f"chosen on {body['thresholds_chosen_on']}; each bound holds at {_stated(level)} confidence")
     head = ("risk#", "confidence from#", "answers#", "error at most#", "answers in test#", "error in test#")
     return Section("From which confidence it may answer", tuple(lines), head, tuple(rows))
 
@@ -379,7 +401,7 @@ def _curve(body: Mapping[str, Any]) -> Section:
         for one in shown
     )  # fmt: skip
     return Section(
-        "Accuracy against share answered, test rows", (), ("confidence#", "answered#", "right#", "95 %#"), rows
+        "Accuracy against share answered, test rows", (), ("confidence#", "answered#", "right#", f"{_stated(LEVEL)}#"), rows
     )
 
 
@@ -392,8 +414,13 @@ def _calibration(body: Mapping[str, Any]) -> Section:
         for one in body.get("calibration", ())
         if one["rows"]
     )  # fmt: skip
-    lines = (f"expected calibration error {body['ece']:.4f} over {len(body['calibration'])} bins",) if rows else ()
-    return Section("Calibration, test rows", lines, ("confidence", "rows#", "said#", "right#"), rows)
+    lines = (
+        (f"expected calibration error (ECE) {body['ece']:.4f}: how far the mean confidence is from the share that is "
+         f"right, over {len(body['calibration'])} bins",)
+        if rows
+        else ()
+    )  # fmt: skip
+    return Section("Calibration, test rows", lines, ("confidence", "rows#", "mean confidence#", "right#"), rows)
 
 
 def _classes(body: Mapping[str, Any]) -> Section:
@@ -418,13 +445,13 @@ def _segments(body: Mapping[str, Any]) -> list[Section]:
             (one["value"] or "(none)", f"{one['rows']:,}", show(one["score"]), bounds)
         )
     measure = "right#" if body["task"] == "classification" else "mean error#"
-    head = ("value", "rows#", measure, f"{LEVEL:.0%}#")
+    head = ("value", "rows#", measure, f"{_stated(LEVEL)}#")
     return [Section(f"By {name}", (), head, tuple(rows)) for name, rows in columns.items()]
 
 
 def _confusion(body: Mapping[str, Any]) -> Section:
     rows = tuple((one["truth"], one["said"] or "(refused)", f"{one['rows']:,}") for one in body.get("confusion", ()))
-    return Section("Most confused", (), ("truth", "said", "rows#"), rows)
+    return Section("Most confused", (), ("truth", "predicted", "rows#"), rows)
 
 
 def _wrong(body: Mapping[str, Any], quotes: Mapping[int, str]) -> Section:
@@ -436,7 +463,8 @@ def _wrong(body: Mapping[str, Any], quotes: Mapping[int, str]) -> Section:
         rows.append((str(one["row"]), truth, said or "(refused)", sure, quote)[: 5 if quotes else 4])
     title = "Most confident mistakes" if body["task"] == "classification" else "Largest errors"
     lines = () if quotes or not rows else (f"rows of {body['dataset']}; their text is not part of the Report",)
-    head = ("row#", "truth", "said", "confidence#", "says")[: 5 if quotes else 4]
+    quoted = "text" if body["text"] else "inputs"
+    head = ("row#", "truth", "predicted", "confidence#", quoted)[: 5 if quotes else 4]
     return Section(title, lines, head, tuple(rows))
 
 
@@ -455,7 +483,7 @@ def _beside(body: Mapping[str, Any]) -> Section:
         only = champion.get("only_ours_right", 0), champion.get("only_theirs_right", 0)
         lines.append(f"only the new one is right on {only[0]:,} rows, only {champion['model']} on {only[1]:,}")
     measure = "right" if body["task"] == "classification" else "mean error"
-    head = (f"{measure}, new#", f"{measure}, {champion['model']}#", "difference#", f"{LEVEL:.0%}#")
+    head = (f"{measure}, new#", f"{measure}, {champion['model']}#", "difference#", f"{_stated(LEVEL)}#")
     return Section("Beside the champion", tuple(lines), head, (row,))
 
 
@@ -484,6 +512,11 @@ def _fact(value: str | int | float | bool) -> str | int | float | bool:
 
 def _percent(share: float) -> str:
     return f"{share * 100:.1f} %"
+
+
+def _stated(share: float) -> str:
+    """A share that somebody chose, as it was written: `2 %`."""
+    return f"{share * 100:.6g} %"
 
 
 def _share(share: float | None) -> str:

@@ -12,7 +12,8 @@ import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from drivetrain.statistics.intervals import clopper_pearson, clopper_pearson_upper
+from drivetrain.statistics.intervals import clopper_pearson_upper
+from drivetrain.training.metrics import share
 
 CURVE_POINTS = 100
 """More could not be told apart where it is drawn."""
@@ -25,6 +26,8 @@ wrong half as often as that, they fail the first test in less than one sample of
 FIRST_SHARE_MIN, FIRST_SHARE_MAX = 0.1, 0.2
 """Of all rows, what the first threshold answers: in many rows a few mislabelled ones in front must not end all testing,
 and a model that may answer a fifth of few rows has to be found too."""
+RISKS_TRIED = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
+"""Of which the lowest that can be held is told, where the stated ones cannot."""
 DECIMALS = 6
 """Of a threshold, rounded down before it is tested: what is written into a route is what was tested."""
 
@@ -42,7 +45,7 @@ class CurvePoint(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float
     """Of the answered."""
     accuracy_low: float
-    """With `accuracy_high` the Clopper-Pearson interval at `CONFIDENCE_LEVEL`, of this point by itself."""
+    """With `accuracy_high` the interval that a Report has of every share, of this point by itself."""
     accuracy_high: float
 
 
@@ -98,7 +101,7 @@ def threshold_for(
     if rows < fewest:
         return Threshold(
             risk=risk, confidence_level=level, threshold=None, rows=rows,
-            reason=f"{rows:,} rows cannot show an error of {risk:.3g}: it takes {fewest:,} without a mistake",
+            reason=f"{rows:,} rows cannot show an error of {risk * 100:.3g} %: it takes {fewest:,} without a mistake",
         )  # fmt: skip
     passed: Threshold | None = None
     first = min(max(FIRST_ERRORS / risk, FIRST_SHARE_MIN * rows), FIRST_SHARE_MAX * rows)
@@ -111,11 +114,21 @@ def threshold_for(
         if bound > risk:
             return passed or Threshold(
                 risk=risk, confidence_level=level, threshold=None, rows=rows, error_bound=bound,
-                reason=f"{one.errors:,} of the {one.answered:,} surest rows are wrong: up to {bound:.3g} are possible",
+                reason=f"{one.errors:,} of the {one.answered:,} surest rows are wrong, so that up to "
+                f"{bound * 100:.1f} % of such answers may be",
             )  # fmt: skip
         passed = tested
     assert passed is not None
     return passed
+
+
+def lowest_risk(confidence: ArrayLike, right: ArrayLike, above: float) -> float | None:
+    """The lowest of `RISKS_TRIED` above `above` that has a threshold on these rows; None: not one.
+
+    A hint of what to state before the next training: as it is chosen by these rows, its own bound holds less often.
+    """
+    tried = (one for one in RISKS_TRIED if one > above)
+    return next((one for one in tried if threshold_for(confidence, right, one).threshold is not None), None)
 
 
 def rows_min(risk: float, confidence_level: float = CONFIDENCE_LEVEL) -> int:
@@ -168,13 +181,13 @@ def _steps(rows: int, most: int, first: int) -> NDArray[np.intp]:
 
 
 def _point(one: _Answered, rows: int) -> CurvePoint:
-    low, high = clopper_pearson(one.answered - one.errors, one.answered, CONFIDENCE_LEVEL)
+    right = share(one.answered - one.errors, one.answered)
     return CurvePoint(
         threshold=one.threshold,
         answered=one.answered,
         share=one.answered / rows,
         errors=one.errors,
-        accuracy=1 - one.errors / one.answered,
-        accuracy_low=low,
-        accuracy_high=high,
+        accuracy=right.share,
+        accuracy_low=right.low,
+        accuracy_high=right.high,
     )

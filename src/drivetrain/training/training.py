@@ -99,8 +99,7 @@ class Training:
         """
         begun = self._monotonic()
         _check(declared)
-        progress("rows", 0.0)
-        data = training_data(self._datasets, declared)
+        data = training_data(self._datasets, declared, reading=lambda: progress("rows", 0.0))
         fitted = self._fitted(declared, data, _between(progress, 0.05, 0.9))
         trained = fitted.trained
         with self._registry.workplaces.folder() as work:
