@@ -1,4 +1,4 @@
-"""Chances of counts: of exactly so many successes in so many trials, and of at least so many. Pure Python."""
+"""Chances of counts: of exactly, at least and at most so many successes in so many trials. Pure Python."""
 
 from __future__ import annotations
 
@@ -27,8 +27,19 @@ def at_least(successes: int, trials: int, share: float) -> float:
     if successes > trials:
         return 0.0
     if successes <= trials * share:
-        return max(0.0, 1 - _outwards(trials - successes + 1, trials, 1 - share))
+        return max(0.0, 1 - at_most(successes - 1, trials, share))
     return _outwards(successes, trials, share)
+
+
+def at_most(successes: int, trials: int, share: float) -> float:
+    """P(X <= successes) of a binomial X; costs as `at_least`."""
+    if successes < 0:
+        return 0.0
+    if successes >= trials:
+        return 1.0
+    if successes >= trials * share:
+        return max(0.0, 1 - _outwards(successes + 1, trials, share))
+    return _outwards(trials - successes, trials, 1 - share)
 
 
 def _outwards(first: int, trials: int, share: float) -> float:

@@ -79,9 +79,12 @@ def compare(
 
     clusters: examples of one name belong together (repeats of a question, Calls of a customer). largest_cluster: who
     looks more than once at clusters of several sizes tells how large one gets, see `evidence.tallied`. margin: by how
-    much the candidate may be worse and still be taken. mode: "anytime" may be asked again with more examples as often
-    as one likes; "fixed" is McNemar's exact test, for one look at a number of examples that was fixed before (for
-    scores and clusters its like by flipped signs, and the bootstrap, both drawn with `seed`). one_sided: only whether it is better, which needs less.
+    much the candidate may be worse and still be taken. one_sided: only whether it is better, which needs less.
+
+    mode: "anytime" may be asked again with more examples as often as one likes, if they come in an order that has
+    nothing to do with their outcomes: a Dataset that is sorted by slice or date is shuffled once, before. "fixed" is
+    McNemar's exact test, for one look at a number of examples that was fixed before; for scores and clusters its like
+    by flipped signs, and the bootstrap, both drawn with `seed`.
 
     The verdict is the first that holds: better; within margin (not worse by as much as that, perhaps a little); worse.
     Raises: ValueError for lengths, scores or settings that cannot be; DrivetrainError where numpy is needed and absent.
@@ -105,8 +108,9 @@ def first_settled(
 ) -> Comparison:  # fmt: skip
     """The comparison at the first look that settles it, looking after every so many examples and at the end.
 
-    `pairs` tells after how many examples; what is left of them was saved. Clusters are taken one after the other, in
-    the order in which they first appear, and a look waits for the end of one. Arguments and errors: as `compare`.
+    `pairs` tells after how many examples; what is left of them was saved. Their order must have nothing to do with
+    their outcomes. It is kept, but for clusters: they are taken one after the other, as they first appear, and a look
+    waits for the end of one. Arguments and errors: as `compare`.
     """
     if every < 1:
         raise ValueError(f"one looks after at least one example, not {every}")

@@ -126,10 +126,13 @@ def log_evidence(tally: Tally, beyond: float = 0.0) -> float:
 
 def log_capitals(tally: Tally, beyond: float) -> list[float]:
     """What each stake of the prior has made of 1, as logarithms. Needs numpy for more than `VALUES_MAX` differences."""
-    seen = [(weight * (difference - beyond), times) for (difference, weight), times in tally.items() if times]
+    seen = [
+        (weight * (difference - beyond), times)
+        for (difference, weight), times in tally.items() if times and difference != beyond
+    ]  # fmt: skip
     scales = [stake / (1 + beyond) for stake, _ in PRIOR]
     if len(seen) <= VALUES_MAX:
-        return [math.fsum(times * math.log1p(scale * gain) for gain, times in seen) for scale in scales]
+        return [sum([times * math.log1p(scale * gain) for gain, times in seen], 0.0) for scale in scales]
     numpy = load_numpy()
     gains, often = numpy.array(seen).T
     found: list[float] = [float(numpy.log1p(scale * gains) @ often) for scale in scales]

@@ -10,10 +10,10 @@ import math
 from collections.abc import Callable
 from statistics import NormalDist
 
+from drivetrain.statistics.binomial import at_least, at_most
+
 HALVINGS_MAX = 1_100
 """A double is found by halving in fewer steps; it is only there so that no loop is without end."""
-TERM_SHARE_MIN = 1e-18
-"""A tail's sum ends where the next term cannot change it any more."""
 
 
 def clopper_pearson(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
@@ -64,14 +64,14 @@ def _lower(successes: int, trials: int, tail: float) -> float:
     """The share at which `successes` or more have the chance `tail`."""
     if not successes:
         return 0.0
-    return _where(lambda share: _at_least(successes, trials, share) >= tail)
+    return _where(lambda share: at_least(successes, trials, share) >= tail)
 
 
 def _upper(successes: int, trials: int, tail: float) -> float:
     """The share at which `successes` or fewer have the chance `tail`."""
     if successes == trials:
         return 1.0
-    return _where(lambda share: _at_most(successes, trials, share) <= tail)
+    return _where(lambda share: at_most(successes, trials, share) <= tail)
 
 
 def _where(reached: Callable[[float], bool]) -> float:
@@ -86,33 +86,3 @@ def _where(reached: Callable[[float], bool]) -> float:
         else:
             low = middle
     return high
-
-
-def _at_least(successes: int, trials: int, share: float) -> float:
-    """P(X >= successes) of a binomial X."""
-    return 1 - _at_most(successes - 1, trials, share) if successes <= trials * share else _up(successes, trials, share)
-
-
-def _at_most(successes: int, trials: int, share: float) -> float:
-    """P(X <= successes) of a binomial X; with shares mirrored it is the other tail."""
-    if successes >= trials * share:
-        return 1 - _up(successes + 1, trials, share)
-    return _up(trials - successes, trials, 1 - share)
-
-
-def _up(first: int, trials: int, share: float) -> float:
-    """P(X >= first) where `first` is above the mean: the terms only become smaller, so few are summed."""
-    if first > trials:
-        return 0.0
-    log_first = (
-        math.lgamma(trials + 1) - math.lgamma(first + 1) - math.lgamma(trials - first + 1)
-        + first * math.log(share) + (trials - first) * math.log1p(-share)
-    )  # fmt: skip
-    odds = share / (1 - share)
-    total, term = 1.0, 1.0
-    for number in range(first, trials):
-        term *= (trials - number) / (number + 1) * odds
-        total += term
-        if term < TERM_SHARE_MIN * total:
-            break
-    return math.exp(log_first) * total

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from drivetrain.statistics.bootstrap import RESAMPLES, Interval, bootstrap, load_numpy
+from drivetrain.statistics.bootstrap import RESAMPLES, Interval, bootstrap, load_numpy, ratio
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from drivetrain.statistics.bootstrap import Statistic, Sums
+    from drivetrain.statistics.bootstrap import Statistic
 
 FOLDS = 5
 """Of the gains that are predicted for the doubly robust estimator: a Call never predicts itself."""
@@ -148,17 +148,8 @@ def _is_known(one: Logged) -> bool:
 
 def _three(new: int, new_per: int, old: int, old_per: int) -> list[Statistic]:
     """Candidate, the policy before, and their difference, each as one column over another."""
-
-    def share(sums: Sums, above: int, per: int) -> NDArray[np.float64]:
-        numpy = load_numpy()
-        result: NDArray[np.float64] = sums[:, above] / numpy.where(sums[:, per] == 0, numpy.nan, sums[:, per])
-        return result
-
-    return [
-        lambda sums: share(sums, new, new_per),
-        lambda sums: share(sums, old, old_per),
-        lambda sums: share(sums, new, new_per) - share(sums, old, old_per),
-    ]
+    candidate, before = ratio(new, new_per), ratio(old, old_per)
+    return [candidate, before, lambda sums: candidate(sums) - before(sums)]
 
 
 def _predicted(

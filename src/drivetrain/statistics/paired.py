@@ -7,12 +7,19 @@ One look means: how many examples there are was fixed before, and the test is ma
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from drivetrain.statistics.binomial import at_least, exactly
 from drivetrain.statistics.bootstrap import RESAMPLES, load_numpy, resample
 from drivetrain.statistics.intervals import clopper_pearson
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from drivetrain.statistics.bootstrap import Sums
 
 FLIPS = 9_999
 """A chance then is known to within 0.0004 where it is 0.025, and can be as small as 0.0001."""
@@ -133,20 +140,14 @@ def paired_bootstrap(
     total, size = table[:, 0], table[:, 1]
     draws = resample([total, size, total**2, total * size, size**2], seed=seed, resamples=resamples)
 
-    def studied(rows: object) -> tuple[object, object]:
-        s, n, ss, sn, nn = numpy.asarray(rows).T
-        mean = s / n
-        squares = ss - 2 * mean * sn + mean**2 * nn
-        squares = numpy.where(squares < SPREAD_SHARE_MIN * nn, 0.0, squares)
-        return mean, numpy.sqrt(squares * len(sums) / max(1, len(sums) - 1)) / n
-
-    means, errors = studied(draws.rows.sum(axis=0, keepdims=True))
-    value, error = float(means[0]), float(errors[0])  # type: ignore[index]
+    means, errors = _studied(draws.rows.sum(axis=0, keepdims=True), len(sums))
+    value, error = float(means[0]), float(errors[0])
     if not error:
         return _alike(value, len(sums), beyond, level)
-    means, errors = studied(draws.sums)
+    means, errors = _studied(draws.sums, len(sums))
     with numpy.errstate(divide="ignore", invalid="ignore"):
-        moved = numpy.nan_to_num((means - value) / errors, nan=0.0, posinf=numpy.inf, neginf=-numpy.inf)  # type: ignore[operator]
+        # A resample without spread is infinitely far off, or not at all.
+        moved = numpy.nan_to_num((means - value) / errors, nan=0.0, posinf=numpy.inf, neginf=-numpy.inf)
     low = value - error * float(numpy.quantile(moved, (1 + level) / 2, method="higher"))
     high = value - error * float(numpy.quantile(moved, (1 - level) / 2, method="lower"))
     seen = (value - beyond) / error
@@ -155,6 +156,19 @@ def paired_bootstrap(
         better=(1 + int(numpy.sum(moved >= seen))) / (resamples + 1),
         worse=(1 + int(numpy.sum(moved <= seen))) / (resamples + 1),
     )  # fmt: skip
+
+
+def _studied(sums: Sums, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Means and their standard errors, each of shape (resamples,).
+
+    sums: over clusters, of their totals, sizes, and of squares and products of these; count: of the clusters.
+    """
+    numpy = load_numpy()
+    total, size, totals_squared, product, sizes_squared = sums.T
+    mean = total / size
+    squares = totals_squared - 2 * mean * product + mean**2 * sizes_squared
+    squares = numpy.where(squares < SPREAD_SHARE_MIN * sizes_squared, 0.0, squares)
+    return mean, numpy.sqrt(squares * count / max(1, count - 1)) / size
 
 
 def _alike(value: float, count: int, beyond: float, level: float) -> Shift:

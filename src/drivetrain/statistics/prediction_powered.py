@@ -46,9 +46,9 @@ def prediction_powered(
 
     Source: Angelopoulos, Duchi and Zrnic, PPI++ (2023), example 6.1: mean(label - t judged) + t mean(judged_only), with
     t = cov(label, judged) / ((1 + n / N) var(judged)), kept in [0, 1]. Two things are added for few labels: Student's t
-    with two degrees of freedom less than there are labels, since t is learnt from them too; and a spread as if the judge
-    had erred twice more, once either way (the idea of Agresti and Coull, American Statistician 52 (1998), 119-126), as a
-    judge that was right on all of thirty may still err on one of ten.
+    with two degrees of freedom less than there are labels, since t is learnt from them too; and a spread as if the
+    judge had erred twice more, once either way (the idea of Agresti and Coull, American Statistician 52 (1998),
+    119-126), as a judge that was right on all of thirty may still err on one of ten.
     """
     count, many = len(labels), len(judged_only)
     if count != len(judged):
