@@ -201,7 +201,8 @@ def measured(
     if asked.json:
         result: dict[str, Any] = {
             "machine": facts, "rounds": rounds, "evicted": evicted, "p50_us": p50, "p99_us": p99,
-            "batched_us": batched_us, "difference": difference, "same_label": same, "texts": len(texts), "accuracy": accuracy, "kept": kept,
+            "batched_us": batched_us, "difference": difference, "same_label": same, "texts": len(texts),
+            "accuracy": accuracy, "kept": kept,
         }  # fmt: skip
         asked.json.write_text(json.dumps(result, indent=1) + "\n")
     return 0 if all(kept.values()) else 1
