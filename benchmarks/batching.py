@@ -1,12 +1,12 @@
 """Goodput of adaptive batching beside no batching and fixed batching, on arrival times of a real trace.
 
 `python benchmarks/batching.py --help`. Arrivals are those of the second half of `../shared/data/azure_llm_trace`,
-scaled so that their mean rate is a share of capacity: the most rows per second that any batch of up to 32 brings. Goodput is
-the share of rows whose result is there within the SLO. Two parts: in simulated time, with service curves of several
-shapes, some measured here when it starts, and with a real model worker process. Each fixed setting is run twice: as
-servers do it, where late rows are served late, and with what cannot be in time even alone dropped, as adaptive batching
-does. All meet the same pace of the machine at the same time. The first half of the trace, and seeds below 100, are what
-the batcher was developed with. Exit code 1 where a fixed setting, the best one in hindsight, is better at any load.
+scaled so that their mean rate is a share of capacity: the most rows per second that any batch of up to 32 brings.
+Goodput is the share of rows whose result is there within the SLO. Two parts: in simulated time, with service curves
+of several shapes, some measured here when it starts, and with a real model worker process. Each simulated fixed setting
+is run twice: as servers do it, where late rows are served late, and with what cannot be in time even alone dropped, as
+adaptive batching does. All meet the same pace of the machine. The first half of the trace, and seeds below 100, are
+what the batcher was developed with. Exit code 1 where a fixed setting, the best in hindsight, is better at any load.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import pytest
 from drivetrain.core.policies import Case, Policy
 from drivetrain.policies import compile_policy
 from drivetrain.policies.compile import CONTEXT_BYTES_MAX
-from drivetrain.policies.graphs import TableRefused
+from drivetrain.policies.graph_parts import TableRefused
 
 REFUSED_WITHIN_S = 2.0
 """Reading ten megabytes and saying no; on a busy machine."""

@@ -17,6 +17,7 @@ class Row:
     def __init__(self, arrived_ms: float, deadline_ms: float) -> None:
         self.arrived_ns = int(arrived_ms * MS)
         self.deadline_ns = int(deadline_ms * MS)
+        self.size_bytes = 100
         self.over = False
 
 
@@ -47,17 +48,57 @@ def test_the_curve_is_learned_from_batches_and_tells_sizes_between() -> None:
     assert curve.best_rows == 32
 
 
-def test_one_stall_moves_the_curve_little_and_a_slower_machine_is_believed_for_all_sizes() -> None:
+def test_two_stalls_change_nothing_and_a_slower_machine_is_believed_at_once_for_all_sizes() -> None:
     curve = taught().curve
-    curve.learn(16, 4_000 * MS)
-    assert curve.mean_ns(16) < 1.35 * usual_ms(16) * MS
-    for _ in range(60):
+    for _ in range(2):
+        curve.learn(16, 4_000 * MS)
+    assert curve.mean_ns(16) < 1.2 * usual_ms(16) * MS
+    for _ in range(5):
         curve.learn(16, int(3 * usual_ms(16) * MS))
-    assert curve.mean_ns(16) == pytest.approx(3 * usual_ms(16) * MS, rel=0.1)
-    assert curve.mean_ns(32) > 1.6 * usual_ms(32) * MS
-    for _ in range(60):
+    for rows in (1, 16, 32):
+        assert curve.mean_ns(rows) == pytest.approx(3 * usual_ms(rows) * MS, rel=0.2)
+    for _ in range(5):
         curve.learn(16, int(usual_ms(16) * MS))
-    assert curve.mean_ns(16) == pytest.approx(usual_ms(16) * MS, rel=0.1)
+    for rows in (1, 16, 32):
+        assert curve.mean_ns(rows) == pytest.approx(usual_ms(rows) * MS, rel=0.2)
+
+
+def test_a_pace_that_wavers_for_hours_moves_the_shape_of_no_size_that_is_not_seen() -> None:
+    rng = random.Random(7)
+    curve = taught().curve
+    for batch in range(5_000):
+        pace = rng.lognormvariate(0, 0.15) * (2 if batch // 100 % 3 == 1 else 1)
+        curve.learn(1, int(usual_ms(1) * pace * MS))
+    assert curve.mean_ns(32) / curve.mean_ns(1) == pytest.approx(usual_ms(32) / usual_ms(1), rel=0.05)
+
+
+def test_a_size_that_was_slow_by_chance_is_tried_again_and_one_that_is_far_worse_is_not() -> None:
+    def stepping_ms(rows: int) -> float:
+        return 5 * -(-rows // 8) + 0.05 * rows
+
+    curve = ServiceCurve(32)
+    for rows in (1, 2, 4, 8, 16, 32):
+        curve.learn(rows, int(stepping_ms(rows) * (2.5 if rows == 8 else 1) * MS))
+    sizes = []
+    for _ in range(1_000):
+        size = curve.best_of(40)
+        sizes.append(size)
+        curve.learn(size, int(stepping_ms(size) * MS))
+    rate = sum(sizes) / sum(map(stepping_ms, sizes))
+    assert rate >= 0.95 * 8 / stepping_ms(8)
+
+    def falling_ms(rows: int) -> float:
+        return 1.0 if rows == 1 else 20.0 * rows
+
+    batcher = Batcher(ServiceCurve(32))
+    tried = []
+    for turn in range(2_000):
+        now_ms = turn * 30
+        added(batcher, 3, at_ms=now_ms, slo_ms=1_000)
+        while batch := batcher.next(now_ms * MS).batch:
+            tried.append(len(batch))
+            batcher.ended(len(batch), int(falling_ms(len(batch)) * MS))
+    assert 1 <= sum(size > 1 for size in tried) <= 3
 
 
 def test_the_size_that_brings_most_rows_per_second_is_found_where_larger_ones_do_not_pay() -> None:
@@ -84,9 +125,9 @@ def test_the_earliest_deadlines_go_first() -> None:
     assert set(late) - set(turn.batch) == set(batcher.next(20 * MS).batch)
 
 
-def test_a_batch_is_no_larger_than_its_earliest_deadline_allows_where_that_costs_nobody_else() -> None:
+def test_a_batch_is_no_larger_than_its_earliest_deadlines_allow_where_that_costs_nobody_else() -> None:
     batcher = taught()
-    first = added(batcher, 2, slo_ms=9)
+    first = added(batcher, 8, slo_ms=9)
     others = added(batcher, 20, slo_ms=500)
     turn = batcher.next(0)
     assert set(first) <= set(turn.batch)
@@ -95,16 +136,36 @@ def test_a_batch_is_no_larger_than_its_earliest_deadline_allows_where_that_costs
     assert others[-1] not in turn.batch
 
 
-def test_who_cannot_be_in_time_is_refused_when_it_comes() -> None:
+def test_who_cannot_be_in_time_even_at_its_best_is_refused_when_it_comes_and_a_doubtful_one_is_not() -> None:
     batcher = taught()
     added(batcher, 32)
     batcher.next(0)
-    assert not batcher.add(Row(1, 15), 1 * MS)  # the batch that runs ends at 20 ms
-    assert batcher.add(Row(1, 40), 1 * MS)
-    held = 1
+    held = 0
     while batcher.add(Row(1, 101), 1 * MS):
         held += 1
-    assert 90 <= held <= 140  # four batches of 20 ms fit behind the one that runs
+    assert 130 <= held <= 240  # 127 could be in time behind the batch that runs, were all as usual
+    assert batcher.add(Row(1, 40), 1 * MS)
+
+
+def test_a_slow_moment_refuses_nobody_who_comes_then() -> None:
+    batcher = taught()
+    for _ in range(5):
+        batcher.curve.learn(32, int(10 * usual_ms(32) * MS))
+    assert len(added(batcher, 100)) == 100
+
+
+def test_of_two_plans_the_one_that_brings_more_rows_in_time_is_taken() -> None:
+    saved = taught()
+    first = added(saved, 16, slo_ms=14)
+    added(saved, 16, slo_ms=300)
+    turn = saved.next(0)
+    assert (list(turn.batch), list(turn.refused)) == (first, [])
+
+    given_up = taught()
+    first = added(given_up, 1, slo_ms=7)
+    others = added(given_up, 64, slo_ms=42)  # two full batches end at 40 ms
+    turn = given_up.next(0)
+    assert (list(turn.refused), list(turn.batch)) == (first, others[:32])
 
 
 def test_who_became_late_while_a_batch_ran_is_given_up_and_the_others_are_scored() -> None:
@@ -126,22 +187,11 @@ def test_a_worker_that_is_free_takes_a_row_whatever_it_expects_so_that_it_learns
     assert list(batcher.next(0).batch) == [row]
     for turn in range(60):
         batcher.ended(1, 5 * MS)
-        row = Row(turn * 100, turn * 100 + 50)
-        assert batcher.add(row, turn * 100 * MS)
-        assert list(batcher.next(turn * 100 * MS).batch) == [row]
+        now_ms = 1_000 + turn * 300
+        row = Row(now_ms, now_ms + 50)
+        assert batcher.add(row, now_ms * MS)
+        assert list(batcher.next(now_ms * MS).batch) == [row]
     assert batcher.curve.mean_ns(1) < 20 * MS
-
-
-def test_it_waits_only_where_a_batch_begun_now_would_make_the_next_rows_late() -> None:
-    usual = taught()
-    added(usual, 1, slo_ms=30)
-    assert usual.next(0).batch
-    tight = taught(lambda rows: 8 + 0.05 * rows)
-    (row,) = added(tight, 1, slo_ms=14)
-    turn = tight.next(0)
-    assert not turn.batch
-    assert 2 * MS < turn.again_ns <= 6 * MS
-    assert list(tight.next(turn.again_ns).batch) == [row]
 
 
 def test_cancelled_rows_are_not_scored() -> None:
@@ -155,6 +205,20 @@ def test_the_queue_is_bounded() -> None:
     batcher = Batcher(ServiceCurve(8), queue_rows_max=10)
     added(batcher, 10)
     assert not batcher.add(Row(0, 100), 0)
+
+
+def test_the_queue_is_bounded_in_bytes_and_what_left_it_no_longer_counts() -> None:
+    batcher = Batcher(ServiceCurve(4), queue_bytes_max=1_000)
+    rows = added(batcher, 10)
+    assert not batcher.add(Row(0, 100), 0)
+    assert list(batcher.next(0).batch) == rows[:1]
+    added(batcher, 1)
+    assert not batcher.add(Row(0, 100), 0)
+    for row in rows:
+        row.over = True
+    batcher.ended(1, MS)
+    assert len(batcher.next(MS).batch) == 1
+    added(batcher, 10, at_ms=1)
 
 
 def test_larger_sizes_are_tried_step_by_step_before_the_curve_is_known() -> None:

@@ -25,7 +25,7 @@ from drivetrain.inference.answering import ROW_BYTES_MAX
 from drivetrain.inference.door import ModelsDoor
 from drivetrain.inference.frames import FRAME_BYTES_MAX, FrameFault, FrameReader, Open, Score, framed
 from drivetrain.inference.local import LocalModels
-from drivetrain.inference.pool import WorkerModels
+from drivetrain.inference.pool import OUTSTANDING_BYTES_MAX, WorkerModels
 from drivetrain.inference.threaded import ThreadModels
 from support.trained import Echo, Sink, all_ended, asked, on_a_loop, pinned
 
@@ -337,3 +337,54 @@ def test_a_long_path_has_its_sockets_in_a_folder_of_this_user_alone(tmp_path: Pa
     with pytest.raises(DrivetrainError, match="not this user's alone"):
         socket_paths(deep, 1)
     path.parent.rmdir()
+
+
+@on_a_loop
+async def test_rows_that_wait_are_bounded_in_bytes(tmp_path: Path) -> None:
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(1 << 20):
+            pass
+
+    server = await asyncio.start_unix_server(listen, tmp_path / "m.sock")
+    pool = WorkerModels([tmp_path / "m.sock"], asyncio.get_running_loop())
+    request = asked("x" * (ROW_BYTES_MAX - 100))
+    sinks = [Sink() for _ in range(OUTSTANDING_BYTES_MAX // len(request.row) + 1)]
+    attempts = [pool.send(request, sink) for sink in sinks]
+    await all_ended(sinks[-1:])
+    assert sinks[-1].kind == "overload"
+    assert not any(sink.endings for sink in sinks[:-1])
+    attempts[0].cancel()
+    sink = Sink()
+    pool.send(request, sink)
+    await asyncio.sleep(0.05)
+    assert not sink.endings
+    await pool.close()
+    server.close()
+
+
+@on_a_loop
+async def test_a_model_that_was_dropped_is_let_go_by_the_next_time_and_its_sums_are_told_still() -> None:
+    loop = asyncio.get_running_loop()
+    loaded: list[str] = []
+
+    def load(model: Pinned) -> Echo:
+        loaded.append(model.name)
+        return Echo(model)
+
+    door = ModelsDoor(
+        LocalModels(load, loop.call_soon, time.monotonic_ns),
+        ThreadModels(loop, load),
+        lambda model: model.name == "echo",
+    )
+    await door.prepare([pinned(), SLOW])
+    for model in (pinned(), SLOW):
+        sink = Sink()
+        door.send(asked("a", model), sink)
+        await all_ended([sink])
+    for kept in (True, False):
+        await door.prepare([])
+        counts = door.counts()
+        assert {id: (one.rows, one.loaded) for id, one in counts.items()} == {"echo/1": (1, kept), "slow/1": (1, kept)}
+    await door.prepare([pinned(), SLOW])
+    assert sorted(loaded) == ["echo", "echo", "slow", "slow"]
+    await door.close()

@@ -38,6 +38,31 @@ def test_list_and_show(root: Path) -> None:
     assert "Did you mean `refund`?" in run(root, "show", "refnd", code=1)
 
 
+def test_show_tells_actions_exploration_metrics_and_gains(root: Path) -> None:
+    assert "any; its rules write refund, review, deny" in run(root, "list")
+    policy = (
+        POLICY[:-1]
+        + """, actions=("refund", "review", "deny"), metrics={"rate": "refund"},
+        gains=dt.Gains("fraud", {"refund": {"*": 1.0}}))"""
+    )
+    shown = run(project(root, policy, {}), "show", "refund")
+    for line in (
+        "actions    refund, review, deny",
+        "explores   10.0% of Calls: refund, deny",
+        "metrics    rate: refund",
+        "gains      by the Outcome fraud: refund",
+    ):
+        assert line in shown.splitlines()
+
+
+def test_a_workflow_without_a_policy_is_told_as_such(root: Path) -> None:
+    code = (root / "workflows" / "refunds.py").read_text()
+    bare = code[code.index("refunds = ") :].replace("refunds", "bare")
+    (root / "workflows" / "refunds.py").write_text(code + bare[: bare.index("    policy=")] + ")\n")
+    said = run(root, "run", "bare", "--case", str(root / "case.json"), code=1)
+    assert "Workflow `bare` has no policy." in said
+
+
 def test_run_says_why(root: Path) -> None:
     said = run(root, "run", "refund", "--case", str(root / "case.json"))
     for text in ("review", "middle_amount", "review 0.9, refund 0.05, deny 0.05", "input.amount is 70.0, not < 50"):
@@ -45,6 +70,8 @@ def test_run_says_why(root: Path) -> None:
     document = json.loads(run(root, "run", "refund", "--case", str(root / "case.json"), "--json"))
     assert document["verdict"]["rule"] == "middle"
     assert [rule["matches"] for rule in document["rules"]] == [False, True, True]
+    assert [rule["after"] for rule in document["rules"]] == ["", "", "middle"]
+    assert "`middle` before it matches" in said  # only the first rule that matches decides
     assert document["reads"] == {"answer": {"intent": "return"}, "input": {"amount": 70.0}}
 
 
@@ -78,7 +105,8 @@ def test_check_tells_mistakes_and_notices(root: Path) -> None:
     assert "no rule of table `table` matches every case" in run(root, "check", "refund", code=1)
     assert json.loads(run(root, "check", "--json", code=1))["ok"] is False
     project(root, POLICY.replace("explore", 'otherwise=dt.act("review"), explore'), {})
-    assert "notice: refund: no rule of table `table` matches" in run(root, "check")
+    noticed = run(root, "check")
+    assert "notice: refund: no rule of table `table` matches input.amount = 101; `otherwise` decides it" in noticed
 
 
 def test_import_csv_makes_a_table_that_comes_back(root: Path) -> None:
@@ -86,9 +114,13 @@ def test_import_csv_makes_a_table_that_comes_back(root: Path) -> None:
     sheet.write_text("input.amount,-> action\n< 50,refund\n-,review\n")
     said = run(root, "import-csv", str(sheet), "--name", "refund", code=1)
     assert "--replace" in said
-    run(root, "import-csv", str(sheet), "--name", "refund", "--replace")
+    made = run(root, "import-csv", str(sheet), "--name", "refund", "--replace")
+    assert made == "policies/refund.json: 2 rules. Now run `drivetrain check`.\n"
     assert run(root, "show", "refund", "--csv") == "rule,input.amount,-> action\nrow2,< 50,'refund'\nrow3,-,'review'\n"
     sheet.write_text("input.amount,-> action\n< a lot,refund\n")
     before = sorted(path.name for path in (root / "policies").iterdir())
     assert "row 2, column A" in run(root, "import-csv", str(sheet), "--name", "other", code=1)
+    sheet.write_text("input.amount,-> reason,-> action\n< 10,small\n")
+    short = run(root, "import-csv", str(sheet), "--name", "other", code=1)
+    assert "row 2, column C holds no action: the row ends at column B" in short
     assert sorted(path.name for path in (root / "policies").iterdir()) == before

@@ -98,7 +98,8 @@ SHADOWED = ("again", "< 40", "'refund'", "'refund'", "''")
 def test_an_unreachable_rule_is_told_at_its_line(tmp_path: Path) -> None:
     tables = files(table_node([RULES[0], SHADOWED, *RULES[1:]]))
     (problem,) = in_table(tmp_path, PLAIN, tables)
-    assert "rule `again` of table `table` never matches: `small` before it" in problem.what
+    assert "rule `again` of table `table` never matches: `small` before it takes every case" in problem.what
+    assert problem.what.endswith("It is rule 2 of 4.")
     assert problem.file == "policies/refund.json"
     assert b'"again"' in tables[problem.file].splitlines()[problem.line - 1]
 

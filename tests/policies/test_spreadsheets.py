@@ -7,7 +7,7 @@ import pytest
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.policies import Case
 from drivetrain.policies import compile_policy
-from drivetrain.policies.graphs import read_graph
+from drivetrain.policies.graph_reading import read_graph
 from drivetrain.policies.spreadsheets import table_from_csv, table_to_csv
 
 SHEET = """rule,input.amount,answer.intent,-> action,-> reason,-> pay,description

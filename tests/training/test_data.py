@@ -169,3 +169,54 @@ def test_one_class_or_one_side_is_refused(place: Place) -> None:
     few = place.dataset("few", orders(1))
     with pytest.raises(DrivetrainError, match="rows to train"):
         training_data(place.datasets, fraud(few))
+
+
+def test_rows_without_a_group_are_groups_of_their_own(place: Place) -> None:
+    """Calls over HTTP tell no user, and must not count as one person's."""
+    rows = [{**one, "user": "ann" if number % 10 == 0 else None} for number, one in enumerate(orders(400))]
+    data = training_data(place.datasets, fraud(place.dataset("orders", rows), group_by="user"))
+    assert data.train.size > 200
+    assert 40 < data.test.size < 130
+    groups = [*(data.train.groups or ()), *(data.test.groups or ())]
+    assert (len(set(groups)), groups.count("ann")) == (361, 40)
+    assert "360 rows without `user` count as groups of their own" in data.notices
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (1, "`shop` has 1 value in 200 rows, so all of them are one group"),
+        (2, "`shop` has 2 values in 200 rows, and rows of one value stay"),
+    ],
+)
+def test_a_group_that_leaves_a_side_empty_is_told_as_the_cause(place: Place, values: int, said: str) -> None:
+    # Of these names both hash to the side that trains, so that nobody tests.
+    rows = [{**one, "shop": ("ten", "six")[number % values]} for number, one in enumerate(orders(200))]
+    rows[0]["fraud"] = rows[1]["fraud"] = None
+    reference = place.dataset("orders", [*rows, *rows[2:4]])
+    with pytest.raises(DrivetrainError) as refused:
+        training_data(place.datasets, fraud(reference, group_by="shop"))
+    assert said in str(refused.value)
+    assert "Leave out --group-by" in refused.value.do
+    assert not refused.value.looked
+
+
+def test_why_a_side_is_empty_is_told_of_labels_and_of_splits(place: Place) -> None:
+    unlabelled = place.dataset("unlabelled", [{**one, "fraud": None} for one in orders(20)])
+    with pytest.raises(DrivetrainError, match="leaves 0 rows to train and 0 to test `fraud`") as refused:
+        training_data(place.datasets, fraud(unlabelled))
+    assert refused.value.looked == ("20 rows without a label",)
+    tests = place.dataset("tests", [{**one, "split": "test"} for one in orders(20)])
+    with pytest.raises(DrivetrainError, match="every row is of the split `test`"):
+        training_data(place.datasets, fraud(tests))
+
+
+def test_mistakes_that_need_no_rows_are_told_before_any_is_read(place: Place) -> None:
+    read: list[str] = []
+    reference = place.dataset("orders", orders(100))
+    for wrong in (fraud("order"), fraud(reference, label="frau"), fraud(reference, group_by="shop")):
+        with pytest.raises(DrivetrainError):
+            training_data(place.datasets, wrong, reading=lambda: read.append("rows"))
+    assert not read
+    training_data(place.datasets, fraud(reference), reading=lambda: read.append("rows"))
+    assert read == ["rows"]

@@ -16,7 +16,7 @@ from drivetrain.core.models import Scored
 from drivetrain.core.recipes import TabularClassification, TabularRegression, TextClassification
 from drivetrain.core.reports import ReportV1
 from drivetrain.training.metrics import judge_labels, judge_values, paired_labels
-from drivetrain.training.report import accept_lines, markdown, read_quotes, train_page
+from drivetrain.training.report import accept_lines, markdown, no_threshold_lines, read_quotes, train_page
 
 QUICK = TabularClassification(columns=COLUMNS, models=("linear",), folds=3)
 
@@ -151,11 +151,40 @@ def test_the_verdict_states_the_safest_threshold_that_holds(place: Place) -> Non
     assert [line.partition(" ")[0] for line in lines] == [
         f"accept=dt.confidence({reached[one]:g})" for one in (0.3, 0.2)
     ]
-    assert "at most 20.0 % wrong" in lines[1]
-    assert "at most 20.0 % of its answers are wrong" in report.verdict
+    assert "at most 20 % wrong" in lines[1]
+    assert "at most 20 % of its answers are wrong" in report.verdict
     for one in report.body["thresholds"]:
         if one["threshold"] is not None:
             assert one["error_bound"] <= one["risk"]
+
+
+def test_where_no_threshold_holds_the_report_says_what_would_and_what_to_do(place: Place) -> None:
+    reference = place.dataset("orders", orders(500, missing=0), split=SPLIT)
+    report = place.training().train(fraud(reference, QUICK, risks=(0.01, 0.02))).report
+    assert [one["threshold"] for one in report.body["thresholds"]] == [None, None]
+    could = report.body["risk_to_state"]
+    assert could > 0.02
+    stated = place.training().train(fraud(reference, QUICK, risks=(could,))).report
+    assert stated.body["thresholds"][0]["threshold"] is not None, "what is proposed holds"
+    assert f"no confidence holds a risk of 1 %, 2 %, but one holds {could * 100:g} %." in report.verdict
+    section = next(one for one in train_page(report).sections if one.title.startswith("From which"))
+    assert list(section.lines[:2]) == [line for line in no_threshold_lines(report) if line.startswith("no threshold")]
+    assert f"state it as `risks=[{could:g}]` or `--risk {could:g}`" in section.lines[2]
+    assert "Most confident mistakes" in section.lines[3]
+    assert "risk_to_state" not in stated.body
+    assert no_threshold_lines(stated) == []
+    earlier = {name: value for name, value in report.body.items() if name != "risk_to_state"}
+    assert len(no_threshold_lines(msgspec.structs.replace(report, body=earlier))) == 2, "older ones stay readable"
+    both = place.training().train(fraud(reference, QUICK, risks=(0.01, could))).report
+    assert not any("state it as" in line for line in no_threshold_lines(both)), "it is stated already"
+
+
+def test_one_number_has_one_interval(place: Place) -> None:
+    """The last point of the curve answers every row, so it is the accuracy."""
+    for rows in (200, 100):  # beyond and below what intervals are exact up to
+        body = place.training().train(fraud(place.dataset("orders", orders(rows), split=SPLIT), QUICK)).report.body
+        last, whole = body["abstention"][-1], body["accuracy"]
+        assert (last["accuracy_low"], last["accuracy_high"]) == (whole["low"], whole["high"])
 
 
 def test_the_command_lists_and_shows_every_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +215,13 @@ def test_the_command_lists_and_shows_every_kind(tmp_path: Path, monkeypatch: pyt
     assert json.loads(run("show", train_id[:8], "--json"))["body"] == json.loads(msgspec.json.encode(trained.body))
     assert "The mix moved it." in run("show", explain_id)
     assert "share: 0.25" in run("show", explain_id, "--markdown")
+    nobody = CliRunner().invoke(command.app, ["show", "fraud"])
+    assert nobody.exit_code == 1
+    assert "`fraud` is neither the id of a Report nor a model with one" in nobody.stderr
+    assert "NAME@NUMBER" in nobody.stderr
+    long = msgspec.structs.replace(other, verdict="moved " * 100, subject="workflow:long")
+    kept.put(long)
+    assert max(map(len, run("list", "--subject", "workflow:long").splitlines())) < 180
     unknown = CliRunner().invoke(command.app, ["show", "ffffffff"])
     assert unknown.exit_code == 1
     assert "`drivetrain report list`" in unknown.stderr

@@ -90,7 +90,7 @@ def test_too_few_rows_show_nothing_however_right() -> None:
     assert threshold_for(confidence, [True] * fewest, 0.02).answered == fewest
     few = threshold_for(confidence[1:], [True] * (fewest - 1), 0.02)
     assert few.threshold is None
-    assert few.reason.startswith(f"{fewest - 1} rows cannot show an error of 0.02")
+    assert few.reason.startswith(f"{fewest - 1} rows cannot show an error of 2 %: ")
     assert threshold_for([], [], 0.02).threshold is None
 
 

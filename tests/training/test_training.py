@@ -419,7 +419,7 @@ def test_drivetrain_train_of_a_declared_model(project: Path) -> None:
     assert told["version"]["metrics"]["accuracy"] > 0.9
     listed = json.loads(done("report", "list", "--json"))["reports"]
     assert {one["id"] for one in listed} >= {told["report_id"]}
-    for name in (told["report_id"][:6], "intent@2"):
+    for name in (told["report_id"][:6], "intent@2", "intent"):
         assert json.loads(done("report", "show", name, "--json"))["id"] == told["report_id"]
 
 
@@ -437,6 +437,30 @@ def test_drivetrain_train_by_options_alone(project: Path) -> None:
     unknown = run("train", "intnt")
     assert unknown.exit_code == 1
     assert "Did you mean `intent`" in unknown.stderr
+
+
+def test_a_model_that_is_not_declared_is_told_what_to_do_once(project: Path) -> None:
+    ran = run("train", "fraud")
+    assert ran.exit_code == 1
+    assert "the project declares `intent`." in ran.stderr
+    assert (
+        'Declare `dt.TrainedModel("fraud", ...)` in `training/`, or say --dataset, --recipe and --label.' in ran.stderr
+    )
+    (project / "training" / "models.py").unlink()
+    bare = run("train", "fraud").stderr
+    assert bare.count("declare") == 1, bare
+    assert "Looked in" not in bare
+
+
+def test_an_unknown_dataset_is_told_before_any_progress(project: Path) -> None:
+    ran = run("train", "intent")
+    assert ran.exit_code == 1
+    assert "%" not in ran.stderr, ran.stderr
+
+
+def test_check_counts_what_it_found(project: Path) -> None:
+    assert run("check").stdout.startswith("ok: 0 workflows, 1 trained model, snapshot ")
+    assert json.loads(run("check", "--json").stdout)["trained_models"] == ["intent"]
 
 
 def test_every_mistake_of_a_declaration_is_told_by_check(project: Path) -> None:

@@ -66,6 +66,7 @@ def _check_snapshot(snapshot: Snapshot) -> CheckAnswer:
     from drivetrain.erasure.note import unfinished
     from drivetrain.features import checks as feature_checks
     from drivetrain.policies import checks as policy_checks
+    from drivetrain.policies.compile import as_policy
     from drivetrain.project.secrets import missing
 
     problems = (*providers.check(snapshot), *feature_checks.check(snapshot), *policy_checks.check(snapshot))
@@ -78,6 +79,10 @@ def _check_snapshot(snapshot: Snapshot) -> CheckAnswer:
         snapshot="" if problems else snapshot.hash,
         environment=snapshot.environment,
         workflows=tuple(name for name in snapshot.workflows if name not in snapshot.direct),
+        trained_models=tuple(snapshot.trained),
+        policies=tuple(
+            dict.fromkeys(as_policy(one.policy, one.name).name for one in snapshot.workflows.values() if one.policy)
+        ),
         problems=problems,
         notices=tuple(notices),
     )
@@ -86,8 +91,16 @@ def _check_snapshot(snapshot: Snapshot) -> CheckAnswer:
 def _readable(answer: CheckAnswer) -> str:
     lines = [f"notice: {notice}" for notice in answer.notices]
     if answer.ok:
-        count = len(answer.workflows)
-        lines.append(f"ok: {count} workflow{'s' if count != 1 else ''}, snapshot {answer.snapshot[:16]}")
+        counted = [_counted(len(answer.workflows), "workflow", "workflows")]
+        if answer.trained_models:
+            counted.append(_counted(len(answer.trained_models), "trained model", "trained models"))
+        if answer.policies:
+            counted.append(_counted(len(answer.policies), "policy", "policies"))
+        lines.append(f"ok: {', '.join(counted)}, snapshot {answer.snapshot[:16]}")
     else:
         lines.append(str(ProjectError(answer.problems)))
     return "\n".join(lines)
+
+
+def _counted(count: int, one: str, more: str) -> str:
+    return f"{count} {one if count == 1 else more}"

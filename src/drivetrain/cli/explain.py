@@ -8,6 +8,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from drivetrain.cli.ending import fail, print_json
@@ -17,8 +18,10 @@ from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.times import NS_PER_S, iso
 
 if TYPE_CHECKING:
-    from drivetrain.embedded.evidence import Explained, Span
+    from drivetrain.core.reports import ReportV1
+    from drivetrain.evals.explain import Explanation
 
+"""In a Report's body: whether the metric is a share, shown in percent."""
 DAY_NS = 86_400 * NS_PER_S
 _WEEK = re.compile(r"([0-9]{4})-W([0-9]{2})")
 
@@ -49,8 +52,8 @@ def explain_command(
     if as_json:
         print_json({"report": report_id, "verdict": report.verdict, **report.body})
         return
-    print_explained(result, spans)
-    typer.echo(f"\n{plain(report.verdict)}\nReport {report_id}")
+    show_explained(report, False, project)
+    typer.echo(f"report: drivetrain report show {report_id}")
 
 
 def period_ns(text: str, now_ns: int | None = None) -> tuple[int, int]:
@@ -77,19 +80,55 @@ def period_ns(text: str, now_ns: int | None = None) -> tuple[int, int]:
     return begins, begins + DAY_NS
 
 
-def print_explained(result: Explained, spans: tuple[Span, Span]) -> None:
-    """The terminal's page."""
-    from drivetrain.evals.explain_report import NAMES, number, share_text
+def show_explained(report: ReportV1, markdown: bool, project: Path | None) -> None:
+    """A Report of kind `explain`, as the command and `drivetrain report show` print it."""
+    from drivetrain.cli.reports import show_any
+    from drivetrain.evals.explain import Explanation
 
-    found, is_share = result.explanation, result.metric.is_share
+    try:
+        found, told = msgspec.convert(report.body, Explanation), msgspec.convert(report.body, Told)
+    except msgspec.ValidationError:  # of an earlier version
+        show_any(report, markdown, project)
+        return
+    if markdown:
+        typer.echo(f"# {plain(report.kind)} of {plain(report.subject)}\n\n```text")
+    _print_page(found, told)
+    for name, span in zip(("first", "second"), told.periods, strict=True):
+        if span.end_ns > report.made_ns:
+            typer.echo(f"the {name} period was not over when this was made, at {iso(report.made_ns)[:19]}")
+    typer.echo(f"{'```' if markdown else ''}\n{plain(report.verdict)}")
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True):
+    """What a Report's body has beside the Explanation."""
+
+    is_share: bool
+    periods: tuple[Period, Period]
+    ledger_decisions: tuple[int, int]
+    """Of each period, all of them."""
+    asks_usd: dict[str, float]
+
+
+class Period(msgspec.Struct, frozen=True):
+    """From a moment up to, and without, another."""
+
+    start_ns: int
+    end_ns: int
+
+
+def _print_page(found: Explanation, told: Told) -> None:
+    from drivetrain.evals.explain_report import NAMES, number, share_text
+    from drivetrain.evals.explain_report import period as period_text
+
+    is_share = told.is_share
     rows = []
     for name, span, period, decisions in zip(
-        ("from", "to"), spans, (found.first, found.second), result.decisions, strict=True
+        ("from", "to"), told.periods, (found.first, found.second), told.ledger_decisions, strict=True
     ):
         versions = len({state.policy for state, _ in period.states})
         models = len({state.model for state, _ in period.states})
         rows.append(
-            [name, f"{iso(span.start_ns)[:16]} to {iso(span.end_ns)[:16]}", f"{decisions:,}", f"{period.used:,}",
+            [name, period_text(span.start_ns, span.end_ns), f"{decisions:,}", f"{period.used:,}",
              str(models), str(versions), number(period.value, is_share)]
         )  # fmt: skip
     print_table(
@@ -119,18 +158,18 @@ def print_explained(result: Explained, spans: tuple[Span, Span]) -> None:
     for why, count in found.lost.items():
         typer.echo(f"left out: {count:,} Decisions ({plain(why)})")
     if not found.known:
-        _print_unknown(result)
+        _print_unknown(found, told)
 
 
-def _print_unknown(result: Explained) -> None:
+def _print_unknown(found: Explanation, told: Told) -> None:
     from drivetrain.evals.explain_report import number
 
-    found, is_share = result.explanation, result.metric.is_share
+    is_share = told.is_share
     typer.echo("\nWhat other models would have answered cannot be known without asking them:")
     for reference, calls in found.asks.items():
-        cost = result.asks_usd.get(reference)
-        told = f", about {cost:.2f} USD by what its Calls in these periods cost" if cost is not None else ""
-        typer.echo(f"  {calls:,} Calls to {plain(reference)}{told}")
+        cost = told.asks_usd.get(reference)
+        price = f", about {cost:.2f} USD by what its Calls in these periods cost" if cost is not None else ""
+        typer.echo(f"  {calls:,} Calls to {plain(reference)}{price}")
     typer.echo("What is known all the same, with each period's own traffic and models:")
     for name, interval in found.alone.items():
         typer.echo(

@@ -68,7 +68,7 @@ def import_command(
         return
     typer.echo(f"{made.name}@{made.number}: {made.format}, digest {made.digest}")
     typer.echo(
-        f"It is live nowhere. `drivetrain models alias {made.name} champion {made.number} --reason \"...\"` names it.",
+        f'It is live nowhere. `drivetrain models alias {made.name} champion {made.number} --reason "..."` names it.',
         err=True,
     )
 
@@ -180,7 +180,7 @@ def export_command(
     to: Annotated[
         Path | None, typer.Option(help="A folder that is not there yet; by default NAME-NUMBER here.")
     ] = None,
-    layout: Annotated[str, typer.Option("--as", help="folder, or mlflow for one that MLflow reads.")] = "folder",
+    layout: Annotated[str, typer.Option("--as", help="folder; or mlflow, which cannot say all.")] = "folder",
     project: Project = None,
     as_json: Json = False,
 ) -> None:
@@ -196,6 +196,8 @@ def export_command(
         print_json(msgspec.to_builtins(done))
     else:
         typer.echo(plain(f"{done.path}: {', '.join(done.files)}"))
+        for line in done.lost:
+            typer.echo(f"note: {plain(line)}", err=True)
 
 
 @app.command("history")

@@ -73,7 +73,8 @@ def print_version(version: ModelVersionV1, numbers: Sequence[int], aliases: Mapp
         "metrics": ", ".join(f"{name} {value:.4g}" for name, value in version.metrics.items()),
         "accept": ", ".join(
             # With every digit: the bound was shown for this threshold, and not for a lower one.
-            f"{value!r} for a risk of {float(risk) * 100:.6g} %" for risk, value in version.thresholds.items()
+            f"{value!r} for a risk of {float(risk) * 100:.6g} %"
+            for risk, value in version.thresholds.items()
         ),
         "files": ", ".join(f"{one.path} {one.bytes:,} bytes" for one in version.files),
     }

@@ -53,8 +53,7 @@ def list_command(project: Project = None, env: Env = None, as_json: Json = False
     columns += [Column("explores", right=True, drop=1), Column("actions", drop=2)]
     print_table(columns, [
         [plain(row["policy"]), plain(row["workflow"]), plain(row["table"] or "function"), row["version"],
-         "-" if row["rules"] is None else str(row["rules"]), f"{row['explore_share']:.1%}",
-         plain(", ".join(row["actions"])) or "any"]
+         "-" if row["rules"] is None else str(row["rules"]), f"{row['explore_share']:.1%}", plain(_actions(row))]
         for row in rows
     ])  # fmt: skip
 
@@ -88,7 +87,17 @@ def show_command(
         typer.echo(f"{key:10} {plain(facts[key])}")
     typer.echo(f"{'from':10} {plain(facts['table'] or 'function')}")
     typer.echo(f"{'reads':10} {plain(', '.join(facts['reads'])) or 'everything' * (not facts['table']) or '-'}")
+    typer.echo(f"{'actions':10} {plain(_actions(facts))}")
     typer.echo(f"{'otherwise':10} {plain(facts['otherwise'] or 'the Call fails')}")
+    if facts["explore_actions"]:
+        explored = f"{facts['explore_share']:.1%} of Calls: {', '.join(facts['explore_actions'])}"
+        typer.echo(f"{'explores':10} {plain(explored)}")
+    if facts["metrics"]:
+        said = "; ".join(f"{one}: {', '.join(of) or 'a function'}" for one, of in facts["metrics"].items())
+        typer.echo(f"{'metrics':10} {plain(said)}")
+    if facts["gains"]:
+        actions = ", ".join(facts["gains"]["actions"]) or "a function"
+        typer.echo(f"{'gains':10} {plain('by the Outcome ' + facts['gains']['metric'] + ': ' + actions)}")
     for table in facts["tables"]:
         typer.echo("")
         titles = [*table["inputs"], *(f"-> {one}" for one in table["outputs"])]
@@ -105,7 +114,7 @@ def check_command(
 ) -> None:
     """Find rules that never match, cases that none matches, contradictions and unknown fields. Exit code 1 for any."""
     from drivetrain.core.errors import ProjectError
-    from drivetrain.policies.checks import analyses, check_policy, unanalysed
+    from drivetrain.policies.checks import analyses, check_policy, table_notices
     from drivetrain.policies.compile import as_policy
     from drivetrain.policies.domains import shown
 
@@ -116,11 +125,14 @@ def check_command(
             problems = [one for policy, workflow in chosen for one in check_policy(policy, workflow, snapshot)]
             for policy, workflow in chosen if not problems else ():
                 compiled = _compile(as_policy(policy, workflow.name), snapshot)
+                if compiled.graphs is not None:
+                    told = table_notices(compiled.graphs, workflow, snapshot)
+                    notices += [f"{policy.name}: {one}" for one in told]
                 for found in analyses(compiled, workflow):
-                    notices += [f"{policy.name}: {one}" for one in unanalysed(found)]
                     if found.gap is not None:
                         case = shown(found.gap) or "any case"
-                        notices.append(f"{policy.name}: no rule of table `{found.table}` matches {case}: `otherwise`")
+                        what = f"no rule of table `{found.table}` matches {case}; `otherwise` decides it"
+                        notices.append(f"{policy.name}: {what}")
     except DrivetrainError as error:
         fail(error)
     if as_json:
@@ -193,7 +205,7 @@ def import_csv_command(
     project: Project = None,
 ) -> None:
     """Make a decision table from CSV, refused with every bad cell where it has any."""
-    from drivetrain.policies.graphs import TABLE_BYTES_MAX, read_graph
+    from drivetrain.policies.graph_reading import TABLE_BYTES_MAX, read_graph
     from drivetrain.policies.spreadsheets import table_from_csv
     from drivetrain.project.files import find_root
     from drivetrain.project.settings import NAME, NAME_HELP
@@ -213,12 +225,13 @@ def import_csv_command(
     except DrivetrainError as error:
         fail(error)
     rules = sum(len(node.table.rules) for node in graph.tables if node.table is not None)
-    typer.echo(f"{target}: {rules} rule{'s' if rules != 1 else ''}. Check it with `drivetrain policy check`.")
+    shown = f"policies/{target.name}" if out is None else str(target)
+    typer.echo(plain(f"{shown}: {rules} rule{'s' if rules != 1 else ''}. Now run `drivetrain check`."))
 
 
 def _matched(one: WhyNot) -> tuple[str, str]:
     if one.matches:
-        return "yes", ""
+        return ("would", plain(f"`{one.after}` before it matches")) if one.after else ("yes", "")
     if one.matches is None:
         return "?", plain(f"{one.column}: {one.cell}")
     return "no", plain(f"{one.column} is {one.value}, not {one.cell}")
@@ -255,9 +268,12 @@ def _one(snapshot: Snapshot, name: str) -> tuple[Policy, Workflow[Any, Any]]:
         for policy, workflow in found:
             if (workflow.name if by_workflow else policy.name) == name:
                 return policy, workflow
+    if name in snapshot.workflows:
+        raise DrivetrainError(
+            f"Workflow `{plain(name)}` has no policy.", do='Give it one: `policy="TABLE.json"` or a dt.Policy.'
+        )
     raise DrivetrainError(
         f"This project has no policy `{plain(name)}`.",
-        looked=[str(snapshot.root)],
         do=did_you_mean(name, {policy.name for policy, _ in found}) if found else "Give a workflow `policy=`.",
     )
 
@@ -279,7 +295,10 @@ def _named(snapshot: Snapshot, name: str) -> tuple[CompiledPolicy, Workflow[Any,
 
 def _facts(compiled: CompiledPolicy, workflow: Workflow[Any, Any]) -> dict[str, Any]:
     """What `list` and `show` say of a policy, as JSON has it."""
+    from drivetrain.policies.checks import written_actions
+
     declared, graphs = compiled.declared, compiled.graphs
+    gains = declared.gains
     rules = None
     if graphs is not None:
         tables = [node.table for graph in graphs.files.values() for node in graph.tables if node.table is not None]
@@ -292,10 +311,32 @@ def _facts(compiled: CompiledPolicy, workflow: Workflow[Any, Any]) -> dict[str, 
         "rules": rules,
         "reads": list(compiled.reads),
         "actions": list(declared.actions),
+        "writes": list(written_actions(graphs)) if graphs is not None else [],
         "otherwise": declared.otherwise.action if declared.otherwise is not None else None,
         "explore_share": declared.explore.share if declared.explore is not None else 0.0,
         "explore_actions": list(declared.explore.actions) if declared.explore is not None else [],
+        "metrics": {name: _metric(metric) for name, metric in declared.metrics.items()},
+        "gains": None
+        if gains is None
+        else {
+            "metric": gains.metric,
+            "actions": [] if callable(gains.usd) else list(gains.usd),
+        },
     }
+
+
+def _actions(facts: dict[str, Any]) -> str:
+    """For people: what is declared; else what the table writes, which is not checked against anything."""
+    if facts["actions"]:
+        return ", ".join(facts["actions"])
+    return f"any; its rules write {', '.join(facts['writes'])}" if facts["writes"] else "any"
+
+
+def _metric(metric: Any) -> list[str]:
+    """The actions whose share it is; none of a function."""
+    if callable(metric):
+        return []
+    return [metric] if isinstance(metric, str) else list(metric)
 
 
 def _tables(compiled: CompiledPolicy) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from drivetrain.cli.ending import fail, print_json
@@ -15,6 +16,7 @@ from drivetrain.core.errors import DrivetrainError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from drivetrain.core.reports import ReportV1
     from drivetrain.evals.policy_replay import Change, PolicyReplay
     from drivetrain.evals.worth import Worth
     from drivetrain.statistics.bootstrap import Interval
@@ -66,12 +68,29 @@ def replay(
     if as_json:
         print_json({"report": report_id, "verdict": report.verdict, **report.body})
         return
-    print_replay(result)
-    typer.echo(f"\n{plain(report.verdict)}\nReport {report_id}")
+    show_replay(report, False, project)
+    typer.echo(f"report: drivetrain report show {report_id}")
 
 
-def print_replay(result: PolicyReplay) -> None:
-    """The terminal's page."""
+def show_replay(report: ReportV1, markdown: bool, project: Path | None) -> None:
+    """A Report of kind `policy-replay`, as the command and `drivetrain report show` print it."""
+    from drivetrain.cli.reports import show_any
+    from drivetrain.evals.policy_replay import PolicyReplay, worth_verdict
+
+    try:
+        result = msgspec.convert(report.body, PolicyReplay)
+    except msgspec.ValidationError:  # of an earlier version
+        show_any(report, markdown, project)
+        return
+    if markdown:
+        typer.echo(f"# {plain(report.kind)} of {plain(report.subject)}\n\n```text")
+    _print_page(result)
+    # The page begins with what changes, so that only a Report by itself needs the whole verdict again.
+    last = report.verdict if markdown or not result.redecided else f"All in all: {worth_verdict(result)}"
+    typer.echo(f"{'```' if markdown else ''}\n{plain(last)}")
+
+
+def _print_page(result: PolicyReplay) -> None:
     typer.echo(
         f"{result.redecided:,} of {result.decisions:,} Decisions re-decided under version {result.candidate}; "
         f"{result.changed:,} would change: {result.changed_share:.1%} "
@@ -79,6 +98,8 @@ def print_replay(result: PolicyReplay) -> None:
     )
     for why, count in result.lost.items():
         typer.echo(f"not re-decided: {count:,} ({plain(why)})")
+    if result.fails:
+        typer.echo(f"{result.fails:,} Calls would fail: the candidate cannot decide them")
     if result.candidate_failed:
         typer.echo(f"the candidate's `otherwise` stood in for {result.candidate_failed:,}")
     _changes("What would change", result.changes)
@@ -86,19 +107,19 @@ def print_replay(result: PolicyReplay) -> None:
     if result.segments:
         typer.echo(f"\nBy {plain(result.by)}")
         by_segment = result.worth.by_segment if result.worth is not None else {}
-        print_table(
+        columns = [
+            Column(plain(result.by)), Column("Decisions", right=True), Column("change", right=True),
+            Column("share", right=True), Column("USD per Decision", right=True, drop=1),
+        ]  # fmt: skip
+        rows = [
             [
-                Column(plain(result.by)), Column("Decisions", right=True), Column("change", right=True),
-                Column("share", right=True), Column("USD per Decision", right=True, drop=1),
-            ],
-            [
-                [
-                    plain(one.name), f"{one.decisions:,}", f"{one.changed:,}", f"{one.changed / one.decisions:.1%}",
-                    _interval(by_segment[one.name]) if one.name in by_segment else "-",
-                ]
-                for one in result.segments[:ROWS_SHOWN]
-            ],
-        )  # fmt: skip
+                plain(one.name), f"{one.decisions:,}", f"{one.changed:,}", f"{one.changed / one.decisions:.1%}",
+                _interval(by_segment[one.name]) if one.name in by_segment else "-",
+            ]
+            for one in result.segments[:ROWS_SHOWN]
+        ]  # fmt: skip
+        kept = None if by_segment else -1  # without gains there is no worth to show
+        print_table(columns[:kept], [row[:kept] for row in rows])
     if result.worth is not None:
         _print_worth(result.worth)
 

@@ -6,6 +6,7 @@ Owns the list and how a Report is shown; what a kind says is told by the room th
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,8 +32,15 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 Shown = Callable[["ReportV1", bool, Path | None], None]
 """Prints a Report: as Markdown or for a terminal, with the project that it is from."""
-RENDERERS: dict[str, tuple[str, str]] = {"train": ("drivetrain.cli.reports", "show_training")}
+RENDERERS: dict[str, tuple[str, str]] = {
+    "train": ("drivetrain.cli.reports", "show_training"),
+    "policy-replay": ("drivetrain.cli.policy_replay", "show_replay"),
+    "explain": ("drivetrain.cli.explain", "show_explained"),
+}
 """Kind -> where its `Shown` is; any other kind is shown as its verdict, facts and body."""
+VERDICT_CHARS_MAX = 100
+"""Of a verdict in the list; `show` has all of it."""
+_ID = re.compile(r"[0-9a-f]+")
 
 
 @app.command("list")
@@ -56,15 +64,16 @@ def list_command(
         print_table(
             [Column("report"), Column("kind"), Column("about"), Column("made", drop=2), Column("verdict", drop=1)],
             [
-                [one.id, one.report.kind, plain(one.report.subject), iso(one.report.made_ns), plain(one.report.verdict)]
+                [one.id, one.report.kind, plain(one.report.subject), iso(one.report.made_ns)[:16],
+                 _short(plain(one.report.verdict))]
                 for one in found
             ],
-        )
+        )  # fmt: skip
 
 
 @app.command("show")
 def show_command(
-    report: Annotated[str, typer.Argument(help="Its id or the first digits of it, or the model it tells of: NAME@N.")],
+    report: Annotated[str, typer.Argument(help="Its id or 4 digits of it, or the model it tells of: NAME, NAME@N.")],
     *,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
     project: Project = None,
@@ -72,7 +81,7 @@ def show_command(
 ) -> None:
     """Show one Report; rows that it cites are quoted from their Dataset, except in JSON."""
     try:
-        found = _reports(project).get(_report_of(report, project) if "@" in report else report)
+        found = _reports(project).get(report if _ID.fullmatch(report) else _report_of(report, project))
         if as_json:
             print_json({"id": found.id, **msgspec.to_builtins(found.report)})
             return
@@ -117,6 +126,10 @@ def show_any(report: ReportV1, markdown: bool, project: Path | None) -> None:
     typer.echo(plain(f"\n```json\n{body}\n```" if markdown else f"\n{body}"))
 
 
+def _short(text: str) -> str:
+    return text if len(text) <= VERDICT_CHARS_MAX else f"{text[: VERDICT_CHARS_MAX - 3]}..."
+
+
 def _head(one: Stored) -> dict[str, Any]:
     """A Report without its body."""
     return {name: value for name, value in msgspec.to_builtins(one.report).items() if name != "body"}
@@ -132,7 +145,14 @@ def _report_of(model: str, project: Path | None) -> str:
     """The id of the Report of a version's training. Raises: DrivetrainError."""
     from drivetrain.embedded.modelling import open_registry
 
-    version = open_registry(project or Path.cwd()).find(model)
+    try:
+        version = open_registry(project or Path.cwd()).find(model)
+    except DrivetrainError as error:
+        raise DrivetrainError(
+            f"`{model[:100]}` is neither the id of a Report nor a model with one: {error.what}",
+            looked=error.looked,
+            do="`drivetrain report list` tells the ids; of a training write the model's NAME or NAME@NUMBER.",
+        ) from None
     if not version.report:
         raise DrivetrainError(
             f"{version.artifact} has no Report: it was not trained here.",

@@ -83,10 +83,11 @@ def _declared(snapshot: Snapshot, name: str, recipe: AnyRecipe | None, given: di
         missing += [] if recipe is not None else ["--recipe"]
         if len(missing) == 3:
             others = ", ".join(f"`{one}`" for one in sorted(snapshot.trained)[:KNOWN_MAX]) or "none"
+            nearest = did_you_mean(name, snapshot.trained) if snapshot.trained else ""
+            declare = f'Declare `dt.TrainedModel("{name[:100]}", ...)` in `training/`'
             raise DrivetrainError(
-                f"There is no trained model `{name[:100]}` to train; declared in the project: {others}.",
-                do=(did_you_mean(name, snapshot.trained) if snapshot.trained else "")
-                + f' Declare `dt.TrainedModel("{name[:100]}", ...)` in `training/`, or say --dataset, --recipe and --label.',
+                f"There is no trained model `{name[:100]}`; the project declares {others}.",
+                do=f"{nearest} {declare}, or say --dataset, --recipe and --label.".strip(),
             )
         if missing:
             raise DrivetrainError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from drivetrain.adapters.files import FileVault
 from drivetrain.core.declarations import Workflow
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.policies import Policy
+from drivetrain.core.times import iso
 from drivetrain.embedded.applying import person
 from drivetrain.embedded.asking import lake_for
 from drivetrain.embedded.modelling import registry_in, reports_in
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 
 CALLS_MAX = 5_000
 """Of each period that `explain` replays unless it is told otherwise: about a second per thousand, measured."""
+DAYS_SHOWN = 7
+"""Days with Decisions that an error names."""
 
 
 class Span(msgspec.Struct, frozen=True):
@@ -48,6 +52,9 @@ class Span(msgspec.Struct, frozen=True):
 
     start_ns: int
     end_ns: int
+
+    def __str__(self) -> str:
+        return explain_report.period(self.start_ns, self.end_ns)
 
 
 class Explained(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,12 +93,11 @@ class Evidence:
         every = [one for one in self.snapshot.workflows.values() if one.policy is not None]
         found = [one for one in every if as_policy(one.policy, one.name).name == name]
         found = found or [one for one in every if one.name == name]
+        if not found and name in self.snapshot.workflows:
+            raise DrivetrainError(f"Workflow `{name}` has no policy, so it makes no Decisions.")
         if not found:
-            known = sorted({as_policy(one.policy, one.name).name for one in every})
-            raise DrivetrainError(
-                f"No workflow has a policy `{name}`. {did_you_mean(name, known)}".rstrip(),
-                looked=[f"policies: {', '.join(f'`{one}`' for one in known) or 'none'}"],
-            )
+            known = {as_policy(one.policy, one.name).name for one in every}
+            raise DrivetrainError(f"No workflow has a policy `{name}`.", do=did_you_mean(name, known))
         return found
 
     def replay_policy(
@@ -110,6 +116,11 @@ class Evidence:
         """
         workflows = self.policy_workflows(name)
         declared = as_policy(workflows[0].policy, workflows[0].name)
+        if depends_on_action and declared.gains is None:
+            raise DrivetrainError(
+                f"The policy `{declared.name}` declares no gains, so there is no Outcome that could depend on actions.",
+                do="Give it `gains=dt.Gains(...)`, or leave out `--outcome-depends-on-action`.",
+            )
         policy = declared if candidate is None else _with_table(declared, candidate)
         compiled = compile_policy(policy, self.snapshot.files, clock_ns=lambda: 0)
         reader = PastReader(self._vault, workflows[0], self._whole(workflows))
@@ -127,7 +138,15 @@ class Evidence:
     def explain(
         self, workflow: str, metric: str, first: Span, second: Span, *, calls_max: int = CALLS_MAX
     ) -> Explained:
-        """What moved a metric of a workflow's Decisions between two spans. Raises: DrivetrainError."""
+        """What moved a metric of a workflow's Decisions between two spans, which share no moment.
+
+        Raises: DrivetrainError.
+        """
+        if first.start_ns < second.end_ns and second.start_ns < first.end_ns:
+            raise DrivetrainError(
+                f"The periods {first} and {second} overlap, so Decisions would be compared with themselves.",
+                do="Choose periods that share no moment, such as two days.",
+            )
         declared = self.snapshot.workflows.get(workflow)
         if declared is None:
             raise DrivetrainError(
@@ -141,6 +160,12 @@ class Evidence:
         counts, moments = [], []
         for span in (first, second):
             sample = self._sample(workflow, span, calls_max, costs)
+            if not sample.decisions:
+                days = self._days(workflow)
+                raise DrivetrainError(
+                    f"Workflow `{workflow}` made no Decision from {span}.",
+                    do=f"Choose days that have some: {days}." if days else "None is recorded at all.",
+                )
             counts.append(sample.decisions)
             calls = sorted(self._with_payloads(workflow, span, sample.chosen), key=lambda one: one.call_id)
             moments.append([world.moment(call) for call in calls])
@@ -160,6 +185,7 @@ class Evidence:
             "periods": [msgspec.to_builtins(first), msgspec.to_builtins(second)],
             "ledger_decisions": list(result.decisions),
             "asks_usd": result.asks_usd,
+            "is_share": result.metric.is_share,
         }
         return explain_report.report(
             result.explanation, workflow, is_share=result.metric.is_share, made_ns=self._now_ns(), made_by=person(),
@@ -190,6 +216,14 @@ class Evidence:
             else:
                 heapq.heappushpop(chosen, (rank, call.call_id))
         return _Sample(count, frozenset(call_id for _, call_id in chosen))
+
+    def _days(self, workflow: str) -> str:
+        """The latest days on which Decisions were made, for an error; empty where there are none."""
+        calls = self._calls.calls(Wanted(workflow=workflow), outcomes=False, payloads=False)
+        count = Counter(iso(one.opened_ns)[:10] for one in calls if one.decision is not None)
+        latest = sorted(count)[-DAYS_SHOWN:]
+        more = "... " if len(count) > DAYS_SHOWN else ""
+        return more + ", ".join(f"{day} ({count[day]:,})" for day in latest)
 
     def _with_payloads(
         self, workflow: str, span: Span, chosen: frozenset[str], *, outcomes: bool = False

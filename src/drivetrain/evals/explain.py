@@ -166,10 +166,8 @@ def metric_of(policy: Policy, name: str) -> Metric:
     """A metric that the policy declares. Raises: DrivetrainError with the known names."""
     declared = policy.metrics.get(name)
     if declared is None:
-        known = ", ".join(f"`{one}`" for one in policy.metrics) or "none"
         raise DrivetrainError(
-            f"The policy `{policy.name}` declares no metric `{name}`. {did_you_mean(name, policy.metrics)}".rstrip(),
-            looked=[f"its metrics: {known}"],
+            f"The policy `{policy.name}` declares no metric `{name}`. {did_you_mean(name, policy.metrics)}",
             do=f'Declare it: `metrics={{"{name}": "ACTION"}}` is the share of an action.',
         )
     if callable(declared):
@@ -188,7 +186,8 @@ def explain(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Explanation:
-    """Raises: DrivetrainError where a period has no Decision, or none that can be replayed."""
+    """Raises: DrivetrainError where a period has no Decision, or none that can be replayed, or numpy is missing."""
+    load_numpy()  # first: without it no trained model can be loaded either, and all would be called lost
     for name, moments in (("first", first), ("second", second)):
         if not moments:
             raise DrivetrainError(f"The {name} period has no Decision.", do="Choose days on which Calls were decided.")
@@ -197,7 +196,7 @@ def explain(
     draws = []
     for place, (name, table) in enumerate(zip(("first", "second"), tables, strict=True)):
         if not table.clusters:
-            why = next(iter(found.lost), "nothing of them was kept")
+            why = next((one for one, _ in found.lost.most_common(1)), "nothing of them was kept")
             raise DrivetrainError(
                 f"No Decision of the {name} period can be replayed: {why}.",
                 do='Keep what replays need: `retention="full"` or "sampled" of the workflow, or `reads` of the policy.',

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from drivetrain.core.reports import ReportV1
+from drivetrain.core.times import iso
 from drivetrain.evals.explain import Explanation, Share
 
 NAMES = {"model": "model", "policy": "policy", "traffic": "traffic mix"}
@@ -22,6 +23,12 @@ def verdict(found: Explanation, *, is_share: bool) -> str:
     if not found.known:
         return f"{said}; how much each part moved is known only in bounds: {told}."
     return f"{said}: {told}."
+
+
+def period(start_ns: int, end_ns: int) -> str:
+    """`2026-01-31T00:00 to 2026-02-01T00:00`, UTC, with seconds where there are any."""
+    start, end = (iso(one).removesuffix("Z").removesuffix(".000").removesuffix(":00") for one in (start_ns, end_ns))
+    return f"{start} to {end}"
 
 
 def number(value: float, is_share: bool, *, sign: bool = False) -> str:

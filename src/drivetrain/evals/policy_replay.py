@@ -163,17 +163,22 @@ def verdict(result: PolicyReplay) -> str:
     said = f"{result.changed:,} of {result.redecided:,} Decisions would change ({result.changed_share:.1%})"
     if result.fails:
         said += f", {result.fails:,} Calls would fail"
+    return f"{said}; {worth_verdict(result)}"
+
+
+def worth_verdict(result: PolicyReplay) -> str:
+    """The verdict's part that is about worth."""
     known = result.worth
     if known is None:
-        return f"{said}; the policy declares no gains."
+        return "the policy declares no gains, so nothing is known of worth."
     if known.direct is not None:
         gap = known.direct.difference
-        return f"{said}; {_said_gap(gap.value, gap.low, gap.high)} per Decision."
+        return f"{_said_gap(gap.value, gap.low, gap.high)} per Decision."
     chances = known.off_policy
     if chances is not None and chances.doubly_robust is not None and chances.by_chance and not known.needed:
         gap = chances.doubly_robust.difference
-        return f"{said}; {_said_gap(gap.value, gap.low, gap.high)} per Decision, estimated from explored Calls."
-    return f"{said}; what that would be worth cannot be known from these records."
+        return f"{_said_gap(gap.value, gap.low, gap.high)} per Decision, estimated from explored Calls."
+    return "what that would be worth cannot be known from these records."
 
 
 def report(result: PolicyReplay, *, made_ns: int, made_by: str, inputs: Sequence[str] = ()) -> ReportV1:

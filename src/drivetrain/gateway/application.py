@@ -30,7 +30,7 @@ from drivetrain.gateway.http import Connection, Exchange, Request
 from drivetrain.gateway.idempotency import Idempotency
 from drivetrain.gateway.idempotency_answers import CLIENT_LEFT, Answering
 from drivetrain.gateway.identity import Identity, KeyRing
-from drivetrain.gateway.metrics import Counters, Published, read_others, text
+from drivetrain.gateway.metrics import Counters, Published, count_models, read_others, text
 from drivetrain.gateway.oip import OpenInference
 from drivetrain.gateway.outcomes import CallableWorkflows, read_outcomes
 
@@ -100,6 +100,8 @@ class Gateway:
             for kind in ("open", "throttled", "paused", "retries"):
                 if number := getattr(counts, kind):
                     own.withheld[f"{model}\x00{kind}"] = number
+        if self.runtime.models is not None:
+            count_models(own, self._worker.rpartition("-")[0], self.runtime.models.counts())
         return own
 
     # gateway.http.Application

@@ -9,11 +9,16 @@ from __future__ import annotations
 import os
 from array import array
 from bisect import bisect_left
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from drivetrain.execution.call import CallResult
+
+if TYPE_CHECKING:
+    from drivetrain.inference.worker import ModelCounts
 
 BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 BUCKETS_US = tuple(int(bound * 1_000_000) for bound in BUCKETS_S)
@@ -38,6 +43,16 @@ SERIES = (
      "Decisions of policies, by the action that was taken."),
     ("withheld", "drivetrain_withheld_total", "counter", ("model", "kind"),
      "Attempts and retries not made because of a model's health."),
+    ("model_rows", "drivetrain_model_rows_total", "counter", ("model",), "Rows that a trained model scored."),
+    ("model_batches", "drivetrain_model_batches_total", "counter", ("model",), "Batches they were scored in."),
+    ("model_refused", "drivetrain_model_refused_total", "counter", ("model",), "Rows that could not be in time."),
+    ("model_late", "drivetrain_model_late_total", "counter", ("model",), "Rows whose result came after their SLO."),
+    ("model_queue_us", "drivetrain_model_queue_us_total", "counter", ("model",),
+     "From the arrivals of rows to the start of their batches, in microseconds."),
+    ("model_busy_us", "drivetrain_model_busy_us_total", "counter", ("model",), "Scoring, in microseconds."),
+    ("model_waiting", "drivetrain_model_waiting", "gauge", ("model", "worker"), "Rows that wait for a trained model."),
+    ("model_predicted_us", "drivetrain_model_predicted_us", "gauge", ("model", "worker"),
+     "What a row that came now would take at p99, in microseconds."),
     ("unwell", "drivetrain_model_unwell", "gauge", ("model", "state"),
      "Workers whose circuit for a model is open, half open or paused."),
 )  # fmt: skip
@@ -82,6 +97,16 @@ class Published(msgspec.Struct):
     """Attempts that were not made because of a model's health, by `provider/model`, NUL, kind."""
     unwell: dict[str, int] = {}
     """1 for each `provider/model`, NUL, state that is not `closed`."""
+    model_rows: dict[str, int] = {}
+    """Rows that a trained model scored in this process, by `name/number`; so are the next five."""
+    model_batches: dict[str, int] = {}
+    model_refused: dict[str, int] = {}
+    model_late: dict[str, int] = {}
+    model_queue_us: dict[str, int] = {}
+    model_busy_us: dict[str, int] = {}
+    model_waiting: dict[str, int] = {}
+    """Rows that wait, by `name/number`, NUL, worker; so is the next one."""
+    model_predicted_us: dict[str, int] = {}
     cache_bytes: int = 0
     limits_failed: int = 0
     running: int = 0
@@ -181,6 +206,20 @@ class Counters:
         )
 
 
+def count_models(published: Published, worker: str, counts: Mapping[str, ModelCounts]) -> None:
+    """Put what a process did with its trained models into what it publishes."""
+    for model, one in counts.items():
+        published.model_rows[model] = one.rows
+        published.model_batches[model] = one.batches
+        published.model_refused[model] = one.refused
+        published.model_late[model] = one.late
+        published.model_queue_us[model] = one.queue_us
+        published.model_busy_us[model] = one.busy_us
+        if one.loaded:
+            published.model_waiting[f"{model}\x00{worker}"] = one.waiting
+            published.model_predicted_us[f"{model}\x00{worker}"] = one.predicted_us
+
+
 _DECODER = msgspec.msgpack.Decoder(Published)
 
 
@@ -202,7 +241,7 @@ def read_others(folder: Path, worker: str) -> list[Published]:
             if not _lives(path.stem):
                 published.running = published.connections = published.upstream_connections = 0
                 published.ledger_failed = published.limits_failed = published.cache_bytes = 0
-                published.unwell = {}
+                published.unwell = published.model_waiting = published.model_predicted_us = {}
             found.append(published)
         except (OSError, msgspec.MsgspecError):
             continue  # it is being replaced or its worker is gone

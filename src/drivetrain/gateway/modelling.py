@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 MODEL_WORKERS = 1
 """Each has one core, and a gateway worker per core is there already."""
 LOOK_S = 0.25
+"""Between two looks at the model workers; no request waits for one."""
 STEADY_S = 10.0
 """One that lived so long ended by chance, and the next is started at once."""
 PAUSE_S, PAUSE_S_MAX = 0.1, 5.0
@@ -178,18 +179,11 @@ def counts_file(run_folder: Path, index: int, pid: int) -> Path:
 
 
 def publish_counts(path: Path, index: int, counts: dict[str, ModelCounts]) -> None:
-    """Replaces a model worker's file: fields of `gateway.metrics.Published`, by model."""
-    gauges = {f"{model}\x00m{index}": one for model, one in counts.items()}
-    published = {
-        "model_rows": {model: one.rows for model, one in counts.items()},
-        "model_batches": {model: one.batches for model, one in counts.items()},
-        "model_refused": {model: one.refused for model, one in counts.items()},
-        "model_late": {model: one.late for model, one in counts.items()},
-        "model_queue_us": {model: one.queue_us for model, one in counts.items()},
-        "model_busy_us": {model: one.busy_us for model, one in counts.items()},
-        "model_waiting": {key: one.waiting for key, one in gauges.items()},
-        "model_predicted_us": {key: one.predicted_us for key, one in gauges.items()},
-    }
+    """Replaces a model worker's file, which is read as those of gateway workers are."""
+    from drivetrain.gateway.metrics import Published, count_models
+
+    published = Published()
+    count_models(published, f"m{index}", counts)
     made = path.with_name(f".{path.stem}.tmp")
     made.write_bytes(msgspec.msgpack.encode(published))
     os.replace(made, path)

@@ -26,6 +26,8 @@ from drivetrain.inference.curve import ServiceCurve
 
 QUEUE_ROWS_MAX = 4096
 """Rows of one model that may wait: more are refused at once, whatever their deadlines."""
+QUEUE_BYTES_MAX = 64 * 1024 * 1024
+"""Of all rows of one model that wait: a few thousand large ones would be gigabytes."""
 PLAYED_BATCHES_MAX = 12
 """Of one plan that is played through, beside those in which nobody is in time: so it costs at most about 50 us."""
 TIME_PRICE = 0.5
@@ -46,6 +48,7 @@ class Waiting(Protocol):
     arrived_ns: int
     deadline_ns: int
     """When its answer is of no more use."""
+    size_bytes: int
     over: bool
     """Nobody waits for it any more."""
 
@@ -64,15 +67,20 @@ class Turn(msgspec.Struct):
 class Batcher:
     """One model's queue. At most one batch runs at a time."""
 
-    def __init__(self, curve: ServiceCurve, *, queue_rows_max: int = QUEUE_ROWS_MAX) -> None:
+    def __init__(
+        self, curve: ServiceCurve, *, queue_rows_max: int = QUEUE_ROWS_MAX, queue_bytes_max: int = QUEUE_BYTES_MAX
+    ) -> None:
         self.curve = curve
         self._queue: list[Waiting] = []
         """Earliest deadline first."""
         self._queue_rows_max = queue_rows_max
+        self._queue_bytes_max = queue_bytes_max
+        self._bytes = 0
+        """Of the rows in the queue."""
         self._busy_until_ns = 0
         """When the running batch is expected to end; 0: none runs."""
-        self._ended_ns = 0
-        """When the last batch was expected to end."""
+        self._began_ns = self._ended_ns = 0
+        """When the last batch did; 0: there was none."""
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -83,9 +91,9 @@ class Batcher:
         return self._queue[0].deadline_ns if self._queue else 0
 
     def add(self, row: Waiting, now_ns: int) -> bool:
-        """Whether it may wait; else it cannot be in time, or too many wait."""
+        """Whether it may wait; else it cannot be in time, or too many wait, or too large ones."""
         queue = self._queue
-        if len(queue) >= self._queue_rows_max:
+        if len(queue) >= self._queue_rows_max or self._bytes + row.size_bytes > self._queue_bytes_max:
             return False
         ahead = bisect_right(queue, row.deadline_ns, key=_deadline)
         if ahead > self.curve.best_rows:
@@ -93,6 +101,7 @@ class Batcher:
             if hoped_ns > ARRIVAL_MARGIN * (row.deadline_ns - now_ns):
                 return False
         queue.insert(ahead, row)
+        self._bytes += row.size_bytes
         return True
 
     def predicted_ns(self, ahead: int, now_ns: int) -> float:
@@ -112,12 +121,15 @@ class Batcher:
         refused += queue[:skip]
         batch = queue[skip : skip + size]
         del queue[: skip + size]
-        self._busy_until_ns = self._ended_ns = now_ns + int(curve.mean_ns(size))
+        self._bytes = sum(row.size_bytes for row in queue)
+        self._began_ns = now_ns
+        self._busy_until_ns = now_ns + int(curve.mean_ns(size))
         return Turn(batch=batch, refused=refused)
 
     def ended(self, rows: int, took_ns: int) -> None:
         """The running batch is scored."""
         self._busy_until_ns = 0
+        self._ended_ns = self._began_ns + took_ns
         self.curve.learn(rows, took_ns)
 
     def _hopeless(self, now_ns: int) -> list[Waiting]:
@@ -128,11 +140,13 @@ class Batcher:
         late = bisect_left(queue, now_ns + self.curve.mean_ns(1), key=_deadline)
         if late and late == len(queue):
             newest = queue[-1]
-            silent_ns = now_ns - self._ended_ns
-            if silent_ns > SILENCE * (newest.deadline_ns - newest.arrived_ns) and newest.deadline_ns > now_ns:
+            given_ns = newest.deadline_ns - newest.arrived_ns
+            if newest.deadline_ns > now_ns and (not self._ended_ns or now_ns - self._ended_ns > SILENCE * given_ns):
                 late -= 1
         hopeless = queue[:late]
         del queue[:late]
+        if not queue:
+            self._bytes = 0
         return hopeless
 
     def _plan(self, now_ns: int) -> tuple[int, int]:
@@ -163,8 +177,8 @@ class Batcher:
     def _worth(self, size: int, skip: int, now_ns: int) -> float:
         """Rows in time if `skip` are given up and `size` are scored next, less what all the time for it is worth.
 
-        The batch itself is looked at closely: a row that is in time by the mean alone counts less than one that is safe.
-        Who waits behind it is scored at the best rate, in at most `PLAYED_BATCHES_MAX` steps.
+        The batch itself is looked at closely: a row that is in time by the mean alone counts less than a safe one. Who
+        waits behind it is scored at the best rate, in at most `PLAYED_BATCHES_MAX` steps.
         """
         queue, curve = self._queue, self.curve
         count, at = len(queue), skip + size

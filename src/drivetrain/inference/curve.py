@@ -77,10 +77,6 @@ class ServiceCurve:
         """What a batch takes now; 0 before the first one."""
         return self._usual[rows] * self.pace
 
-    def usual_ns(self, rows: int) -> float:
-        """What a batch takes at the usual pace."""
-        return self._usual[rows]
-
     def learn(self, rows: int, took_ns: int) -> None:
         """One batch of `rows` took so long."""
         self.batches += 1

@@ -37,6 +37,7 @@ TERMS_BYTES_MAX = 256 * 1024 * 1024
 WEIGHTS_BYTES_MAX = 2 * 1024 * 1024 * 1024
 """Mapped, not read; more than this is no small linear model."""
 BLOCKS_MAX = 16
+"""Each walks over the text once more."""
 CLASSES_MAX = 10_000
 """Every class costs a column of the weights and an exponential per text."""
 NGRAM_MAX = 16

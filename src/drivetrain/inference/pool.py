@@ -32,11 +32,14 @@ from drivetrain.inference.frames import (
     ToWorker,
     framed,
 )
+from drivetrain.inference.worker import ModelCounts
 from drivetrain.ports.inference import ModelRequest
 from drivetrain.ports.transport import UpstreamSink
 
 OUTSTANDING_MAX = 4096
 """Rows of one gateway worker that one model worker may hold; more are refused at once."""
+OUTSTANDING_BYTES_MAX = 64 * 1024 * 1024
+"""Of their rows: a few thousand large ones would be gigabytes."""
 CONNECT_S = 1.0
 RETRY_S, RETRY_S_MAX = 0.05, 1.0
 """Between two tries to connect: at first, and at most; twice as long each time. A worker is replaced in about 0.5 s."""
@@ -75,26 +78,21 @@ class WorkerModels:
             self._loop.call_soon(attempt.fail, kind, detail)
             return attempt
         link = min(links, key=_load)
-        if len(link.attempts) >= OUTSTANDING_MAX:
-            detail = f"{OUTSTANDING_MAX} rows wait for their model worker already"
+        if len(link.attempts) >= OUTSTANDING_MAX or link.bytes + len(request.row) > OUTSTANDING_BYTES_MAX:
+            detail = f"{len(link.attempts)} rows of {link.bytes:,} bytes wait for their model worker already"
             self._loop.call_soon(attempt.fail, "overload", detail)
             return attempt
         attempt.begin(link, self._loop.call_later(request.timeout_ms / 1000, attempt.late))
         link.attempts[attempt.id] = attempt
+        link.bytes += len(request.row)
         link.say(Score(attempt.id, handle, request.row, request.timeout_ms, request.slo_ms))
         return attempt
 
     async def prepare(self, models: Sequence[Pinned], limit_s: float = PREPARE_S) -> None:
-        """Every worker that is up has loaded these, and one is up. Others that were opened are let go.
+        """Every worker that is up has loaded these, and one is up. Others that were opened stay until `keep`.
 
         Raises: DrivetrainError where a model cannot be loaded, or no worker has loaded it in time.
         """
-        wanted = {model.digest for model in models}
-        for digest in [digest for digest in self.handles if digest not in wanted]:
-            handle = self.handles.pop(digest)
-            del self.models[handle]
-            for link in self._links:
-                link.close_model(handle)
         handles = [self.handle(model) for model in models]
         for link in self._links:
             link.wake()
@@ -107,6 +105,18 @@ class WorkerModels:
                     do="Its own words stand above, on standard error; a larger model needs a faster disk or more time.",
                 )
             await asyncio.sleep(0.01)
+
+    def keep(self, digests: frozenset[str]) -> None:
+        """Let go of all other models; who waits for one is still scored."""
+        for digest in [digest for digest in self.handles if digest not in digests]:
+            handle = self.handles.pop(digest)
+            del self.models[handle]
+            for link in self._links:
+                link.close_model(handle)
+
+    def counts(self) -> dict[str, ModelCounts]:
+        """Nothing: model workers tell theirs themselves, once for all gateway workers."""
+        return {}
 
     async def close(self) -> None:
         """Running rows fail, and so do new ones."""
@@ -147,6 +157,8 @@ class _Link(asyncio.Protocol):
         self.path = path
         self.transport: asyncio.Transport | None = None
         self.attempts: dict[int, WorkerAttempt] = {}
+        self.bytes = 0
+        """Of their rows."""
         self.waiting = 0
         """Rows that wait there, of all gateway workers, as it said last."""
         self.opened: set[int] = set()
@@ -256,12 +268,20 @@ class _Link(asyncio.Protocol):
                     self.faults.pop(message.handle, None)
                     self.opened.add(message.handle)
         else:
-            attempt = self.attempts.pop(message.id, None)
+            attempt = self.taken(message.id)
             if attempt is not None:
                 attempt.hear(message)
 
+    def taken(self, id: int) -> WorkerAttempt | None:
+        """No more of this worker's; None where it was not."""
+        attempt = self.attempts.pop(id, None)
+        if attempt is not None:
+            self.bytes -= len(attempt.request.row)
+        return attempt
+
     def _lose(self, kind: str, detail: str) -> None:
         lost, self.attempts = self.attempts, {}
+        self.bytes = 0
         self._out = []
         self.opened.clear()
         self.faults.clear()
@@ -335,7 +355,7 @@ class WorkerAttempt:
 
     def _withdraw(self) -> None:
         link = self._link
-        if link is not None and link.attempts.pop(self.id, None) is not None and link.transport is not None:
+        if link is not None and link.taken(self.id) is not None and link.transport is not None:
             link.say(Cancel(self.id))
 
 

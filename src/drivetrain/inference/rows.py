@@ -26,6 +26,9 @@ CANDIDATES_MAX = 1_000
 """Of one ranking: each costs as much as a row."""
 SHOWN_CHARS = 60
 """Of a value, in a fault."""
+SAMPLE_TEXT = "where is my new card please where is my new card please"
+SAMPLE_CANDIDATES = 20
+"""Of a row that a model is measured with."""
 FLOAT32_MAX = 3.4028234663852886e38
 LOG_LEAST = -1e4
 """Stands for the logarithm of 0, so that nothing infinite is subtracted."""
@@ -263,15 +266,14 @@ def shown(value: object) -> str:
     return text if len(text) <= SHOWN_CHARS + 2 else f"{text[:SHOWN_CHARS]}..."
 
 
-def sample_row(pinned: Pinned, *, candidates: int = 20, words: int = 12) -> Row:
-    """A row that fits the signature, to measure a model with: middling texts, zeros, first categories."""
-    text = " ".join(("where", "is", "my", "new", "card", "please")[place % 6] for place in range(words))
-    plain = {"text": text, "float": 0.5, "int": 1, "bool": True}
+def sample_row(pinned: Pinned) -> Row:
+    """A row that fits the signature, to measure a model with: a middling text, middling numbers, first categories."""
+    plain = {"text": SAMPLE_TEXT, "float": 0.5, "int": 1, "bool": True}
     values = [
         (column.values or ("",))[0] if column.dtype == "category" else plain[column.dtype]
         for column in pinned.signature.inputs
     ]
-    return [[number, values] for number in range(candidates)] if pinned.signature.task == "ranking" else values
+    return [[number, values] for number in range(SAMPLE_CANDIDATES)] if pinned.signature.task == "ranking" else values
 
 
 def predicted(

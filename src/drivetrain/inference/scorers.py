@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 CALIBRATION = "calibration.json"
 """Beside a model that cannot hold it: `{"temperature": T}`, by which the margins of a classification are divided."""
 CALIBRATION_BYTES_MAX = 64 * 1024
+"""One number; a longer file is none of ours."""
 SUFFIXES = {"onnx": (".onnx",), "lightgbm": (".txt",), "xgboost": (".json", ".ubj")}
 """Of the one file that holds a model; `linear-text` has files of fixed names."""
 MEASURED_ROWS = 30
@@ -71,7 +72,7 @@ def open_scorer(folder: Path, pinned: Pinned) -> Scorer:
 def scorer_time_us(scorer: Scorer, *, clock_ns: Callable[[], int] = time.perf_counter_ns) -> float:
     """Microseconds that scoring one middling row takes: the median of `MEASURED_ROWS`, after a first one that warms up.
 
-    A ranking's row has twenty candidates here. Blocks for at most `MEASURED_NS_MAX` and the last row.
+    A ranking's row has `SAMPLE_CANDIDATES` here. Blocks for at most `MEASURED_NS_MAX` and the last row.
     """
     from drivetrain.inference.rows import sample_row
 

@@ -50,16 +50,21 @@ class ThreadModels:
         return attempt
 
     async def prepare(self, models: Sequence[Pinned]) -> None:
-        """These are loaded; others are let go. Raises: DrivetrainError where one cannot be."""
-        wanted = {model.digest for model in models}
-        for digest in [digest for digest in self._handles if digest not in wanted]:
-            del self.lanes[self._handles.pop(digest)]
-            self._started().release()
+        """These are loaded. Raises: DrivetrainError where one cannot be."""
         for model in models:
             opening = self._opening.get(self._open(model))
             fault = await asyncio.shield(opening) if opening is not None else ""
             if fault:
                 raise DrivetrainError(fault)
+
+    def keep(self, digests: frozenset[str]) -> None:
+        """Let go of all other models; who waits for one is still scored."""
+        for digest in [digest for digest in self._handles if digest not in digests]:
+            handle = self._handles.pop(digest)
+            del self.lanes[handle]
+            self._opening.pop(handle, None)
+        if self._worker is not None:
+            self._worker.release()
 
     async def close(self) -> None:
         """The running batch is answered; who waits fails."""

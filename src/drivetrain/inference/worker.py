@@ -54,6 +54,8 @@ OUT_BYTES_MAX = 64 * 1024 * 1024
 BATCH_S_MAX = 30.0
 """A batch that takes longer never ends: the process does, and another takes its place."""
 PUBLISH_S = 0.5
+PAST_MODELS_MAX = 256
+"""Models that were let go of and whose sums are told still, as sums must not fall; of more, the oldest are dropped."""
 SWITCH_S = 0.0005
 """How long the scoring thread may keep the loop from a row that came, instead of Python's 5 ms."""
 
@@ -75,6 +77,17 @@ class ModelCounts(msgspec.Struct):
     """Rows that wait now."""
     predicted_us: int = 0
     """What a row that came now would take at p99."""
+    loaded: bool = True
+    """Whether the model can be asked here now; of others the sums are kept."""
+
+    def add(self, other: ModelCounts) -> None:
+        """Add the sums of `other`."""
+        self.rows += other.rows
+        self.batches += other.batches
+        self.refused += other.refused
+        self.late += other.late
+        self.queue_us += other.queue_us
+        self.busy_us += other.busy_us
 
 
 def run_model_worker(
@@ -166,6 +179,8 @@ class ModelWorker:
         self._load = load
         self._batcher = batcher
         self._lanes: dict[str, Lane] = {}
+        self._past: dict[str, ModelCounts] = {}
+        """By model id, of models that were let go of."""
         self._running: _Batch | None = None
         self._turning = False
         """A turn comes at the end of this one of the loop."""
@@ -195,15 +210,16 @@ class ModelWorker:
         for lane in self._lanes.values():
             batcher, curve = lane.batcher, lane.batcher.curve
             lane.counts.waiting = len(batcher)
-            predicted = batcher.predicted_ns(min(len(batcher), curve.rows_max - 1), now_ns)
-            lane.counts.predicted_us = int(predicted * curve.high_ratio / 1000)
-        return {lane.model.id: lane.counts for lane in self._lanes.values()}
+            lane.counts.predicted_us = int(batcher.predicted_ns(len(batcher), now_ns) * curve.high_ratio / 1000)
+        return {**self._past, **{lane.model.id: lane.counts for lane in self._lanes.values()}}
 
     def open(self, model: Pinned, client: Client, handle: int) -> Lane:
         """The lane of a model; tells `client` once it can be asked."""
         lane = self._lanes.get(model.digest)
         if lane is None or lane.fault:  # what could not be loaded before may be there now
-            lane = self._lanes[model.digest] = Lane(model, self._batcher())
+            counts = self._past.pop(model.id, None) or (lane.counts if lane else ModelCounts())
+            counts.loaded = True
+            lane = self._lanes[model.digest] = Lane(model, self._batcher(), counts)
             self._loading.work.put(partial(self._opened, lane))
         if lane.scorer is not None:
             client.say(Opened(handle))
@@ -223,11 +239,22 @@ class ModelWorker:
             self._turn_soon()
 
     def release(self) -> None:
-        """Forget the models that no client has open; where there is none left, the next one will want the same."""
-        if self.clients:
-            wanted = {lane for client in self.clients for lane in client.lanes.values()}
-            for digest in [digest for digest, lane in self._lanes.items() if lane not in wanted]:
+        """Forget the models that no client has open; where there is none left, the next one will want the same.
+
+        Who waits for one is still scored, and then it goes.
+        """
+        if not self.clients:
+            return
+        wanted = {lane for client in self.clients for lane in client.lanes.values()}
+        running = self._running.lane if self._running is not None else None
+        for digest, lane in list(self._lanes.items()):
+            if lane not in wanted and lane is not running and not len(lane.batcher):
                 del self._lanes[digest]
+                lane.counts.loaded = False
+                lane.counts.waiting = 0
+                self._past[lane.model.id] = lane.counts
+        while len(self._past) > PAST_MODELS_MAX:
+            del self._past[next(iter(self._past))]
 
     async def close(self) -> None:
         """Answer the running batch, and tell who waits."""
@@ -271,6 +298,7 @@ class ModelWorker:
                 return
             if turn.again_ns:
                 again_ns = min(again_ns or turn.again_ns, turn.again_ns)
+        self.release()
         if again_ns:
             self._timer = self.loop.call_later(max(0.0, (again_ns - now_ns) / 1e9), self._turn)
 
@@ -288,6 +316,7 @@ class ModelWorker:
             counts.late += ended_ns > row.deadline_ns
             row.answer(result)
         self._idle.set()
+        self.release()
         self._turn_soon()
 
     def _loaded(self, lane: Lane, scorer: Scorer | None, learned: list[tuple[int, int]], fault: str) -> None:
@@ -347,14 +376,14 @@ class Lane:
 
     __slots__ = ("asking", "batcher", "counts", "fault", "model", "scorer")
 
-    def __init__(self, model: Pinned, batcher: Batcher) -> None:
+    def __init__(self, model: Pinned, batcher: Batcher, counts: ModelCounts) -> None:
         self.model = model
         self.scorer: Scorer | None = None
         """None until it is loaded."""
         self.fault = ""
         """Why it cannot be."""
         self.batcher = batcher
-        self.counts = ModelCounts()
+        self.counts = counts
         self.asking: list[tuple[Client, int]] = []
         """Who wants to know when it is loaded."""
 
@@ -362,13 +391,14 @@ class Lane:
 class WorkerRow:
     """One row that waits here. Implements `batching.Waiting`."""
 
-    __slots__ = ("arrived_ns", "client", "deadline_ns", "id", "lane", "over", "row", "timeout_ns")
+    __slots__ = ("arrived_ns", "client", "deadline_ns", "id", "lane", "over", "row", "size_bytes", "timeout_ns")
 
     def __init__(self, client: Client, lane: Lane, asked: Score, now_ns: int) -> None:
         self.client = client
         self.lane = lane
         self.id = asked.id
         self.row = asked.row
+        self.size_bytes = len(asked.row)
         self.arrived_ns = now_ns
         self.timeout_ns = now_ns + asked.timeout_ms * 1_000_000
         self.deadline_ns = min(self.timeout_ns, now_ns + asked.slo_ms * 1_000_000 if asked.slo_ms else self.timeout_ns)

@@ -16,7 +16,7 @@ import msgspec
 
 from drivetrain.policies.cells import Plain, Test, read_cell
 from drivetrain.policies.domains import ANYTHING, Kind, pieces
-from drivetrain.policies.graphs import Node, Rule, Table
+from drivetrain.policies.graph_parts import Node, Rule, Table
 
 WORK_MAX = 100_000
 """Comparisons of boxes per table, about a second; then the rest is said to be not analysed."""

@@ -1,4 +1,4 @@
-"""What `drivetrain check` asks this room: every mistake in the tables of a project's policies, each with its line.
+"""What `drivetrain check` asks this room: every mistake in a project's policies, each with its line, and notices.
 
 What is wrong with a declaration itself is noted while a project is loaded, by `project.policy_checks`. Nothing is
 decided here, and no case is run.
@@ -19,9 +19,15 @@ from drivetrain.features.definitions import define
 from drivetrain.features.online import output_names
 from drivetrain.policies.analysis import Analysis, analyse
 from drivetrain.policies.cells import read_cell
-from drivetrain.policies.compile import CompiledPolicy, as_policy, compile_policy
+from drivetrain.policies.compile import CompiledPolicy, as_policy, compile_policy, table_file
 from drivetrain.policies.domains import AMOUNT, ANYTHING, DEGRADED, NAMED, SHARE, Kind, kind_of, shown
-from drivetrain.policies.graphs import Graph, Node
+from drivetrain.policies.engine import EngineMissing
+from drivetrain.policies.function_checks import check_function
+from drivetrain.policies.graph_parts import Graph, Graphs, Node
+from drivetrain.policies.graph_reading import path_of
+from drivetrain.policies.graphs import read_graphs
+from drivetrain.policies.pitfalls import labels_of, pitfalls
+from drivetrain.project.model_checks import notices as model_notices
 from drivetrain.project.policy_checks import FOLDER
 from drivetrain.project.snapshot import Snapshot
 
@@ -29,32 +35,50 @@ _FACTS = {"confidence": SHARE, "cost_usd": AMOUNT, "variant": NAMED, "degraded":
 
 
 def check(snapshot: Snapshot) -> Iterator[Problem]:
-    """Every mistake in the tables of the project's policies."""
-    for workflow in snapshot.workflows.values():
-        if workflow.policy is not None:
-            yield from check_policy(as_policy(workflow.policy, workflow.name), workflow, snapshot)
-
-
-def notices(snapshot: Snapshot) -> Iterator[str]:
-    """What is worth knowing and is no mistake: tables that no policy uses, and what was not analysed."""
-    used: set[str] = set()
+    """Every mistake in the project's policies: their tables and functions. A missing extra is told once."""
+    missing: Problem | None = None
     for workflow in snapshot.workflows.values():
         if workflow.policy is None:
             continue
         try:
-            compiled = compile_policy(workflow.policy, snapshot.files, workflow=workflow.name)
+            yield from check_policy(as_policy(workflow.policy, workflow.name), workflow, snapshot)
+        except EngineMissing as error:
+            missing = Problem(what=error.what, do=error.do)
+    if missing is not None:
+        yield missing
+
+
+def notices(snapshot: Snapshot) -> Iterator[str]:
+    """What is worth knowing and is no mistake: of trained models in routes, and of policies and their tables."""
+    yield from model_notices(snapshot)
+    used: set[str] = set()
+    for workflow in snapshot.workflows.values():
+        if workflow.policy is None:
+            continue
+        policy = as_policy(workflow.policy, workflow.name)
+        try:
+            graphs = read_graphs(table_file(policy.table, snapshot.files), snapshot.files) if policy.table else None
         except DrivetrainError:
+            used.add(path_of(policy.table or ""))
             continue  # `check` says why
-        used |= set(compiled.graphs.files) if compiled.graphs is not None else set()
-        for found in analyses(compiled, workflow):
-            yield from unanalysed(found)
+        if graphs is not None:
+            used |= set(graphs.files)
+            yield from table_notices(graphs, workflow, snapshot)
     for path in snapshot.files:
         if path.startswith(FOLDER) and path.endswith(".json") and path not in used:
             yield f"{path} is a table that no policy uses"
 
 
-def unanalysed(found: Analysis) -> Iterator[str]:
-    """What of a table was not analysed."""
+def table_notices(graphs: Graphs, workflow: Workflow[Any, Any], snapshot: Snapshot) -> Iterator[str]:
+    """What is worth a second look in a policy's tables, and what of them was not analysed."""
+    kinds, labels = kinds_of(workflow), labels_of(workflow, snapshot.pinned)
+    for graph in graphs.files.values():
+        for node in graph.tables:
+            yield from _unanalysed(analyse(node, kinds))
+            yield from pitfalls(node, kinds, labels)
+
+
+def _unanalysed(found: Analysis) -> Iterator[str]:
     if found.complex:
         names = ", ".join(f"`{one}`" for one in found.complex[:5])
         more = f" and {len(found.complex) - 5} more" if len(found.complex) > 5 else ""
@@ -64,16 +88,22 @@ def unanalysed(found: Analysis) -> Iterator[str]:
 
 
 def check_policy(policy: Policy, workflow: Workflow[Any, Any], snapshot: Snapshot) -> Iterator[Problem]:
-    """Every mistake in one policy's table, as its workflow uses it."""
+    """Every mistake in one policy's table or function, as its workflow uses it.
+
+    Raises: EngineMissing where the extra `policies` is not installed, which is no mistake of a policy.
+    """
     label = f"Policy `{policy.name}` of workflow `{workflow.name}`"
     try:
         compiled = compile_policy(policy, snapshot.files)
+    except EngineMissing:
+        raise
     except DrivetrainError as error:
         file = getattr(error, "file", "")
         yield Problem(what=f"{label}: {error.what.removeprefix(f'{file}: ')}", file=file, do=error.do)
         return
     yield from _fields(label, compiled, workflow, snapshot)
     if compiled.graphs is None:
+        yield from check_function(label, policy, workflow, snapshot.files)
         return
     kinds = kinds_of(workflow)
     for graph in compiled.graphs.files.values():
@@ -102,6 +132,10 @@ class _Place(msgspec.Struct, frozen=True):
 
     def problem(self, what: str, rule: str = "", *, value: str = "", do: str = "") -> Problem:
         line = self.lines.of(rule) if rule else 0
+        table = self.node.table
+        if rule and table is not None:  # a table that came from a spreadsheet is mended there, where lines differ
+            place = next((place for place, one in enumerate(table.rules, 1) if one.id == rule), 0)
+            what = f"{what} It is rule {place} of {len(table.rules)}."
         return Problem(what=f"{self.label}: {what}", file=self.graph.file, line=line, value=value, do=do)
 
 
@@ -109,7 +143,11 @@ def _analysed(policy: Policy, place: _Place, found: Analysis) -> Iterator[Proble
     table = f"table `{place.node.name}`"
     for one in found.unreachable:
         names = ", ".join(f"`{rule}`" for rule in one.because[:5])
-        why = f"{names} before it take every case of it" if one.because else "no value fits its cells"
+        why = (
+            f"{names} before it {'take' if len(one.because) > 1 else 'takes'} every case of it"
+            if one.because
+            else "no value fits its cells"
+        )
         yield place.problem(
             f"rule `{one.rule}` of {table} never matches: {why}.", one.rule,
             do="Remove it, move it up, or narrow what stands before it.",
@@ -144,6 +182,20 @@ def _actions(policy: Policy, place: _Place) -> Iterator[Problem]:
                     f"rule `{rule.id}` of table `{place.node.name}` takes an action that is not among `actions`.",
                     rule.id, value=action, do=did_you_mean(action, policy.actions),
                 )  # fmt: skip
+
+
+def written_actions(graphs: Graphs) -> tuple[str, ...]:
+    """Actions that the rules of a policy's tables write out, in order."""
+    cells = (
+        rule.cells[column.id]
+        for graph in graphs.files.values()
+        for node in graph.tables
+        if node.table is not None
+        for column in node.table.outputs
+        if column.field == "action"
+        for rule in node.table.rules
+    )
+    return tuple(dict.fromkeys(one for cell in cells if (one := _plain_text(cell)) is not None))
 
 
 def _plain_text(cell: str) -> str | None:

@@ -19,7 +19,9 @@ from drivetrain.policies.cases import SEALED, apart, part_of, wanted
 from drivetrain.policies.engine import Engine, EngineFault
 from drivetrain.policies.exploration import chances, toss
 from drivetrain.policies.functions import source_of
-from drivetrain.policies.graphs import CONTEXT, RULE_FIELD, Graphs, path_of, read_graphs
+from drivetrain.policies.graph_parts import CONTEXT, RULE_FIELD, Graphs
+from drivetrain.policies.graph_reading import path_of
+from drivetrain.policies.graphs import read_graphs
 from drivetrain.policies.verdict import PolicyFailed, Verdict
 from drivetrain.project.policy_checks import (
     ACTION_CHARS_MAX,

@@ -16,7 +16,7 @@ from drivetrain.core.policies import Case
 from drivetrain.policies.cases import part_of, wanted
 from drivetrain.policies.cells import read_cell
 from drivetrain.policies.compile import CompiledPolicy
-from drivetrain.policies.graphs import CONTEXT, Node
+from drivetrain.policies.graph_parts import CONTEXT, Node
 
 CASE_BYTES_MAX = 1024 * 1024
 """Of a case's file; a policy sees at most a part of it."""
@@ -34,6 +34,8 @@ class WhyNot(msgspec.Struct, frozen=True):
     cell: str = ""
     value: str = ""
     """What the case has there, as JSON."""
+    after: str = ""
+    """The rule before it that matches too, so that this one is not asked; empty where all that match are collected."""
 
 
 def read_case(content: bytes, workflow: Workflow[Any, Any]) -> Case:
@@ -79,6 +81,7 @@ def why_not(compiled: CompiledPolicy, case: Case) -> Iterator[WhyNot]:
 
 def _rules(node: Node, context: Mapping[str, Any]) -> Iterator[WhyNot]:
     assert node.table is not None
+    decided = ""
     for rule in node.table.rules:
         found = WhyNot(node.name, rule.id, True)
         for column in node.table.inputs:
@@ -95,6 +98,9 @@ def _rules(node: Node, context: Mapping[str, Any]) -> Iterator[WhyNot]:
                 shown = msgspec.json.encode(value).decode()
                 found = WhyNot(node.name, rule.id, False, column.name, text, shown)
                 break
+        if found.matches and node.table.first:
+            found = msgspec.structs.replace(found, after=decided)
+            decided = decided or rule.id
         yield found
 
 

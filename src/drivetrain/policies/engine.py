@@ -11,7 +11,8 @@ import re
 from typing import Any
 
 from drivetrain.core.errors import DrivetrainError
-from drivetrain.policies.graphs import Cell, Graphs, TableRefused, engine_content
+from drivetrain.policies.engine_content import engine_content
+from drivetrain.policies.graph_parts import Cell, Graphs, TableRefused
 
 _SOURCE = re.compile(r'"(?:source|type)"\s*:\s*"([^"]{1,200})"')
 

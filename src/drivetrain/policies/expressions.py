@@ -18,6 +18,7 @@ from drivetrain.core.errors import nearest
 EXPRESSION_CHARS_MAX = 2_000
 """A rule that is longer is read by nobody."""
 TOKENS_MAX = 500
+"""Words, numbers and signs; readable text of `EXPRESSION_CHARS_MAX` has fewer."""
 NESTING_MAX = 32
 """Brackets within brackets; the engine's parser recurses."""
 PATTERN_CHARS_MAX = 200

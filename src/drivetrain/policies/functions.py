@@ -13,6 +13,8 @@ from functools import partial
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
+import msgspec
+
 PARTS_MAX = 500
 """Functions, classes and constants that a policy's function reaches; more is not one policy any more."""
 _PLAIN = (str, bytes, int, float, bool, type(None))
@@ -122,17 +124,27 @@ def _text(part: Any, files: Mapping[str, bytes]) -> str:
     )
 
 
-def _stored(part: FunctionType | type, files: Mapping[str, bytes]) -> str:
-    """Its lines in the Snapshot's files; empty where it is not of the project."""
+class Located(msgspec.Struct, frozen=True):
+    """Where a function or a class of the project is written."""
+
+    file: str
+    """Its path in the project."""
+    text: str
+    """All of the file."""
+    node: ast.AST
+
+
+def located(part: FunctionType | type, files: Mapping[str, bytes]) -> Located | None:
+    """Its place in the Snapshot's files; None where it is not of the project."""
     path = str(part.__module__ or "").partition(".")[2].replace(".", "/")
-    content = files.get(f"{path}.py", files.get(f"{path}/__init__.py"))
-    if content is None:
-        return ""
+    file = next((one for one in (f"{path}.py", f"{path}/__init__.py") if one in files), None)
+    if file is None:
+        return None
     try:
-        text = content.decode()
+        text = files[file].decode()
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError):
-        return ""
+        return None
     wanted = part.__name__
     for node in ast.walk(tree):
         if isinstance(part, type):
@@ -141,8 +153,14 @@ def _stored(part: FunctionType | type, files: Mapping[str, bytes]) -> str:
             start = part.__code__.co_firstlineno
             fits = _first_line(node) == start and getattr(node, "name", "<lambda>") == wanted
         if fits:
-            return ast.get_source_segment(text, node) or ""
-    return ""
+            return Located(file, text, node)
+    return None
+
+
+def _stored(part: FunctionType | type, files: Mapping[str, bytes]) -> str:
+    """Its lines in the Snapshot's files; empty where it is not of the project."""
+    found = located(part, files)
+    return (ast.get_source_segment(found.text, found.node) or "") if found is not None else ""
 
 
 def _first_line(node: ast.AST) -> int:

@@ -18,7 +18,8 @@ import msgspec
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.policies.cells import read_cell
 from drivetrain.policies.expressions import Refused, read_expression
-from drivetrain.policies.graphs import COLUMNS_MAX, RULES_MAX, TABLE_BYTES_MAX, Graph, Table
+from drivetrain.policies.graph_parts import Graph, Table
+from drivetrain.policies.graph_reading import COLUMNS_MAX, RULES_MAX, TABLE_BYTES_MAX
 
 MISTAKES_SHOWN = 20
 RESULT = re.compile(r"->\s*(.+)")
@@ -38,7 +39,8 @@ class _Mistakes:
         self.found: list[str] = []
 
     def add(self, row: int, column: int, cell: str, why: str) -> None:
-        self.found.append(f"row {row}, column {_letters(column)}: `{cell[:60]}` {why}")
+        seen = f": `{cell[:60]}`" if cell else ""
+        self.found.append(f"row {row}, column {_letters(column)}{seen} {why}")
 
 
 def table_from_csv(content: bytes, name: str) -> bytes:
@@ -123,7 +125,8 @@ def _rule(
             if text is None:
                 mistakes.add(number, place, cell, "is not understood")
             elif field == "action" and kind == "output" and not text:
-                mistakes.add(number, place, cell, "is no action")
+                ends = f": the row ends at column {_letters(len(row) - 1)}" if place >= len(row) else ""
+                mistakes.add(number, place, "", f"holds no action{ends}")
             rule[f"column{place}"] = text or ""
     if rule["_id"] in ids:
         mistakes.add(number, 0, rule["_id"], "names two rules")

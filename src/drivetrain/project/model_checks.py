@@ -1,13 +1,15 @@
 """Everything that is wrong with the trained models in a workflow's route: what they stand for, take and give.
 
-Called by `checks`. How names meet is for `model_fit`.
+Called by `checks`; notices are told by `drivetrain check`. How names meet is for `model_fit`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib.util
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from drivetrain.core.declarations import Variant, Workflow
 from drivetrain.core.models import Pinned, is_trained
@@ -15,7 +17,34 @@ from drivetrain.project.model_fit import Misfits, fit
 from drivetrain.project.pins import reference_mistake
 from drivetrain.project.workflow_notes import WorkflowNotes, is_record, written
 
+if TYPE_CHECKING:
+    from drivetrain.project.snapshot import Snapshot
+
 NOT_FOR_MODELS = ("prompt", "system", "parameters")
+NEEDS = {"linear-text": ("numpy",), "onnx": ("onnxruntime",), "lightgbm": ("lightgbm",), "xgboost": ("xgboost",)}
+"""Format -> the libraries that open it, all of them of the extra `models`."""
+
+
+def notices(snapshot: Snapshot) -> Iterator[str]:
+    """What is no mistake of the project and worth knowing of the trained models in its routes."""
+    yield from _missing_libraries(snapshot)
+    for workflow in snapshot.workflows.values():
+        for step, after in pairwise(workflow.route):
+            if isinstance(step, Variant) and is_trained(step.model) and step.accept is None:
+                yield (
+                    f"workflow `{workflow.name}`: Variant `{step.name}` has no `accept`, so every answer of it is "
+                    f"taken; `{after.name}` is reached only where `{step.name}` fails"
+                )
+
+
+def _missing_libraries(snapshot: Snapshot) -> Iterator[str]:
+    for pinned in {one.id: one for one in snapshot.pinned.values()}.values():
+        for library in NEEDS.get(pinned.format, ()):
+            if importlib.util.find_spec(library) is None:
+                yield (
+                    f"model {pinned.id} ({pinned.format}) needs `{library}`, which is not installed: "
+                    'run `pip install "drivetrain[models]"`'
+                )
 
 
 class ModelCheck:

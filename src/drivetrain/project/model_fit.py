@@ -16,6 +16,14 @@ from drivetrain.core.models import Column, Signature
 
 CONFIDENCE, SCORES = "confidence", "scores"
 """Fields of an output that a classification fills beside its target, where the output has them."""
+LABELS_SHOWN = 10
+"""In a mistake; a model may have thousands."""
+_GIVES = {
+    "classification": ("a label", "a `str` or a `Literal` of the labels"),
+    "regression": ("a number", "a `float`"),
+    "ranking": ("a ranking", "a list"),
+}
+"""Task -> what it predicts, and the type that can hold it."""
 
 From = Literal["input", "feature", "text", "candidate"]
 
@@ -141,17 +149,21 @@ def _target(signature: Signature, fields: dict[str, msgspec.inspect.Field], foun
             return ""
         target = able[0]
     if not fits(fields[target].type):
-        found.append(
-            (f"predicts a {signature.task} result, which the output's `{target}` cannot hold.", "Change its type.")
-        )
+        gives, kind = _GIVES[signature.task]
+        found.append((f"gives {gives}, which the output's `{target}` cannot hold.", f"Make it {kind}."))
+        return target
     allowed = _allowed(fields[target].type)
     unknown = [label for label in signature.labels if allowed is not None and label not in allowed]
     if unknown:
-        shown = ", ".join(f"`{label}`" for label in unknown[:3])
+        shown = ", ".join(f"`{label}`" for label in unknown[:LABELS_SHOWN])
+        if len(unknown) > LABELS_SHOWN:
+            shown += f" and {len(unknown) - LABELS_SHOWN} more"
+        one = len(unknown) == 1
         found.append(
             (
-                f"gives {len(unknown)} labels that the output's `{target}` does not allow: {shown}.",
-                "Add them to its type.",
+                f"gives {'a label' if one else f'{len(unknown)} labels'} that the output's `{target}` does not allow: "
+                f"{shown}.",
+                f"Add {'it' if one else 'them'} to its type.",
             )
         )
     return target

@@ -20,7 +20,9 @@ ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 ALIASES_MAX = 100
 """Of one model; aliases are roles, not tags."""
 ALIASES_BYTES_MAX = 64 * 1024
+"""Several times what `ALIASES_MAX` take."""
 REASON_CHARS_MAX = 500
+"""It stands in the control log for ever."""
 _DECODER: msgspec.json.Decoder[AliasesV1] = msgspec.json.Decoder(AliasesV1)
 
 

@@ -25,6 +25,7 @@ FILES_MAX = 64
 ARTIFACT_BYTES_MAX = 4 * 1024**3
 """All files together: hashed at every load, at about 1 GB/s. `linear-text` weights alone may be 2 GB."""
 PATH_CHARS_MAX = 200
+"""Below the registry's own folders, so that the whole path is one that every system takes."""
 PATH_PARTS_MAX = 8
 """Folders in folders: what is deeper is no artifact."""
 MANIFEST_BYTES_MAX = 8 * 1024 * 1024
@@ -95,7 +96,7 @@ def list_files(folder: Path) -> dict[str, int]:
 def describe_files(folder: Path) -> tuple[FileV1, ...]:
     """Every file below `folder` with its hash, by path; reads all of them. Raises: DrivetrainError as `list_files`."""
     return tuple(
-        FileV1(path=path, bytes=size, sha256=_hash(folder / path)) for path, size in list_files(folder).items()
+        FileV1(path=path, bytes=size, sha256=hash_file(folder / path)) for path, size in list_files(folder).items()
     )
 
 
@@ -170,6 +171,18 @@ def open_plain(path: Path) -> BinaryIO:
     return os.fdopen(fd, "rb")
 
 
+def hash_file(path: Path) -> str:
+    """SHA-256 of a plain file, 64 hex digits; reads all of it. Raises: OSError; DrivetrainError if too long."""
+    digest = hashlib.sha256()
+    with open_plain(path) as file:
+        if file.seek(0, os.SEEK_END) > ARTIFACT_BYTES_MAX:
+            raise DrivetrainError(f"{path.name[:200]!r} has more than the {ARTIFACT_BYTES_MAX:,} bytes of any model.")
+        file.seek(0)
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 def _told(folder: Path, pinned: Pinned, found: Sequence[FileV1]) -> list[str]:
     try:
         manifest = read_manifest(folder.with_name(MANIFEST))
@@ -204,13 +217,6 @@ def _chunks(content: bytes | Path) -> Iterator[bytes]:
     with open_plain(content) as file:
         while chunk := file.read(CHUNK_BYTES):
             yield chunk
-
-
-def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    for chunk in _chunks(path):
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _no_file(path: str) -> DrivetrainError:

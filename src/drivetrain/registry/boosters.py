@@ -7,7 +7,6 @@ XGBoost's binary twin of JSON becomes JSON here, so that its library never reads
 from __future__ import annotations
 
 import re
-from array import array
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,11 @@ from drivetrain.core.codec import MalformedJson, parse_json
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.models import Column
 from drivetrain.registry.artifacts import open_plain
-from drivetrain.registry.ubjson import decode_ubjson
+from drivetrain.registry.signatures import COLUMNS_MAX, LABELS_MAX
+from drivetrain.registry.ubjson import decode_ubjson, json_of
 
 BOOSTER_BYTES_MAX = 256 * 1024 * 1024
 """Thousands of deep trees; ten times as much in memory while JSON is read."""
-FEATURES_MAX = 10_000
-CLASSES_MAX = 10_000
 _CLASSIFICATIONS = ("binary", "cross_entropy", "multiclass", "multiclassova", "binary:", "multi:")
 _CODES = re.compile(r"-?\d{1,9}(:-?\d{1,9})*")
 _PANDAS = "\npandas_categorical:"
@@ -56,7 +54,7 @@ def read_xgboost(path: Path) -> Booster:
     try:
         if is_ubjson(content[:2]):
             document = decode_ubjson(content)
-            content = msgspec.json.encode(document, enc_hook=_plain)
+            content = json_of(document)
         else:
             document = parse_json(content)
         return _xgboost(document, content)
@@ -80,7 +78,7 @@ def _lightgbm(content: bytes) -> Booster:
     if head.get("version") not in ("v3", "v4"):
         raise ValueError(f"its version {head.get('version', '')[:20]!r} is not known")
     names, infos = head["feature_names"].split(" "), head["feature_infos"].split(" ")
-    if not 0 < len(names) <= FEATURES_MAX or len(infos) != len(names):
+    if not 0 < len(names) <= COLUMNS_MAX or len(infos) != len(names):
         raise ValueError(f"it names {len(names):,} columns, and describes {len(infos):,}")
     classes = int(head["num_class"])
     objective = head.get("objective", "").split(" ")[0]
@@ -116,7 +114,7 @@ def _xgboost(document: Any, content: bytes) -> Booster:
     learner = document["learner"]
     parameters: Mapping[str, Any] = learner["learner_model_param"]
     features, classes = int(parameters["num_feature"]), int(parameters.get("num_class", "0"))
-    if not 0 < features <= FEATURES_MAX or not 0 <= classes <= CLASSES_MAX:
+    if not 0 < features <= COLUMNS_MAX or not 0 <= classes <= LABELS_MAX:
         raise ValueError(f"it says to have {features:,} columns and {classes:,} classes")
     names = list(learner.get("feature_names") or [f"f{place}" for place in range(features)])
     if len(names) != features or not all(isinstance(one, str) for one in names):
@@ -142,12 +140,6 @@ def _content(path: Path, library: str) -> bytes:
             raise _refused(path, library, f"it has {size:,} bytes, and at most {BOOSTER_BYTES_MAX:,} are read")
         file.seek(0)
         return file.read(size)
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, array):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} is no JSON")
 
 
 def _refused(path: Path, library: str, why: str) -> DrivetrainError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -12,12 +12,17 @@ import msgspec
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.models import ARTIFACT, MANIFEST, ModelVersionV1
 from drivetrain.core.times import iso
+from drivetrain.registry.onnx_check import check_onnx
 
 LAYOUTS = ("folder", "mlflow")
 CARD = "README.md"
+BESIDE_MLFLOW = "manifest.json"
+"""In MLflow's layout: the version's manifest."""
 FLAVORS = {"onnx": "onnx", "lightgbm": "lightgbm", "xgboost": "xgboost"}
 """Our format -> MLflow's flavor."""
 _MLFLOW_TYPES = {"float": "double", "int": "long", "bool": "boolean", "text": "string", "category": "string"}
+SHOWN_MAX = 20
+"""Labels, or values of a category, in what is told of them; the manifest has all."""
 
 
 class Export(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +32,8 @@ class Export(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     layout: str
     files: tuple[str, ...]
+    lost: tuple[str, ...] = ()
+    """What the layout cannot say of the model, each in a sentence; the manifest beside it does."""
 
 
 def export_version(
@@ -49,8 +56,10 @@ def export_version(
             _write_mlflow(version, source, half)
         else:
             shutil.copytree(source, half / ARTIFACT)
-            (half / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(version), indent=1) + b"\n")
-        (half / CARD).write_text(model_card(version), encoding="utf-8")
+        lost = _lost_in_mlflow(version, source) if layout == "mlflow" else ()
+        manifest = BESIDE_MLFLOW if layout == "mlflow" else MANIFEST
+        (half / manifest).write_bytes(msgspec.json.format(msgspec.json.encode(version), indent=1) + b"\n")
+        (half / CARD).write_text(model_card(version, lost), encoding="utf-8")
         noted()
         half.rename(to)
     except OSError as error:
@@ -60,11 +69,32 @@ def export_version(
     finally:
         shutil.rmtree(half, ignore_errors=True)
     files = tuple(sorted(str(one.relative_to(to)) for one in to.rglob("*") if one.is_file()))
-    return Export(artifact=version.artifact, path=str(to), layout=layout, files=files)
+    return Export(artifact=version.artifact, path=str(to), layout=layout, files=files, lost=lost)
 
 
-def model_card(version: ModelVersionV1) -> str:
-    """What a stranger should know of a version, as Markdown."""
+def _lost_in_mlflow(version: ModelVersionV1, source: Path) -> tuple[str, ...]:
+    """What MLflow's layout has no place for, so that whoever scores with it has to do it."""
+    signature, coded, found = version.signature, _coded(version, source), []
+    if signature.labels:
+        found.append(
+            "The labels are no part of MLflow's layout; a file that gives numbers or probabilities means, in this "
+            f"order: {_numbered(signature.labels)}."
+        )
+    found += [
+        f"`{one.name}` is a category, which MLflow has to be given as a number, and NaN for any other: "
+        f"{_numbered(one.values)}."
+        for one in signature.inputs
+        if one.name in coded
+    ]
+    if found:
+        found.append(
+            f"All of it is in `{BESIDE_MLFLOW}`, from which `drivetrain models import` of this folder takes it again."
+        )
+    return tuple(found)
+
+
+def model_card(version: ModelVersionV1, lost: Sequence[str] = ()) -> str:
+    """What a stranger should know of a version, as Markdown. lost: what its layout cannot say."""
     signature = version.signature
     told = {
         "format": version.format,
@@ -86,9 +116,25 @@ def model_card(version: ModelVersionV1) -> str:
     ]
     gives = f", one of {len(signature.labels)} labels: {', '.join(signature.labels)}" if signature.labels else ""
     lines += ["", f"It gives `{signature.target}`{gives}."]
+    if lost:
+        lines += ["", "## What MLflow does not know", "", *(f"- {one}" for one in lost)]
     lines += ["", "## Metrics", "", "On rows that it was not trained on:" if version.metrics else "None were recorded."]
     lines += [""] * bool(version.metrics) + [f"- {name}: {value:g}" for name, value in version.metrics.items()]
     return "\n".join(lines) + "\n"
+
+
+def _coded(version: ModelVersionV1, source: Path) -> frozenset[str]:
+    """The categories that the model's file takes as numbers; an ONNX graph may have an input of texts for one."""
+    texts: set[str] = set()
+    if version.format == "onnx":
+        for file in version.files:
+            texts.update(one.name for one in check_onnx(source / file.path).inputs if one.element == "string")
+    return frozenset(one.name for one in version.signature.inputs if one.dtype == "category" and one.name not in texts)
+
+
+def _numbered(names: Sequence[str]) -> str:
+    more = f" ... {len(names):,} in all" if len(names) > SHOWN_MAX else ""
+    return ", ".join(f"{place} {name}" for place, name in enumerate(names[:SHOWN_MAX])) + more
 
 
 def _write_mlflow(version: ModelVersionV1, source: Path, to: Path) -> None:
@@ -104,10 +150,14 @@ def _write_mlflow(version: ModelVersionV1, source: Path, to: Path) -> None:
         target = to / path
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / path, target)
+    coded = _coded(version, source)
     columns = [
-        {"name": one.name, "type": _MLFLOW_TYPES[one.dtype], "required": not one.nullable}
+        {
+            "name": one.name, "type": "double" if one.name in coded else _MLFLOW_TYPES[one.dtype],
+            "required": not one.nullable,
+        }
         for one in version.signature.inputs
-    ]
+    ]  # fmt: skip
     described = {
         "artifact_path": "model",
         "flavors": {

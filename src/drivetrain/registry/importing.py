@@ -6,8 +6,6 @@ a number only once it was scored. Fitted estimators come through `sklearn_import
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,12 +15,13 @@ from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.models import Column, ModelVersionV1
 from drivetrain.registry.accepting import accept
 from drivetrain.registry.archives import is_archive, unpack
-from drivetrain.registry.artifacts import ARTIFACT_BYTES_MAX, CHUNK_BYTES, list_files, open_plain
+from drivetrain.registry.artifacts import hash_file, list_files, open_plain
 from drivetrain.registry.boosters import Booster, is_ubjson, read_lightgbm, read_xgboost
 from drivetrain.registry.candidates import Candidate, Expected, Terms, TextFormat, signature_of, task_of
 from drivetrain.registry.mlflow import is_mlflow, read_mlflow
 from drivetrain.registry.onnx_check import OnnxModel, OnnxValue, check_onnx
 from drivetrain.registry.pickles import refuse_pickle
+from drivetrain.registry.signatures import COLUMNS_MAX
 from drivetrain.registry.store import Registry, check_name
 from drivetrain.registry.trials import OpenTrial
 
@@ -34,7 +33,6 @@ SUFFIXES = {
 }  # fmt: skip
 FILES = {"onnx": "model.onnx", "lightgbm": "model.txt", "xgboost": "model.json"}
 """Format -> the name of its one file in an artifact."""
-COLUMNS_MAX = 10_000
 _DTYPES = {
     "float": "float", "double": "float", "float16": "float", "int64": "int", "int32": "int", "bool": "bool",
     "string": "text",
@@ -79,7 +77,10 @@ class Importer:
             columns = terms.columns or found.columns
             named = msgspec.structs.replace(terms, columns=columns)
             given = source if source.hash else _file_source("file", found.file)
-            return self._read(found.file, found.format, named, given.of(f"mlflow {found.format}"))
+            candidate = self._read(found.file, found.format, named, given.of(f"mlflow {found.format}"))
+            if found.signature is None or terms.labels or terms.columns or terms.task or terms.target:
+                return candidate
+            return msgspec.structs.replace(candidate, signature=found.signature)
         if (folder / LINEAR_TEXT_MARK).is_file():
             return self._linear_text(folder, terms, source)
         files = [one for one in sorted(folder.iterdir()) if one.is_file() and not one.is_symlink()]
@@ -126,7 +127,7 @@ class Importer:
         if task_of(terms, "classification") != "classification":
             raise DrivetrainError("A `linear-text` model is a classification.", do="Leave the task out.")
         signature = signature_of(terms, "classification", columns, told=self.texts.labels(folder))
-        told = source if source.hash else _Source("folder", _hash(folder / LINEAR_TEXT_MARK), ())
+        told = source if source.hash else _Source("folder", hash_file(folder / LINEAR_TEXT_MARK), ())
         return Candidate(
             format="linear-text", signature=signature, files=files, source=told.of("linear-text").text,
             inputs=source.inputs,
@@ -226,16 +227,5 @@ def _descended(folder: Path) -> Path:
 
 
 def _file_source(kind: str, path: Path) -> _Source:
-    digest = _hash(path)
+    digest = hash_file(path)
     return _Source(kind, digest, (f"file:{path.name}@{digest}",))
-
-
-def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open_plain(path) as file:
-        if file.seek(0, os.SEEK_END) > ARTIFACT_BYTES_MAX:
-            raise DrivetrainError(f"{path.name[:200]!r} has more than the {ARTIFACT_BYTES_MAX:,} bytes of any model.")
-        file.seek(0)
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()

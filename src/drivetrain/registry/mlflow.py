@@ -6,6 +6,7 @@ lines that convert it where it is trusted.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from typing import Any
 import msgspec
 
 from drivetrain.core.errors import DrivetrainError
-from drivetrain.registry.artifacts import check_path, open_plain
-from drivetrain.registry.export import FLAVORS
+from drivetrain.core.models import ModelVersionV1, Signature
+from drivetrain.registry.artifacts import MANIFEST_BYTES_MAX, check_path, open_plain
+from drivetrain.registry.export import BESIDE_MLFLOW, FLAVORS
 from drivetrain.registry.pickles import code_refused
+from drivetrain.registry.signatures import check_signature
 
 MARK = "MLmodel"
 MARK_BYTES_MAX = 256 * 1024
@@ -39,6 +42,8 @@ class MlflowModel(msgspec.Struct, frozen=True, kw_only=True):
     file: Path
     columns: tuple[str, ...] = ()
     """As its signature names them; empty where it has none, or a tensor's."""
+    signature: Signature | None = None
+    """Where the folder is an export of ours and its file is the one that was exported: what that version had."""
 
 
 def is_mlflow(folder: Path) -> bool:
@@ -63,7 +68,9 @@ def read_mlflow(folder: Path, name: str) -> MlflowModel:
                 raise _refused(folder, f"{data!r} leads through a link")
             if not file.is_file():
                 raise _refused(folder, f"its file {data!r} is not there")
-            return MlflowModel(format=format, file=file, columns=_columns(document))
+            return MlflowModel(
+                format=format, file=file, columns=_columns(document), signature=_exported(folder, format, file)
+            )
     known = ", ".join(f"`{str(one)[:40]}`" for one in list(flavors)[:8])
     if "sklearn" in flavors or "python_function" in flavors:
         raise code_refused(folder, name, f"an MLflow model of {known}, kept as a Python object", loader="mlflow")
@@ -125,3 +132,19 @@ def _refused(folder: Path, why: str) -> DrivetrainError:
         f"The MLflow model {folder.name[:200]!r} is not taken: {why}.", looked=[str(folder / MARK)],
         do="Save it with MLflow's flavor onnx, lightgbm or xgboost.",
     )  # fmt: skip
+
+
+def _exported(folder: Path, format: str, file: Path) -> Signature | None:
+    """What an export of ours keeps beside MLflow's files; None where there is none, or it is of another file."""
+    manifest = folder / BESIDE_MLFLOW
+    if manifest.is_symlink() or not manifest.is_file() or manifest.stat().st_size > MANIFEST_BYTES_MAX:
+        return None
+    try:
+        version = msgspec.json.decode(manifest.read_bytes(), type=ModelVersionV1)
+        check_signature(version.signature)
+    except (msgspec.MsgspecError, DrivetrainError):
+        return None
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    is_same = version.format == format and [one.sha256 for one in version.files] == [digest]
+    return version.signature if is_same else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from array import array
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -19,22 +19,26 @@ from drivetrain.core.errors import DrivetrainError
 from drivetrain.registry import protobuf
 from drivetrain.registry.artifacts import open_plain
 from drivetrain.registry.onnx_ops import DOMAINS, SIZED, is_known
+from drivetrain.registry.onnx_trees import check_forest
 from drivetrain.registry.protobuf import Budget, Malformed
-from drivetrain.registry.trees import BadTree, check_tree
 
 ONNX_BYTES_MAX = 256 * 1024 * 1024
 """A boosted forest of ten thousand trees has 50 MB; larger than this is no model that answers in milliseconds."""
 FIELDS_MAX = 12_000_000
 """Read in about 8 s of a core. A forest has a dozen numbers for each node: 40 MB of it fit."""
 NODES_MAX = 100_000
+"""Operators, in all graphs of a model; large networks have thousands."""
 DEPTH_MAX = 4
 """Graphs in attributes of graphs."""
 TENSOR_ELEMENTS_MAX = 200_000_000
+"""As half floats more than `ONNX_BYTES_MAX` holds."""
 MADE_ELEMENTS_MAX = 1_000_000
 """What an operator may make from a size that stands in the model."""
 IR_VERSIONS = range(3, 14)
 DIMS_MAX = 16
+"""Dimensions of a tensor, and numbers of one that may be a size."""
 NAMED_MAX = 200
+"""Characters of a name in an error."""
 _TENSOR_BYTES = {
     1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 8: None, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2,
 }  # fmt: skip
@@ -205,7 +209,7 @@ class _Model:
         if operator == "Constant" and len(outputs) == 1 and read:
             sizes[outputs[0]] = read[0].asked
         if operator.startswith("TreeEnsemble"):
-            _check_trees(operator, {one.name: one for one in read})
+            check_forest(operator, {one.name: one.ints for one in read}, {one.name: one.texts for one in read})
         for one in read:
             if one.name.startswith("classlabels") and (one.texts or one.ints):
                 self._labels = tuple(one.texts) or tuple(map(str, one.ints))
@@ -413,41 +417,3 @@ def _check_order(nodes: Sequence[_Node], given: frozenset[str]) -> set[str]:
         stuck = next(node for node, needed in zip(nodes, waits, strict=True) if needed)
         raise Malformed(f"its graph has a cycle, at an operator `{stuck.operator}`")
     return set(makers)
-
-
-def _check_trees(operator: str, read: Mapping[str, _Attribute]) -> None:
-    """Whether every tree of a forest is one: a cycle would never end. Raises: Malformed."""
-    if operator == "TreeEnsemble":
-        raise Malformed("`TreeEnsemble` is newer than what is checked; export with the operators of ai.onnx.ml 3")
-    empty = _Attribute("", array("q"), [], None)
-    trees, ids, yes, no = (
-        read.get(f"nodes_{name}", empty).ints for name in ("treeids", "nodeids", "truenodeids", "falsenodeids")
-    )
-    modes = read.get("nodes_modes", empty).texts
-    if not len(trees) == len(ids) == len(yes) == len(no) == len(modes):
-        raise Malformed("the nodes of its trees are told in lists of different lengths")
-    nodes: dict[int, dict[int, int]] = {}
-    for place, (tree, node) in enumerate(zip(trees, ids, strict=True)):
-        if nodes.setdefault(tree, {}).setdefault(node, place) != place:
-            raise Malformed(f"node {node} of tree {tree} is there twice")
-    for tree, places in nodes.items():
-        order = {node: at for at, node in enumerate(places)}
-        leaf = [modes[place] == "LEAF" for place in places.values()]
-        try:
-            left, right = (
-                [-1 if leaf[at] else order[side[place]] for at, place in enumerate(places.values())]
-                for side in (yes, no)
-            )
-            check_tree(left, right)
-        except KeyError as error:
-            raise Malformed(f"tree {tree} has no node {error}") from None
-        except BadTree as error:
-            raise Malformed(f"tree {tree} {error}") from None
-    for name in ("class_treeids", "target_treeids"):
-        kind = name.partition("_")[0]
-        leaves = read.get(name, empty).ints
-        places_of = read.get(f"{kind}_nodeids", empty).ints
-        if len(leaves) != len(places_of) or any(
-            node not in nodes.get(tree, {}) for tree, node in zip(leaves, places_of, strict=True)
-        ):
-            raise Malformed("a leaf of its trees is not there")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 VARINT_BYTES_MAX = 10
+"""64 bits, seven of them in each byte."""
 
 
 class Malformed(ValueError):

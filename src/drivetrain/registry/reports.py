@@ -24,6 +24,7 @@ REPORT_BYTES_MAX = 32 * 1024 * 1024
 """A Report is read as a whole; rows belong into a Dataset that it cites."""
 ID_CHARS = 16
 PREFIX_CHARS_MIN = 4
+"""Fewer of an id name too many Reports."""
 MARK = ".begun"
 """Ends the name of the empty file beside a Report whose subject is not published yet."""
 _FILE = re.compile(r"([0-9a-f]{64})\.json")

@@ -14,6 +14,7 @@ LABELS_MAX = 10_000
 VALUES_MAX = 100_000
 """Of all categories together."""
 NAME_CHARS_MAX = 200
+"""Of a name, a label or a category's value."""
 
 
 def check_signature(signature: Signature) -> None:

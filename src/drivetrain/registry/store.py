@@ -62,6 +62,7 @@ from drivetrain.registry.workplaces import Workplaces
 UNNOTED = "unnoted"
 """A file in a version's folder until the control log knows of it."""
 NUMBER_MAX = 999_999_999
+"""Nine digits, as a reference takes."""
 EXPORTED = "exported"
 """The control log's kind of exports."""
 
@@ -96,8 +97,8 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
 class Registry:
     """The models of a project.
 
-    folder: `models` in the data folder. scratch: where versions are put together, on the same disk; by default `tmp`
-    beside the folder. Reading makes no folder.
+    folder: `models` in the data folder. Versions are put together in `tmp` beside it, on the same disk. Reading makes
+    no folder.
     """
 
     def __init__(
@@ -108,10 +109,9 @@ class Registry:
         *,
         now_ns: Callable[[], int] = time.time_ns,
         actor: str = "",
-        scratch: Path | None = None,
     ) -> None:
         self.folder = folder
-        self.workplaces = Workplaces(scratch or folder.with_name("tmp"))
+        self.workplaces = Workplaces(folder.with_name("tmp"))
         self._control = control
         self._lineage = lineage
         self._now_ns = now_ns
@@ -191,7 +191,7 @@ class Registry:
                 looked=[str(self.folder / wanted.name)],
                 do=did_you_mean(wanted.alias, aliases)
                 if aliases
-                else f"Run `drivetrain models alias {wanted.name} {wanted.alias} NUMBER --reason ...`.",
+                else f"Run `drivetrain models alias {wanted.name} {wanted.alias} NUMBER --reason \"...\"`.",
             )
         return self.version(wanted.name, aliases[wanted.alias])
 

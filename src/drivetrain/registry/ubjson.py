@@ -1,4 +1,7 @@
-"""Universal Binary JSON as XGBoost writes it, read without trust: counts are held against the bytes that are left."""
+"""Universal Binary JSON as XGBoost writes it, read without trust: counts are held against the bytes that are left.
+
+Source: https://ubjson.org, draft 12. Called by imports, and by the scorer of such a file.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,12 @@ import sys
 from array import array
 from typing import Any
 
+import msgspec
+
 DEPTH_MAX = 32
+"""XGBoost's own documents are ten deep."""
 VALUES_MAX = 5_000_000
+"""Besides the numbers of typed lists: a tree has some thirty, and an import of as many takes seconds."""
 _NUMBERS = {"i": ("b", 1), "U": ("B", 1), "I": ("h", 2), "l": ("i", 4), "L": ("q", 8), "d": ("f", 4), "D": ("d", 8)}
 """Marker -> how `struct` and `array` call it, and its bytes."""
 _COUNTS = "iUIlL"
@@ -21,6 +28,17 @@ def decode_ubjson(data: bytes) -> Any:
     if reader.at != len(data):
         raise ValueError("something stands behind its end")
     return value
+
+
+def json_of(value: Any) -> bytes:
+    """What `decode_ubjson` gave, as JSON; a number that is not finite becomes null."""
+    return msgspec.json.encode(value, enc_hook=_plain)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, array):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is no JSON")
 
 
 class _Reader:

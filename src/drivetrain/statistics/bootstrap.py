@@ -37,11 +37,6 @@ class Interval(msgspec.Struct, frozen=True):
     low: float
     high: float
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether it is surely on one side."""
-        return self.low > 0 or self.high < 0
-
 
 def load_numpy() -> Any:
     """numpy. Raises: DrivetrainError where it is not installed."""

@@ -305,8 +305,8 @@ class _Rows:
         if not any(is_test):
             is_test = [_is_held_out(self._unit(place)) for place in range(len(self.numbers))]
             held_out = (
-                f"{wanted.dataset.artifact} has no split `{declared.test}`, so {HELD_OUT_SHARE * 100:g} % of the rows were "
-                "held out, by a hash of their inputs"
+                f"{wanted.dataset.artifact} has no split `{declared.test}`, so {HELD_OUT_SHARE * 100:g} % of the rows "
+                "were held out, by a hash of their inputs"
             )
         train = [place for place, test in enumerate(is_test) if not test]
         test = [place for place, test in enumerate(is_test) if test]

@@ -27,7 +27,7 @@ from drivetrain.training.metrics import (
     paired_values,
     plain_judged,
 )
-from drivetrain.training.thresholds import abstention_curve, lowest_risk, threshold_for
+from drivetrain.training.thresholds import RISKS_TRIED, abstention_curve, lowest_risk, threshold_for
 
 KIND = "train"
 FACTS = ("accuracy", "macro_f1", "rmse", "mae")
@@ -155,19 +155,24 @@ def accept_lines(report: ReportV1) -> list[str]:
 
 
 def no_threshold_lines(report: ReportV1) -> list[str]:
-    """One line for each stated risk that is not reached, why, and after them what a person can do."""
+    """One line for each stated risk that is not reached, with why, and after them what a person can do."""
     body = report.body
     missed = [one for one in body.get("thresholds", ()) if one["threshold"] is None]
     lines = [f"no threshold for a risk of {_stated(one['risk'])}: {one['reason']}" for one in missed]
     if not missed:
         return lines
-    could = body.get("risk_to_state")
-    if could is not None:
-        lines.append(f"on these rows a risk of {_stated(could)} would have one: state `risks=[{could:g}]` or `--risk`")
-    else:
-        lines.append("on these rows no risk up to 50 % would have one")
-    look = 'mend wrong labels, which stand among "Most confident mistakes", and ' if body.get("wrong") else ""
-    return [*lines, f"for a lower one {look}train with more rows: more rows are needed to show a lower risk"]
+    if "risk_to_state" not in body:  # a Report of before there were hints
+        return lines
+    could = body["risk_to_state"]
+    if could is None:
+        lines.append(f"no risk up to {_stated(RISKS_TRIED[-1])} would have a threshold on these rows")
+    elif all(one["risk"] > could for one in body["thresholds"] if one["threshold"] is not None):
+        lines.append(
+            f"a risk of {_stated(could)} would have a threshold on these rows: state it as `risks=[{could:g}]` or "
+            f"`--risk {could:g}`"
+        )
+    look = '; "Most confident mistakes" shows labels that may be wrong' if body.get("wrong") else ""
+    return [*lines, f"a lower risk takes more rows, or fewer mistakes{look}"]
 
 
 def read_quotes(datasets: Datasets, report: ReportV1) -> dict[int, str]:
@@ -326,7 +331,7 @@ def _verdict(body: Mapping[str, Any]) -> str:
         elif body["thresholds"]:
             stated = ", ".join(_stated(one["risk"]) for one in body["thresholds"])
             said += f"; no confidence holds a risk of {stated}"
-            if body.get("risk_to_state") is not None:
+            if body["risk_to_state"] is not None:
                 said += f", but one holds {_stated(body['risk_to_state'])}"
     else:
         bounds = f" ({overall['mae_low']:.4g} to {overall['mae_high']:.4g})" if "mae_low" in overall else ""
@@ -401,7 +406,10 @@ def _curve(body: Mapping[str, Any]) -> Section:
         for one in shown
     )  # fmt: skip
     return Section(
-        "Accuracy against share answered, test rows", (), ("confidence#", "answered#", "right#", f"{_stated(LEVEL)}#"), rows
+        "Accuracy against share answered, test rows",
+        (),
+        ("confidence#", "answered#", "right#", f"{_stated(LEVEL)}#"),
+        rows,
     )
 
 
