@@ -14,7 +14,8 @@ from drivetrain.project import find_root, load
 if TYPE_CHECKING:
     from drivetrain.datasets import Datasets
     from drivetrain.project.snapshot import Snapshot
-    from drivetrain.training.training import Made, Progress, Training
+    from drivetrain.training.progress import Progress
+    from drivetrain.training.training import Made, Training
 
 TEXT_LIBRARIES = ("numpy", "scipy", "sklearn")
 LIBRARIES = (*TEXT_LIBRARIES, "lightgbm", "onnx", "skl2onnx", "onnxruntime")

@@ -191,7 +191,7 @@ class Registry:
                 looked=[str(self.folder / wanted.name)],
                 do=did_you_mean(wanted.alias, aliases)
                 if aliases
-                else f"Run `drivetrain models alias {wanted.name} {wanted.alias} NUMBER --reason \"...\"`.",
+                else f'Run `drivetrain models alias {wanted.name} {wanted.alias} NUMBER --reason "..."`.',
             )
         return self.version(wanted.name, aliases[wanted.alias])
 

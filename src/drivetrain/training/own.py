@@ -22,8 +22,7 @@ from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.models import FORMATS, Signature
 from drivetrain.core.recipes import Examples, Recipe, Trained
 from drivetrain.registry.signatures import check_signature
-
-Progress = Callable[[str, float], None]
+from drivetrain.training.progress import Progress
 
 PATIENCE_S = 3_600.0
 """How long a recipe may neither end nor report progress: longer is taken for a hang."""

@@ -20,10 +20,10 @@ from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.models import Column, Signature
 from drivetrain.core.recipes import Examples, TabularClassification, TabularRegression, Trained
 from drivetrain.training.calibration import fit_temperature, log_loss, softmax
+from drivetrain.training.progress import Progress
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Progress = Callable[[str, float], None]
 
 MODELS = ("linear", "lightgbm")
 THREADS_MAX = 2

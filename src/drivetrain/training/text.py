@@ -22,6 +22,7 @@ from drivetrain.core.recipes import Examples, TextClassification, Trained
 from drivetrain.inference.linear_text_files import NGRAM_MAX, Block, LinearText, write_linear_text
 from drivetrain.inference.rows import TEXT_CHARS_MAX
 from drivetrain.training.calibration import ece, fit_temperature, log_loss, softmax
+from drivetrain.training.progress import Progress
 from drivetrain.training.tabular import fold_numbers
 from drivetrain.training.text_models import (
     SUBLINEAR,
@@ -44,8 +45,6 @@ BESIDE_MAX = 10_000_000
 FOLDS_MAX = 20
 PARAMETERS_MAX = 50_000_000
 """Terms times classes: 200 MB of weights, and 3 GB while they are fitted."""
-
-Progress = Callable[[str, float], None]
 
 
 def train_text(

@@ -36,6 +36,7 @@ from drivetrain.registry.reports import Reports, Stored
 from drivetrain.registry.store import Draft, Registry, check_name
 from drivetrain.training.data import Part, TrainingData, batches, training_data
 from drivetrain.training.own import PATIENCE_S, plain_recipe, run_own
+from drivetrain.training.progress import Progress, silent
 from drivetrain.training.report import Beside, Judging, Provenance, train_report
 
 CHAMPION = "champion"
@@ -50,7 +51,6 @@ SEED_MAX = 2**32 - 1
 LIBRARIES = ("numpy", "scipy", "scikit-learn", "lightgbm", "onnx", "skl2onnx", "onnxruntime")
 """What may change the bits of a model."""
 
-Progress = Callable[[str, float], None]
 OpenScorer = Callable[[Path, Pinned], Scorer]
 
 
@@ -92,7 +92,7 @@ class Training:
         self._monotonic = monotonic
         self._patience_s = patience_s
 
-    def train(self, declared: TrainedModel, *, progress: Progress = lambda _what, _share: None) -> Made:
+    def train(self, declared: TrainedModel, *, progress: Progress = silent) -> Made:
         """The next version of a model, registered with its Report; no alias is moved.
 
         Raises: DrivetrainError; then nothing is registered.
