@@ -683,8 +683,9 @@ except Exception as error:
     assert 'pip install "drivetrain[models]"' in told
 
 
-def test_the_door_alone_imports_no_numpy() -> None:
+@pytest.mark.parametrize("room", ["inference.scorers", "inference.door", "policies.compile", "gateway.worker"])
+def test_who_serves_no_trained_model_imports_no_numpy(room: str) -> None:
     heavy = "{'numpy', 'lightgbm', 'onnxruntime', 'xgboost'}"
-    code = f"import sys, drivetrain.inference.scorers; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, drivetrain.{room}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=50)
     assert done.stdout.strip() == "[]"

@@ -45,7 +45,11 @@ def run_command(
             "attempts": len(result.attempts),
         }
         if result.decision is not None:
-            whole["decision"] = _decision_json(result.decision)
+            whole["decision"] = {
+                **result.decision.told(),
+                "rule": result.decision.rule,
+                "failed": result.decision.failed,
+            }
         typer.echo(msgspec.json.encode(whole).decode())
         return
     typer.echo(text)
@@ -66,17 +70,3 @@ def _decided(made: DecisionTaken) -> str:
     if made.values:
         said += f", {msgspec.json.encode(made.values).decode()}"
     return f"{said} (explored)" if made.explored else said
-
-
-def _decision_json(made: DecisionTaken) -> dict[str, Any]:
-    return {
-        "action": made.action,
-        "reason": made.reason,
-        "values": dict(made.values),
-        "rule": made.rule,
-        "policy": made.policy,
-        "version": made.version,
-        "explored": made.explored,
-        "propensity": made.propensity,
-        "failed": made.failed,
-    }

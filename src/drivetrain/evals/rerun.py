@@ -24,6 +24,7 @@ from drivetrain.evals.past import Lost
 from drivetrain.execution.call import CallResult, Execution
 from drivetrain.execution.environment import Environment
 from drivetrain.execution.plan import VariantStep, compile_plans
+from drivetrain.execution.replay import ReplayedExchange
 from drivetrain.execution.verdicts import UNSENT, Recorded, Verdicts
 from drivetrain.inference.local import LocalModels
 from drivetrain.ports.inference import Scorer
@@ -186,7 +187,8 @@ class _World:
             self._turns[key] = turn + 1
             answers = self._known.get(key)
             found = answers[min(turn, len(answers) - 1)] if answers else None
-        exchange = _Exchange()
+        exchange = ReplayedExchange()
+        exchange.sent = True
         if found is None:
             self.asks.append(request)  # and nobody answers, so that it goes no further
         else:
@@ -202,23 +204,6 @@ class _World:
 
     def append_late(self, record: Any, then: Callable[[], None]) -> None:
         """Never called: every frame is taken."""
-
-
-class _Exchange:
-    cancelled = False
-    sent = True
-
-    def answering(self) -> None:
-        """No deadline holds here."""
-
-    def cancel(self) -> None:
-        self.cancelled = True
-
-    def pause(self) -> None:
-        """Nobody is slow here."""
-
-    def resume(self) -> None:
-        """Nobody is slow here."""
 
 
 class _Client:
@@ -239,7 +224,7 @@ def _was_sent(attempt: AttemptV1) -> bool:
     return bool(attempt.status or attempt.failure or attempt.cached)
 
 
-def _answer(attempt: AttemptV1, body: bytes, sink: UpstreamSink, exchange: _Exchange) -> None:
+def _answer(attempt: AttemptV1, body: bytes, sink: UpstreamSink, exchange: ReplayedExchange) -> None:
     if attempt.status or attempt.cached:
         kind = b"text/event-stream" if attempt.streamed else b"application/json"
         sink.on_head(UpstreamHead(attempt.status or 200, {b"content-type": kind}))

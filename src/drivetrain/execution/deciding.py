@@ -31,6 +31,18 @@ class DecisionTaken(msgspec.Struct, frozen=True):
     failed: str = ""
     """Why `otherwise` was taken; not for clients, who need not know how a policy is written."""
 
+    def told(self) -> dict[str, Any]:
+        """What clients are told of it, as plain JSON values."""
+        return {
+            "action": self.action,
+            "reason": self.reason,
+            "values": dict(self.values),
+            "policy": self.policy,
+            "version": self.version,
+            "explored": self.explored,
+            "propensity": self.propensity,
+        }
+
 
 class Deciding(msgspec.Struct, frozen=True):
     """A Decision that was made, and what is sealed into its record."""

@@ -167,7 +167,7 @@ class _World:
     # ports.transport.Transport and ports.inference.Models
 
     def send(self, request: UpstreamRequest | ModelRequest, sink: UpstreamSink) -> Attempt:
-        exchange = _Exchange()
+        exchange = ReplayedExchange()
         if self._sent:
             attempt, body = self._sent.popleft()
             exchange.sent = attempt.usage.source != "none"
@@ -189,7 +189,7 @@ class _World:
         self._steps.append(self._leave)
         self._steps.append(then)
 
-    def _answer(self, attempt: AttemptV1, body: bytes, sink: UpstreamSink, exchange: _Exchange) -> None:
+    def _answer(self, attempt: AttemptV1, body: bytes, sink: UpstreamSink, exchange: ReplayedExchange) -> None:
         if self.execution is not None and not self.execution.live:
             self._leave()  # a whole answer is awaited all the same
         if attempt.status:
@@ -228,7 +228,9 @@ class _World:
             self._steps.append(callback)
 
 
-class _Exchange:
+class ReplayedExchange:
+    """An exchange that nobody sends: what was recorded answers it."""
+
     cancelled = False
     sent = False
     """Whether the provider had got the request when its client left."""

@@ -14,7 +14,6 @@ from drivetrain.core.errors import RequestError
 from drivetrain.core.limits import Refusal
 from drivetrain.core.money import usd
 from drivetrain.execution.call import CallResult
-from drivetrain.execution.deciding import DecisionTaken
 from drivetrain.execution.plan import WorkflowPlan
 from drivetrain.providers.answers import Unusable, message_of
 
@@ -74,7 +73,7 @@ def typed_body(plan: WorkflowPlan, result: CallResult) -> bytes:
         "attempts": len(result.attempts),
     }
     if result.decision is not None:
-        body["decision"] = _decision_object(result.decision)
+        body["decision"] = result.decision.told()
     return msgspec.json.encode(body)
 
 
@@ -87,18 +86,6 @@ def answered(plan: WorkflowPlan, result: CallResult) -> Any:
     except Unusable:
         return None
     return message.content if not message.tool_calls else message
-
-
-def _decision_object(decided: DecisionTaken) -> dict[str, Any]:
-    return {
-        "action": decided.action,
-        "reason": decided.reason,
-        "values": decided.values,
-        "policy": decided.policy,
-        "version": decided.version,
-        "explored": decided.explored,
-        "propensity": decided.propensity,
-    }
 
 
 def _header_safe(text: str) -> bytes:

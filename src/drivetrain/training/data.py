@@ -45,13 +45,6 @@ HELD_OUT_SHARE = 0.2
 OUTCOME = "outcome_"
 """What the column of an Outcome begins with, in a Dataset made from Calls."""
 CALL_ID, INPUT = "call_id", "input"
-CALL_FACTS = frozenset(
-    {
-        CALL_ID, INPUT, "opened", "workflow", "variant", "status", "team", "user", "snapshot", "cost_nano_usd",
-        "business_key", "answer",
-    }
-)  # fmt: skip
-"""What a Dataset made from Calls tells of each: known only after the answer, or nobody's input."""
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
