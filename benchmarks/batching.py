@@ -162,8 +162,9 @@ def _told(point: Point) -> None:
         return f"{best.goodput:.4f} ({best.rows} rows, {best.wait_ms} ms; {ahead})"
 
     where = f"{point.part:9} {point.service:9} SLO {point.slo_ms:5.1f} ms load {point.load:4.2f}"
-    shares = f"batch {point.batch_rows:4.1f}, late {point.late:.4f}, refused {point.refused:.4f}"
-    print(f"{where}: adaptive {point.adaptive:.4f} ({shares})  none {point.none:.4f}", end="")
+    shares = f" (batch {point.batch_rows:4.1f}, late {point.late:.4f}, refused {point.refused:.4f})"
+    # The worker's process does not tell its batches.
+    print(f"{where}: adaptive {point.adaptive:.4f}{shares if point.batch_rows else ''}  none {point.none:.4f}", end="")
     print(f"  fixed {said(point.fixed)}  dropping {said(point.dropping)}", flush=True)
 
 
