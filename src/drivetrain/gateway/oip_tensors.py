@@ -19,8 +19,7 @@ from drivetrain.execution.admission import bad_request, parse_body
 from drivetrain.execution.plan import WorkflowPlan
 
 ROWS_MAX = 256
-"""Of one request: they start in one tick, and the worker's other clients wait for its end. As many that a rule answers
-take 7 ms."""
+"""Of one request: its answer waits for the last of them, and all of them are held until it leaves."""
 ID_CHARS_MAX = 256
 """Of a request's `id`, which is given back."""
 INTEGERS = {
