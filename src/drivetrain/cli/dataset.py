@@ -59,7 +59,7 @@ def create_command(
         if sample is None and by:
             raise DrivetrainError("--by says how to sample.", do="Say --sample ROWS too.")
         keys = tuple(one.strip() for one in key.split(",") if one.strip())
-        created = _datasets(project).create(
+        created = datasets_of(project).create(
             name,
             origin,
             declared=read_schema(schema) if schema is not None else NOTHING_DECLARED,
@@ -88,7 +88,7 @@ def create_command(
 def list_command(project: Project = None, as_json: Json = False) -> None:
     """List the newest number of every Dataset."""
     try:
-        found = _datasets(project).newest()
+        found = datasets_of(project).newest()
     except DrivetrainError as error:
         fail(error)
     if as_json:
@@ -112,7 +112,7 @@ def list_command(project: Project = None, as_json: Json = False) -> None:
 def show_command(reference: Reference, project: Project = None, as_json: Json = False) -> None:
     """Show one number: columns and constraints, counts, splits, what it was made from, how fresh it is."""
     try:
-        datasets = _datasets(project)
+        datasets = datasets_of(project)
         found = datasets.show(reference)
         numbers = datasets.numbers(found.name)
     except DrivetrainError as error:
@@ -162,7 +162,7 @@ def diff_command(
     """Say what changed: columns, rows by key, labels."""
     try:
         keys = tuple(one.strip() for one in key.split(",") if one.strip())
-        found = _datasets(project).diff(before, after, key=keys, label=label)
+        found = datasets_of(project).diff(before, after, key=keys, label=label)
     except DrivetrainError as error:
         fail(error)
     if as_json:
@@ -175,7 +175,7 @@ def diff_command(
 def verify_command(reference: Reference, project: Project = None, as_json: Json = False) -> None:
     """Check files, rows, constraints and the control log against the manifest; exit code 1 where they differ."""
     try:
-        found = _datasets(project).verify(reference)
+        found = datasets_of(project).verify(reference)
     except DrivetrainError as error:
         fail(error)
     if as_json:
@@ -203,7 +203,7 @@ def export_command(
     from drivetrain.datasets.checks import counted
 
     try:
-        datasets = _datasets(project)
+        datasets = datasets_of(project)
         found = datasets.show(reference)
         part = f".{split}" if split else ""
         target = to if to is not None else Path(f"{found.name}@{found.number}{part}.{format}")
@@ -227,7 +227,8 @@ def dataset_json(dataset: DatasetV1) -> dict[str, Any]:
     return {**msgspec.to_builtins(dataset), "made": iso(dataset.made_ns), "newest_times": newest}
 
 
-def _datasets(project: Path | None) -> Datasets:
+def datasets_of(project: Path | None) -> Datasets:
+    """The Datasets of a project, by its settings alone: its code may be broken."""
     from drivetrain.adapters.files import FileVault
     from drivetrain.adapters.sqlite import SqliteControlLog
     from drivetrain.cli.lake_place import lake_of

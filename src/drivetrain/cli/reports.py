@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
+from drivetrain.cli.dataset import datasets_of
 from drivetrain.cli.ending import fail, print_json
-from drivetrain.cli.places import ledger_places, plain
+from drivetrain.cli.places import plain
 from drivetrain.cli.tables import Column, print_table
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.times import iso
 
 if TYPE_CHECKING:
     from drivetrain.core.reports import ReportV1
-    from drivetrain.datasets import Datasets
     from drivetrain.registry.reports import Reports, Stored
 
 app = typer.Typer(help="Reports: what a training, a replay or an explanation found.", no_args_is_help=True)
@@ -97,7 +97,7 @@ def show_training(report: ReportV1, markdown: bool, project: Path | None) -> Non
     from drivetrain.training import report as training
 
     try:
-        quotes = training.read_quotes(_datasets(project), report)
+        quotes = training.read_quotes(datasets_of(project), report)
     except DrivetrainError as error:
         typer.echo(f"warning: the rows cannot be quoted: {plain(error.what)}", err=True)
         quotes = {}
@@ -159,21 +159,3 @@ def _report_of(model: str, project: Path | None) -> str:
             do=f"`drivetrain models show {version.name}@{version.number}` tells what is known of it.",
         )
     return version.report
-
-
-def _datasets(project: Path | None) -> Datasets:
-    """For reading rows."""
-    from drivetrain.adapters.sqlite import SqliteControlLog
-    from drivetrain.cli.lake_place import lake_of
-    from drivetrain.datasets import Datasets, staging_folder
-
-    places = ledger_places(project)
-    lake = lake_of(places)
-    assert lake.objects is not None, "a project's lake has a place for files"
-    return Datasets(
-        lake,
-        lake.objects,
-        SqliteControlLog(places.control_log, places.keys_folder),
-        root=places.root,
-        scratch=staging_folder(places.data_folder),
-    )
