@@ -25,6 +25,7 @@ from drivetrain.core.declarations import (
     confidence,
 )
 from drivetrain.core.errors import DrivetrainError, ProjectError, RequestError
+from drivetrain.core.evals import Eval, Score, Scorer
 from drivetrain.core.features import (
     Aggregation,
     Entity,
@@ -50,6 +51,7 @@ from drivetrain.core.recipes import (
     TrainedModel,
     recipe,
 )
+from drivetrain.core.rollouts import Guard, Rollout, Shadow, Stage
 from drivetrain.core.sources import Source
 from drivetrain.version import VERSION as __version__
 
@@ -73,6 +75,7 @@ __all__ = [
     "Decided",
     "DrivetrainError",
     "Entity",
+    "Eval",
     "Examples",
     "Explore",
     "FeatureService",
@@ -80,6 +83,7 @@ __all__ = [
     "Field",
     "FileSource",
     "Gains",
+    "Guard",
     "OnDemandFeatureView",
     "Parameters",
     "Policy",
@@ -89,10 +93,15 @@ __all__ = [
     "Reject",
     "RequestError",
     "RequestSource",
+    "Rollout",
     "Rule",
+    "Score",
+    "Scorer",
+    "Shadow",
     "Signature",
     "Source",
     "SqlSource",
+    "Stage",
     "Stale",
     "Static",
     "TableSource",

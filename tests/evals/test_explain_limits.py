@@ -15,7 +15,8 @@ from drivetrain.core.policies import Policy
 from drivetrain.evals.explain import Explanation, explain, metric_of
 from drivetrain.evals.explain_report import report, verdict
 from drivetrain.evals.past import GONE
-from drivetrain.evals.replayed import Replayed, route_key
+from drivetrain.evals.replayed import Replayed
+from drivetrain.evals.workflow_key import route_key
 from drivetrain.project.snapshot import Snapshot
 
 LOW, HIGH = ({"refund.json": table((f"< {limit}", "", "refund"), ("", "", "review"))} for limit in (0.4, 0.6))

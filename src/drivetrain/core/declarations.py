@@ -257,6 +257,7 @@ class Workflow(Generic[In, Out]):
         "priority",
         "project",
         "retention",
+        "rollout",
         "route",
         "slo",
         "team",
@@ -296,6 +297,7 @@ class Workflow(Generic[In, Out]):
         outcome_key: str | None = None,
         keep_days: int | None = None,
         policy: Any = None,
+        rollout: Any = None,
         place: Place | None = None,
         **unknown: Never,
     ) -> None:
@@ -349,6 +351,8 @@ class Workflow(Generic[In, Out]):
         """How long its Calls and their Outcomes stay in the lake; None: as long as the project says."""
         self.policy = policy
         """A Policy, or the file of its table in `policies/`: what is done with the answer."""
+        self.rollout = rollout
+        """A Rollout: how its Releases reach its callers; None: at once, unless `promote --canary` asks for stages."""
         self.place = place or caller_place()
         self.unknown: Mapping[str, Any] = unknown
         self.project: str | None = None

@@ -1,4 +1,4 @@
-"""A Report: the result of a training, a comparison or a replay over Datasets and records, with its verdict."""
+"""A Report: the result of a training, an eval, a comparison or a replay over Datasets and records, with its verdict."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-REPORT_KINDS = ("train", "policy-replay", "explain")
+REPORT_KINDS = ("train", "policy-replay", "explain", "eval", "eval-compare", "judge", "upgrade", "probe", "rollout")
 
 
 class ReportV1(msgspec.Struct, frozen=True, kw_only=True, tag="report.1"):

@@ -5,26 +5,23 @@ Owns which Snapshots answer the same, and what of a Call is opened when. Snapsho
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import msgspec
-
 from drivetrain.core.calls import Call
-from drivetrain.core.declarations import Check, Rule, Variant, Workflow
+from drivetrain.core.declarations import Workflow
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.policies import Action, Case
 from drivetrain.evals.explain import Moment, State, Unanswered
 from drivetrain.evals.past import Lost, Past, PastReader, cluster_of
 from drivetrain.evals.redeciding import FAILS, action_of, as_seen, decided, redecide_past
 from drivetrain.evals.rerun import Answered, Route, Scorers
+from drivetrain.evals.workflow_key import route_key
 from drivetrain.execution.replay import open_payloads
 from drivetrain.execution.verdicts import Recorded
 from drivetrain.policies.compile import CompiledPolicy, as_policy, compile_policy
 from drivetrain.policies.engine import EngineMissing
-from drivetrain.policies.functions import source_of
 from drivetrain.ports.journal import Vault
 from drivetrain.project.snapshot import Snapshot
 
@@ -36,33 +33,6 @@ NO_PAYLOADS = "its prompt and answers were not kept, so no other models can answ
 
 Snapshots = Callable[[str], Snapshot]
 """Short hash -> the Snapshot. Raises: DrivetrainError."""
-
-
-def route_key(snapshot: Snapshot, workflow: str) -> str:
-    """16 hex digits over all that decides how a workflow answers, its policy left out.
-
-    Two Snapshots with one key answer the same. It is careful: what merely might matter, such as any template or any
-    setting of a provider, is part of it, so that another key means no more than that a replay has to tell.
-    """
-    declared = snapshot.workflows[workflow]
-    files = snapshot.files
-    parts: list[Any] = [
-        snapshot.versions, snapshot.environment, sorted(snapshot.templates.items()),
-        [_code(one, files) for one in (declared.input, declared.output, *declared.validators)],
-        declared.attempts_max, declared.max_input_tokens, declared.context, declared.chat_input, declared.chat_field,
-        declared.parameters, declared.features_missing, sorted(declared.entity_keys.items()),
-        getattr(declared.features, "name", declared.features),
-    ]  # fmt: skip
-    for step in declared.route:
-        if isinstance(step, Rule):
-            parts.append(["rule", step.name, _code(step.when, files), _code(step.then, files)])
-        else:
-            parts.append(_variant(step, snapshot))
-    digest = hashlib.sha256()
-    for part in parts:
-        said = msgspec.json.encode(part, order="deterministic", enc_hook=repr)
-        digest.update(len(said).to_bytes(8, "big") + said)
-    return digest.hexdigest()[:16]
 
 
 class Replayed:
@@ -185,25 +155,6 @@ class Replayed:
         self._snapshots[short_hash] = snapshot
         self._lead.setdefault(key, short_hash)
         return key
-
-
-def _variant(step: Variant, snapshot: Snapshot) -> list[Any]:
-    files, pinned = snapshot.files, snapshot.pinned.get(step.model)
-    accepts = step.accept if isinstance(step.accept, list | tuple) else (step.accept,)
-    return [
-        "variant", step.name, step.model, pinned.digest if pinned is not None else "", step.prompt, step.system,
-        step.parameters, step.max_output_tokens, [_code(one, files) for one in accepts],
-        snapshot.providers.get(step.model.partition("/")[0]), snapshot.models.get(step.model),
-    ]  # fmt: skip
-
-
-def _code(part: Any, files: Mapping[str, bytes]) -> Any:
-    """What a declaration's part does, as text or plain values."""
-    if isinstance(part, Check):
-        return [part.name, _code(part.test, files)]
-    if isinstance(part, type) or callable(part):
-        return source_of(part, files).decode("utf-8", "replace")
-    return part if part is None else msgspec.to_builtins(part, enc_hook=repr)
 
 
 def _shorten(kept: OrderedDict[str, Any]) -> None:

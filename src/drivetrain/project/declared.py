@@ -1,4 +1,4 @@
-"""What the modules in `workflows/`, `features/` and `training/` declare, by kind and name.
+"""What the modules in `workflows/`, `features/`, `training/` and `evals/` declare, by kind and name.
 
 Owns which values of a module count as declarations. What is wrong with one of them is for the checks.
 """
@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from drivetrain.core.declarations import Workflow
+from drivetrain.core.evals import Eval
 from drivetrain.core.features import (
     Entity,
     FeatureService,
@@ -31,10 +32,10 @@ from drivetrain.project.problems import Problems
 from drivetrain.project.snapshot import Features
 from drivetrain.project.spots import Spots
 
-FOLDERS = ("workflows/", "features/", "training/")
+FOLDERS = ("workflows/", "features/", "training/", "evals/")
 KINDS = (
     Workflow, Entity, FeatureView, OnDemandFeatureView, FeatureService, FileSource, TableSource, SqlSource, PushSource,
-    Source, TrainedModel,
+    Source, TrainedModel, Eval,
 )  # fmt: skip
 NAMES = {
     Entity: "Entity", FeatureView: "Feature view", OnDemandFeatureView: "Feature view",
@@ -79,7 +80,7 @@ def declared_in_code(package: Package, problems: Problems, note_import: ImportPr
 def features_of(declarations: Declarations, spots: Spots, problems: Problems) -> Features:
     """The features that are declared, and what they are made of; two of a name are a mistake."""
     every: dict[int, Any] = {
-        id(one): one for one in declarations.of(*(kind for kind in KINDS if kind not in (Workflow, TrainedModel)))
+        id(one): one for one in declarations.of(*(kind for kind in KINDS if kind not in (Workflow, TrainedModel, Eval)))
     }
     waiting = list(every.values())
     while waiting:

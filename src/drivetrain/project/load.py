@@ -18,6 +18,7 @@ import msgspec
 
 from drivetrain.core.declarations import SLO, Budget, Cache, Parameters, Stale, Variant, Workflow
 from drivetrain.core.errors import ProjectError, did_you_mean, nearest
+from drivetrain.core.evals import Eval
 from drivetrain.core.features import FeatureService
 from drivetrain.core.models import Pinned
 from drivetrain.core.recipes import TrainedModel
@@ -25,6 +26,7 @@ from drivetrain.project.chat_workflows import read_workflows
 from drivetrain.project.checks import Surroundings, check_keys, check_workflows
 from drivetrain.project.declared import Declarations, declared_in_code, features_of
 from drivetrain.project.direct import direct_workflows
+from drivetrain.project.eval_checks import check_evals
 from drivetrain.project.files import SETTINGS_FILE, collect, hash_of, top_level_names
 from drivetrain.project.limits import budget_limits, check_scopes
 from drivetrain.project.modules import Package, close_package, open_package
@@ -114,6 +116,7 @@ class Declared(msgspec.Struct, frozen=True):
     workflows: list[Workflow[Any, Any]]
     features: Features
     trained: list[TrainedModel]
+    evals: list[Eval]
     prompts: Prompts
     spots: Spots
     direct_line: int
@@ -151,12 +154,16 @@ def build(source: Source, parsed: Parsed | None, problems: Problems) -> Snapshot
         around = Surroundings(settings, prompts, features.services, source.pinned or {}, source.root)
         check_workflows(workflows, around, spots, problems)
         check_policies(workflows, source.files, spots, problems)
+        evals = declarations.of(Eval)
+        check_evals(evals, workflows, spots, problems)
         if settings is not None:
             snapshot = _snapshot(
                 source,
                 package.name,
                 settings,
-                Declared(workflows, features, trained, prompts, spots, lines.get(("gateway", "direct_models"), 0)),
+                Declared(
+                    workflows, features, trained, evals, prompts, spots, lines.get(("gateway", "direct_models"), 0)
+                ),
                 problems,
             )
             _check_names(settings, snapshot, lines, problems)
@@ -268,6 +275,8 @@ def _snapshot(source: Source, package: str, settings: Settings, declared: Declar
         features=declared.features,
         pinned=source.pinned or {},
         trained={str(one.name): one for one in declared.trained},
+        evals={str(one.name): one for one in declared.evals},
+        rules=settings.rules,
     )
 
 

@@ -19,6 +19,7 @@ from drivetrain.core.endpoints import Endpoint, split_base_url
 from drivetrain.core.errors import did_you_mean
 from drivetrain.core.limits import Limit
 from drivetrain.core.models import REFERENCE, is_trained
+from drivetrain.core.releases import RulesV1
 from drivetrain.project.files import SETTINGS_FILE
 from drivetrain.project.limits import declared_limits
 from drivetrain.project.problems import Problems, shown
@@ -143,6 +144,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     direct_team: str = DEFAULT_DIRECT_TEAM
     ledger: LedgerSettings = LedgerSettings()
     lake: LakeSettings = LakeSettings()
+    rules: RulesV1 = RulesV1()
+    """Of `[people]` and `[releases]`."""
 
 
 def parse(content: bytes, problems: Problems) -> Parsed | None:

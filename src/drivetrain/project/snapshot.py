@@ -10,10 +10,12 @@ import msgspec
 
 from drivetrain.core.declarations import Workflow
 from drivetrain.core.endpoints import Endpoint
+from drivetrain.core.evals import Eval
 from drivetrain.core.features import AnySource, Entity, FeatureService, FeatureView, OnDemandFeatureView
 from drivetrain.core.limits import Limit
 from drivetrain.core.models import Pinned
 from drivetrain.core.recipes import TrainedModel
+from drivetrain.core.releases import RulesV1
 from drivetrain.core.sources import Source
 from drivetrain.version import VERSION
 
@@ -191,6 +193,10 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Reference to a trained model, as variants write it -> what it stood for when the Snapshot was made."""
     trained: Mapping[str, TrainedModel] = {}
     """Models that the project trains, by name."""
+    evals: Mapping[str, Eval] = {}
+    """By name; each names its workflow."""
+    rules: RulesV1 = RulesV1()
+    """Who may release what in this environment."""
 
     def __repr__(self) -> str:
         return f"Snapshot({self.name!r}, {self.environment!r}, {self.short_hash}, {len(self.workflows)} workflows)"
