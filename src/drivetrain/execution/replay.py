@@ -18,7 +18,6 @@ from drivetrain.core.errors import DrivetrainError, RequestError
 from drivetrain.core.features import FeatureRecordV1
 from drivetrain.core.policies import DecisionV1
 from drivetrain.execution.call import CallResult, Execution
-from drivetrain.execution.deciding import DecisionTaken
 from drivetrain.execution.environment import NOTHING_ASKED, Asked, Environment
 from drivetrain.execution.plan import Plans
 from drivetrain.execution.refusals import TIMEOUTS
@@ -43,7 +42,9 @@ class Replay(msgspec.Struct, frozen=True):
     stream: bytes
     """The events a streaming client would have got before the last ones."""
     differences: tuple[str, ...]
-    """Empty where route, verdicts, cost and answer are the same."""
+    """Empty where route, verdicts, cost, Decision and answer are the same."""
+    closed: ClosedV1 | None = None
+    """The record that the replayed Call would have got, nothing of it sealed."""
 
 
 def open_payloads(call: Call, vault: Vault) -> Recorded:
@@ -102,7 +103,8 @@ def replay(recorded: Recorded, plans: Plans) -> Replay:
     world.run()
     if client.result is None:
         raise DrivetrainError(f"Call {call.call_id} did not end when it was replayed.")
-    return Replay(client.result, b"".join(client.stream), tuple(_differences(recorded, client.result, world.unused)))
+    differences = _differences(recorded, client.result, world)
+    return Replay(client.result, b"".join(client.stream), tuple(differences), world.closed)
 
 
 class _World:
@@ -118,6 +120,8 @@ class _World:
         self.execution: Execution | None = None
         self._ending: AttemptV1 | None = None
         """The attempt whose end is being told."""
+        self.closed: ClosedV1 | None = None
+        """How the Call ended, as it would be recorded."""
         self._is_lost = recorded.call.error == LOST
         """Whether its end could not be written in time."""
         self._verdicts = Verdicts(
@@ -216,6 +220,8 @@ class _World:
     def append(self, record: Any, then: Callable[[bool], None] | None = None, *, sync: bool = False) -> None:
         if isinstance(record, OpenedV1):
             self._leave()
+        elif isinstance(record, ClosedV1):
+            self.closed = record
         if then is not None:
             written = not (self._is_lost and isinstance(record, ClosedV1))
             self._steps.append(lambda: then(written))
@@ -271,8 +277,8 @@ def _was_sent(attempt: AttemptV1) -> bool:
     return bool(attempt.status or attempt.failure or attempt.verdict == "aborted")
 
 
-def _differences(recorded: Recorded, result: CallResult, unused: int) -> list[str]:
-    call = recorded.call
+def _differences(recorded: Recorded, result: CallResult, world: _World) -> list[str]:
+    call, unused = recorded.call, world.unused
     found = []
     before = [(one.variant, one.purpose, one.verdict) for one in call.attempts]
     now = [(one.variant, one.purpose, one.verdict) for one in result.attempts]
@@ -286,20 +292,25 @@ def _differences(recorded: Recorded, result: CallResult, unused: int) -> list[st
         found.append(f"variant: {call.variant or '-'} became {result.variant or '-'}")
     if call.cost_nano_usd != result.cost_nano_usd:
         found.append(f"cost: {call.cost_nano_usd} became {result.cost_nano_usd} nano-USD")
-    decided_before, decided_now = _decided(call.decision), _decided(result.decision)
-    if decided_before != decided_now:
-        found.append(f"decision: {decided_before or '-'} became {decided_now or '-'}")
+    before_it, now_it = _unsealed(call.decision), _unsealed(world.closed.decision if world.closed is not None else None)
+    if before_it != now_it:
+        found.append(f"decision: {_decided(before_it)} became {_decided(now_it)}")
     if call.status == "answered" and result.body and result.body != recorded.answer:
         found.append("answer: another body")
     return found
 
 
-def _decided(decision: DecisionV1 | DecisionTaken | None) -> str:
-    """What was decided, as far as a replay decides it again."""
+def _unsealed(decision: DecisionV1 | None) -> DecisionV1 | None:
+    """All of it that a replay decides again."""
+    return None if decision is None else msgspec.structs.replace(decision, sealed=b"")
+
+
+def _decided(decision: DecisionV1 | None) -> str:
     if decision is None:
-        return ""
-    explored = ", explored" if decision.explored else ""
-    return f"{decision.action} ({decision.reason or '-'}, rule {decision.rule or '-'}{explored})"
+        return "-"
+    explored = f", explored instead of {decision.chosen}" if decision.explored else ""
+    policy = f"{decision.policy} {decision.version}, chance {decision.propensity:g}"
+    return f"{decision.action} ({decision.reason or '-'}, rule {decision.rule or '-'}{explored}; {policy})"
 
 
 def _said(route: list[tuple[str, str, str]]) -> str:
