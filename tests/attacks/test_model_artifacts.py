@@ -32,7 +32,7 @@ from drivetrain.registry.importing import Importer
 from drivetrain.registry.store import Registry
 from drivetrain.registry.trials import TrialLimits, Trials
 
-onnx = pytest.importorskip("onnx")
+onnx = pytest.importorskip("onnx", reason="the extra `train` is not installed")
 helper, FLOAT, INT64 = onnx.helper, onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
 
 TEN_GB = 10 * 1024**3
@@ -519,7 +519,7 @@ def test_the_onnx_files_that_attack_when_they_are_run_do_so_by_size_only(place: 
 
 
 def test_a_booster_whose_trees_never_end_is_refused(place: Place) -> None:
-    lightgbm = pytest.importorskip("lightgbm")
+    lightgbm = pytest.importorskip("lightgbm", reason="the extra `models` is not installed")
     rows, labels = _rows()
     model = lightgbm.LGBMClassifier(n_estimators=2, num_leaves=5, verbose=-1, n_jobs=1).fit(rows, labels)
     text = model.booster_.model_to_string()
@@ -532,7 +532,7 @@ def test_a_booster_whose_trees_never_end_is_refused(place: Place) -> None:
 
 
 def test_an_xgboost_file_whose_trees_never_end_is_refused(place: Place) -> None:
-    xgboost = pytest.importorskip("xgboost")
+    xgboost = pytest.importorskip("xgboost", reason="the extra `models` is not installed")
     rows, labels = _rows()
     content = bytes(
         xgboost.XGBClassifier(n_estimators=2, max_depth=2, n_jobs=1).fit(rows, labels).get_booster().save_raw("json")

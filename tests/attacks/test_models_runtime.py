@@ -21,7 +21,7 @@ REFUSED_WITHIN_S = 5.0
 
 def grows_with_its_row(path: Path) -> None:
     """x above 1,000: the sum of a matrix of `SIDE` x `SIDE`; else x. Every tensor that stands in it is small."""
-    onnx = pytest.importorskip("onnx")
+    onnx = pytest.importorskip("onnx", reason="the extra `train` is not installed")
     from onnx import helper
 
     floats, whole = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64

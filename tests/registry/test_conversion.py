@@ -31,14 +31,14 @@ from drivetrain.registry.importing import Importer
 from drivetrain.registry.sklearn_import import import_estimator
 from drivetrain.registry.trials import Trials
 
-calibration = pytest.importorskip("sklearn.calibration")
-compose = pytest.importorskip("sklearn.compose")
-ensemble = pytest.importorskip("sklearn.ensemble")
-linear = pytest.importorskip("sklearn.linear_model")
-pipeline = pytest.importorskip("sklearn.pipeline")
-preprocessing = pytest.importorskip("sklearn.preprocessing")
-svm = pytest.importorskip("sklearn.svm")
-text = pytest.importorskip("sklearn.feature_extraction.text")
+calibration = pytest.importorskip("sklearn.calibration", reason="the extra `train` is not installed")
+compose = pytest.importorskip("sklearn.compose", reason="the extra `train` is not installed")
+ensemble = pytest.importorskip("sklearn.ensemble", reason="the extra `train` is not installed")
+linear = pytest.importorskip("sklearn.linear_model", reason="the extra `train` is not installed")
+pipeline = pytest.importorskip("sklearn.pipeline", reason="the extra `train` is not installed")
+preprocessing = pytest.importorskip("sklearn.preprocessing", reason="the extra `train` is not installed")
+svm = pytest.importorskip("sklearn.svm", reason="the extra `train` is not installed")
+text = pytest.importorskip("sklearn.feature_extraction.text", reason="the extra `train` is not installed")
 
 WORDS = ("card", "lost", "money", "refund", "pay", "top", "up", "transfer", "pending", "pin", "app", "Über", "漢字")
 LABELS = ("refund", "card", "other")
@@ -135,7 +135,7 @@ def test_a_classifier_of_numbers_becomes_onnx(world: World, kind: str) -> None:
 
 def test_a_search_over_parameters_stands_for_its_best(world: World) -> None:
     said, labels = texts()
-    search = pytest.importorskip("sklearn.model_selection").GridSearchCV(
+    search = pytest.importorskip("sklearn.model_selection", reason="the extra `train` is not installed").GridSearchCV(
         pipeline.Pipeline([("t", text.TfidfVectorizer()), ("c", linear.LogisticRegression())]), {"c__C": [1.0]}, cv=2
     )
     assert import_estimator(world.importer, search.fit(said, labels), terms(), said).format == "linear-text"

@@ -14,7 +14,7 @@ from drivetrain.cli.erase import erase_command
 from drivetrain.cli.train import train_command
 from drivetrain.embedded.modelling import open_reports
 
-pytest.importorskip("sklearn")
+pytest.importorskip("sklearn", reason="the extra `train` is not installed")
 
 HER, HIM = "mary-4711", "bob-4712"
 SCHEMA = """

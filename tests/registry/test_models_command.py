@@ -148,7 +148,7 @@ def test_verify_ends_with_1_where_a_byte_was_changed(shop: Shop) -> None:
 
 
 def test_an_estimator_is_imported_from_python(shop: Shop) -> None:
-    linear = pytest.importorskip("sklearn.linear_model")
+    linear = pytest.importorskip("sklearn.linear_model", reason="the extra `train` is not installed")
     rows, _ = rows_and_classes()
     fitted = linear.Ridge().fit(rows, rows[:, 0])
     made = import_model(

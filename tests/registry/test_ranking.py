@@ -131,7 +131,7 @@ def test_a_ranker_of_python_is_compared_with_the_original_candidate_by_candidate
 
 
 def test_a_classifier_of_two_classes_ranks_by_the_second(root: Path) -> None:
-    linear = pytest.importorskip("sklearn.linear_model")
+    linear = pytest.importorskip("sklearn.linear_model", reason="the extra `train` is not installed")
     rows, grades = rows_and_classes()
     fitted = linear.LogisticRegression().fit(rows, grades > 0)
     terms: dict[str, Any] = {"candidates": "items", "candidate_id": "sku", "columns": COLUMNS, "project": root}
