@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from drivetrain.core import scorers
 from drivetrain.core.declarations import (
     SLO,
     Budget,
@@ -57,6 +58,7 @@ from drivetrain.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from drivetrain.embedded.asking import open_lake, sql
+    from drivetrain.embedded.eval_runs import run_eval
     from drivetrain.embedded.feature_store import feature_store
     from drivetrain.embedded.modelling import import_model, open_registry
     from drivetrain.embedded.outcomes import record_outcome, record_outcomes
@@ -123,6 +125,8 @@ __all__ = [
     "recipe",
     "record_outcome",
     "record_outcomes",
+    "run_eval",
+    "scorers",
     "sql",
     "train",
 ]
@@ -134,6 +138,7 @@ _LATER = {
     "open_registry": "drivetrain.embedded.modelling",
     "record_outcome": "drivetrain.embedded.outcomes",
     "record_outcomes": "drivetrain.embedded.outcomes",
+    "run_eval": "drivetrain.embedded.eval_runs",
     "sql": "drivetrain.embedded.asking",
     "train": "drivetrain.embedded.training",
 }

@@ -59,6 +59,8 @@ parallel = 0 # n: parallel
 
 [models."openai/shared"]
 parallel = 4 # n: parallel-alone
+retires = "next year" # n: retires
+replacement = "openai/shared" # n: replacement
 
 [limits.month] # n: two-amounts
 scope = "project"
@@ -279,6 +281,8 @@ MISTAKES: list[tuple[str, str, str]] = [
     ("machine-and-tokens", "usd_per_request` stands beside `usd_per_hour`", "either"),
     ("parallel", "parallel` must be a whole number from 1", ""),
     ("parallel-alone", "parallel` belongs to a machine", "usd_per_hour"),
+    ("retires", "retires` is no day", "2026-12-31"),
+    ("replacement", "replacement` is not another `provider/model`", "openai/"),
     ("two-amounts", "`limits.month` must have exactly one of", ""),
     ("limit-team", "`limits.team.scope` names the team `suport`", "`support`"),
     ("team-owner", "is not an e-mail address", "@acme"),

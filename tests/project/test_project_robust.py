@@ -41,7 +41,7 @@ FULL: dict[str, Any] = {
     },
     "models": {
         "openai/m": {"usd_per_million_input": "1", "usd_per_million_output": 2, "capabilities": ["tools"]},
-        "openai/own": {"usd_per_hour": "2.5", "parallel": 8},
+        "openai/own": {"usd_per_hour": "2.5", "parallel": 8, "retires": "2026-12-31", "replacement": "openai/m"},
     },
     "teams": {"support": {"owner": "a@b.example"}},
     "keys": {"web": {"secret": "env:B", "team": "support", "workflows": ["chat"], "may_override": ["user"]}},

@@ -85,23 +85,15 @@ class SqliteControlLog:
         body: anything JSON can hold, up to `BODY_BYTES_MAX`. Raises: DrivetrainError where it is larger, or where the
         log was cut or changed: to go on would hide that.
         """
-        text = canonical(body)
-        if len(text) > BODY_BYTES_MAX:
-            raise DrivetrainError(
-                f"A change of {subject} is described in {len(text)} characters; at most {BODY_BYTES_MAX} are kept.",
-                do="Put it into a file, and name the file and its hash.",
-            )
-        with self._locked(), self._opened() as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                record = self._next(connection, kind, actor, subject, text)
-                connection.execute(f"INSERT INTO control ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", _row(record))  # noqa: S608 - our own names
-            except BaseException:
-                connection.execute("ROLLBACK")
-                raise
-            connection.execute("COMMIT")
-            self._write_anchor(record.seq, record.hash)
+        record = self._append(kind, actor, subject, body, None)
+        assert record is not None
         return record
+
+    def append_after(
+        self, seq: int, *, kind: str, actor: str, subject: str, body: Mapping[str, Any]
+    ) -> ControlRecord | None:
+        """As `append`, where `seq` is the last record's number still; None, and nothing appended, where it is not."""
+        return self._append(kind, actor, subject, body, seq)
 
     def records(self, after_seq: int = 0) -> Iterator[ControlRecord]:
         """Every record after `after_seq`, in order, unchecked."""
@@ -135,6 +127,30 @@ class SqliteControlLog:
         elif anchor is not None and at_anchor != anchor.hash:
             findings.append(f"Record {anchor.seq} is not the one that was written: the chain was computed anew.")
         return Verification(records=count, head=head, findings=tuple(findings[:FINDINGS_MAX]))
+
+    def _append(
+        self, kind: str, actor: str, subject: str, body: Mapping[str, Any], after: int | None
+    ) -> ControlRecord | None:
+        text = canonical(body)
+        if len(text) > BODY_BYTES_MAX:
+            raise DrivetrainError(
+                f"A change of {subject} is described in {len(text)} characters; at most {BODY_BYTES_MAX} are kept.",
+                do="Put it into a file, and name the file and its hash.",
+            )
+        with self._locked(), self._opened() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                record = self._next(connection, kind, actor, subject, text)
+                if after is not None and record.seq != after + 1:
+                    connection.execute("ROLLBACK")
+                    return None
+                connection.execute(f"INSERT INTO control ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", _row(record))  # noqa: S608 - our own names
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
+            self._write_anchor(record.seq, record.hash)
+        return record
 
     def _next(self, connection: sqlite3.Connection, kind: str, actor: str, subject: str, body: str) -> ControlRecord:
         last = connection.execute("SELECT seq, hash FROM control ORDER BY seq DESC LIMIT 1").fetchone() or (0, GENESIS)

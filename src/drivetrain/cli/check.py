@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -64,14 +65,22 @@ def check_project(root: Path, environment: str | None) -> CheckAnswer:
 def _check_snapshot(snapshot: Snapshot) -> CheckAnswer:
     from drivetrain import providers
     from drivetrain.erasure.note import unfinished
+    from drivetrain.evals import checks as eval_checks
     from drivetrain.features import checks as feature_checks
     from drivetrain.policies import checks as policy_checks
     from drivetrain.policies.compile import as_policy
+    from drivetrain.project.retirement import retirements
     from drivetrain.project.secrets import missing
+    from drivetrain.providers.deprecation import is_deprecated
 
-    problems = (*providers.check(snapshot), *feature_checks.check(snapshot), *policy_checks.check(snapshot))
+    problems = (
+        *providers.check(snapshot), *feature_checks.check(snapshot), *policy_checks.check(snapshot),
+        *eval_checks.check(snapshot),
+    )  # fmt: skip
     notices = [str(one) for one in missing(snapshot, os.environ)]
     notices += policy_checks.notices(snapshot)
+    notices += eval_checks.notices(snapshot)
+    notices += [one.warning for one in retirements(snapshot, datetime.now(UTC).date(), is_deprecated) if one.warning]
     if unfinished(snapshot.keys_folder) is not None:
         notices.append("an erasure was cut off; run `drivetrain erase --resume` to finish it")
     return CheckAnswer(

@@ -35,7 +35,20 @@ COMMANDS = {
     "models": ("drivetrain.cli.models", "app"),
     "report": ("drivetrain.cli.reports", "app"),
     "policy": ("drivetrain.cli.policy", "app"),
+    "eval": ("drivetrain.cli.eval", "app"),
     "explain": ("drivetrain.cli.explain", "explain_command"),
+    "upgrade": ("drivetrain.cli.upgrade", "upgrade_command"),
+    "probe": ("drivetrain.cli.probe", "probe_command"),
+    "dossier": ("drivetrain.cli.dossier", "dossier_command"),
+    "plan": ("drivetrain.cli.propose", "plan_command"),
+    "propose": ("drivetrain.cli.propose", "propose_command"),
+    "approve": ("drivetrain.cli.approve", "approve_command"),
+    "withdraw": ("drivetrain.cli.approve", "withdraw_command"),
+    "promote": ("drivetrain.cli.promote", "promote_command"),
+    "rollback": ("drivetrain.cli.promote", "rollback_command"),
+    "live": ("drivetrain.cli.live", "live_command"),
+    "history": ("drivetrain.cli.live", "history_command"),
+    "rollout": ("drivetrain.cli.rollout", "app"),
 }
 """Name -> where the command, or the group of commands, is."""
 

@@ -36,6 +36,9 @@ RENDERERS: dict[str, tuple[str, str]] = {
     "train": ("drivetrain.cli.reports", "show_training"),
     "policy-replay": ("drivetrain.cli.policy_replay", "show_replay"),
     "explain": ("drivetrain.cli.explain", "show_explained"),
+    "upgrade": ("drivetrain.cli.upgrade", "show_upgrade"),
+    "eval": ("drivetrain.cli.eval_print", "show_run"),
+    "eval-compare": ("drivetrain.cli.eval_print", "show_compared"),
 }
 """Kind -> where its `Shown` is; any other kind is shown as its verdict, facts and body."""
 VERDICT_CHARS_MAX = 100

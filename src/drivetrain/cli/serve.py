@@ -20,15 +20,16 @@ def serve_command(
     ] = None,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Worker processes; one per core is best.")] = 1,
 ) -> None:
-    """Serve a project: POST /v1/chat/completions with a workflow's name as the model."""
+    """Serve what is live: the Release, or the project's folder where nothing was ever released."""
     from drivetrain.embedded.applying import apply
     from drivetrain.embedded.featuring import unmaterialized
+    from drivetrain.embedded.serving import to_serve
     from drivetrain.gateway.key_watch import has_keys
     from drivetrain.gateway.supervisor import serve
     from drivetrain.project.files import find_root
-    from drivetrain.project.load import load
 
-    snapshot = load(project or find_root(Path.cwd()), env)
+    starts = to_serve(project or find_root(Path.cwd()), env)
+    snapshot, live = starts.snapshot, starts.live
     asks_for_keys = has_keys(snapshot)
     apply(snapshot)
 
@@ -39,6 +40,10 @@ def serve_command(
         if len(declared) > NAMED_MAX:
             names += f" and {len(declared) - NAMED_MAX} more"
         typer.echo(f"drivetrain serving {names} on http://{shown}:{bound_port}/v1 (snapshot {snapshot.short_hash})")
+        if live.release:
+            typer.echo(f"Release {live.release} is live in `{live.environment}`; the project's folder is not served")
+        if live.lacks:
+            typer.echo(f"Release {live.release} was made by override; it lacks: {'; '.join(live.lacks)}", err=True)
         if not asks_for_keys:
             typer.echo("no key is declared or issued: anybody on this machine may call, and nobody else can")
         for service, views in unmaterialized(snapshot).items():

@@ -14,6 +14,10 @@ from drivetrain.core.money import NO_USAGE, Usage
 from drivetrain.core.policies import DecisionV1
 
 RETAINED_NONE, RETAINED_HASH, RETAINED_FULL = 0, 1, 2
+SHADOW = "shadow"
+"""The door of a candidate's Calls on copies of traffic."""
+DOORS_ASIDE = frozenset({"eval", "judge", SHADOW})
+"""Doors of Calls whose answers no caller gets: no Outcome is the truth about them, whatever their input's key."""
 
 
 class Attribution(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -72,7 +76,7 @@ class OpenedV1(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="open
     """First 16 hex digits of the Snapshot's hash."""
     workflow: str
     door: str
-    """`chat`, `workflow`, `python` or `direct`."""
+    """`chat`, `workflow`, `python` or `direct`; one of `DOORS_ASIDE` where no caller gets the answer."""
     stream: bool
     attribution: Attribution
     prices_date: str = ""
@@ -87,7 +91,7 @@ class OpenedV1(msgspec.Struct, frozen=True, array_like=True, gc=False, tag="open
     features: FeaturesSeenV1 | None = None
     """What the Call's features were; None where its workflow names no FeatureService."""
     business_key: str = ""
-    """What the workflow's `outcome_key` held: Outcomes may name it instead of the Call."""
+    """What the workflow's `outcome_key` held: Outcomes may name it instead of the Call. Empty behind `DOORS_ASIDE`."""
 
     @property
     def reservation(self) -> ReservedV1 | None:

@@ -99,9 +99,9 @@ class Eval:
         self.name = name
         self.dataset = dataset
         """`NAME` for the newest number when it is run, or `NAME@NUMBER`."""
-        self.scorers = tuple(scorers)
+        self.scorers = (scorers,) if isinstance(scorers, Scorer) or callable(scorers) else tuple(scorers)
         """The first one's mean is what `accuracy` means in a gate. Empty: `exact` on what the row expects."""
-        self.gates = tuple(gates)
+        self.gates = (gates,) if isinstance(gates, str) else tuple(gates)
         """Such as `accuracy >= 0.9`, `no slice worse than -2 pp`, `cost per call <= $0.004`."""
         self.workflow = workflow
         """Empty: the project's only workflow, or the one whose name this eval's name begins with."""

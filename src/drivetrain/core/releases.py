@@ -2,7 +2,7 @@
 
 A Release is a whole Snapshot that became live: code, prompts, policies, pins and settings of one environment under one
 hash. It is numbered, immutable and cites what justified it. Stored types carry their version in their tag; a field may
-be added at the end, with a default.
+be added at the end, with a default; defaults are left out when they are written, so hashes and signatures stay.
 
 `Live` is what the gateway follows: it is computed from the control log by the room `promotion/`, which alone decides
 whether a record counts.
@@ -95,7 +95,7 @@ class EvidenceV1(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Id of a Report that passed for exactly these two keys; empty while there is none."""
 
 
-class ProposalV1(msgspec.Struct, frozen=True, kw_only=True, tag="proposal.1"):
+class ProposalV1(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="proposal.1"):
     """What somebody wants live."""
 
     number: int
@@ -124,7 +124,7 @@ class ProposalV1(msgspec.Struct, frozen=True, kw_only=True, tag="proposal.1"):
         return hashlib.sha256(msgspec.json.encode(unsigned, order="deterministic")).hexdigest()
 
 
-class ApprovalV1(msgspec.Struct, frozen=True, kw_only=True, tag="approval.1"):
+class ApprovalV1(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="approval.1"):
     """Somebody stands for a proposal."""
 
     environment: str
@@ -135,7 +135,18 @@ class ApprovalV1(msgspec.Struct, frozen=True, kw_only=True, tag="approval.1"):
     signature: str = ""
 
 
-class ReleaseV1(msgspec.Struct, frozen=True, kw_only=True, tag="release.1"):
+class WithdrawalV1(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="withdrawal.1"):
+    """A proposal that is not to be released any more."""
+
+    environment: str
+    proposal: int
+    proposal_hash: str
+    by: str
+    reason: str = ""
+    signature: str = ""
+
+
+class ReleaseV1(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="release.1"):
     """A Release, as it was made."""
 
     number: int
@@ -172,7 +183,7 @@ class GuardV1(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     slow_ms: int = 0
 
 
-class StageV1(msgspec.Struct, frozen=True, kw_only=True):
+class StageV1(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A stage as a rollout keeps it."""
 
     share_ppm: int
@@ -184,7 +195,7 @@ class StageV1(msgspec.Struct, frozen=True, kw_only=True):
     shadow_nano_usd_per_day: int = 0
 
 
-class RolloutV1(msgspec.Struct, frozen=True, kw_only=True):
+class RolloutV1(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Stages and guards of one Release."""
 
     id: str

@@ -2,18 +2,20 @@
 
 Payloads are opened by the Vault, for as long as their subjects and their time allow; what cannot be read any more, or
 was never kept, is null. `input`, `answer`, `user` and `business_key` are personal unless the schema says otherwise.
+Calls whose answers no caller got (evals, judges, shadows) are left out, unless the condition itself speaks of `door`.
 """
 
 # ruff: noqa: S608 - cells are named by position, and every name or text from outside is quoted
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
-from drivetrain.core.calls import RETAINED_FULL, Answers
+from drivetrain.core.calls import DOORS_ASIDE, RETAINED_FULL, Answers
 from drivetrain.core.datasets import ColumnV1
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.sql import literal
@@ -32,15 +34,17 @@ COLUMNS = {
 PERSONAL = frozenset({"user", "business_key", "input", "answer"})
 OUTCOME = "outcome_"
 """What a metric's column begins with."""
+_DOOR = re.compile(r"\bdoor\b", re.IGNORECASE)
 _ANSWERS: msgspec.msgpack.Decoder[Answers] = msgspec.msgpack.Decoder(Answers)
 
 
 def stage_calls(bench: Bench, lake: Lake, vault: Vault, wanted: FromCalls, declared: Declared) -> Source:
     """The Calls that a condition holds for, oldest first. Raises: DrivetrainError."""
-    matching = f"SELECT call_id FROM calls WHERE (\n{wanted.where}\n)"
+    condition = f"(\n{wanted.where}\n){_asked_by_callers(wanted.where)}"
+    matching = f"SELECT call_id FROM calls WHERE {condition}"
     calls = (
         'SELECT call_id, opened_ns, workflow, variant, status, team, "user", snapshot, cost_nano_usd, '
-        f"business_key, retained, request, answers FROM calls WHERE (\n{wanted.where}\n) ORDER BY opened_ns, call_id"
+        f"business_key, retained, request, answers FROM calls WHERE {condition} ORDER BY opened_ns, call_id"
     )
     truth = again(lambda: _outcomes(lake, matching, wanted.outcomes))
     names = [*COLUMNS, *(f"{OUTCOME}{metric}" for metric in wanted.outcomes)]
@@ -59,6 +63,11 @@ def stage_calls(bench: Bench, lake: Lake, vault: Vault, wanted: FromCalls, decla
     if wanted.outcomes:
         inputs = tuple(sorted({*inputs, *inputs_of(bench, "SELECT * FROM outcomes", lake.tables)}))
     return Source(staged=staged, inputs=inputs, origin=wanted.where, declared=_declared(declared))
+
+
+def _asked_by_callers(where: str) -> str:
+    """What narrows a condition that does not say which doors it wants."""
+    return "" if _DOOR.search(where) else f" AND door NOT IN ({', '.join(map(literal, sorted(DOORS_ASIDE)))})"
 
 
 def _declared(given: Declared) -> Declared:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
+import os
+import pwd
 
 from drivetrain.adapters.sqlite import SqliteControlLog
 from drivetrain.core.errors import DrivetrainError
@@ -32,8 +33,12 @@ def keep(snapshot: Snapshot) -> None:
 
 
 def person() -> str:
-    """Who runs this process; empty where the system does not say."""
+    """Who runs this process, by the system's own word: the user of its uid, whatever the environment variables say.
+
+    `uid-NUMBER` where the system has no name for it.
+    """
+    uid = os.geteuid()
     try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return ""
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid-{uid}"

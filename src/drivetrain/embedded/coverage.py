@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import msgspec
 
+from drivetrain.core.calls import DOORS_ASIDE
+from drivetrain.core.sql import literal
 from drivetrain.lake.lake import Lake
 
 
 class LabelCoverage(msgspec.Struct, frozen=True, kw_only=True):
-    """The labels of one workflow and metric. Only answered Calls count: others have nothing to judge."""
+    """The labels of one workflow and metric. Only answered Calls of callers count: others have nothing to judge."""
 
     workflow: str
     metric: str
@@ -68,10 +70,12 @@ def label_coverage(lake: Lake, *, workflow: str | None = None, since_ns: int = 0
     )
 
 
-COVERAGE = """
+ASIDE = ", ".join(map(literal, sorted(DOORS_ASIDE)))
+COVERAGE = f"""
 WITH asked AS (
     SELECT call_id, workflow, business_key, opened_ns FROM calls
     WHERE status = 'answered' AND opened_ns >= $since_ns AND ($workflow IS NULL OR workflow = $workflow)
+        AND door NOT IN ({ASIDE})
 ), told AS (
     SELECT c.call_id, c.workflow, c.opened_ns, h.metric, h.source, h.kind, h.value, h.event_ns,
         h.arrived_ns
@@ -97,7 +101,7 @@ WITH asked AS (
 SELECT w.workflow, coalesce(m.metric, ''), w.calls, coalesce(m.labelled, 0), m.p50, m.p95, coalesce(m.corrected, 0),
     coalesce(m.contradictory, 0)
 FROM by_workflow w LEFT JOIN by_metric m USING (workflow) ORDER BY ALL
-"""
+"""  # noqa: S608 - the doors are words of our own
 
 UNMATCHED = """
 SELECT (SELECT count(*) FROM outcomes_history h ANTI JOIN calls c ON c.call_id = h.call_id

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from drivetrain.adapters.files import FileVault
+from drivetrain.core.calls import DOORS_ASIDE
 from drivetrain.core.declarations import Workflow
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.policies import Policy
@@ -207,7 +208,7 @@ class Evidence:
                 if attempt.cost_nano_usd:
                     cost, many = costs.get(attempt.model, (0, 0))
                     costs[attempt.model] = (cost + attempt.cost_nano_usd, many + 1)
-            if call.decision is None:
+            if call.decision is None or call.door in DOORS_ASIDE:
                 continue
             count += 1
             rank = -int.from_bytes(hashlib.blake2b(call.call_id.encode(), digest_size=8).digest(), "big")
@@ -220,7 +221,9 @@ class Evidence:
     def _days(self, workflow: str) -> str:
         """The latest days on which Decisions were made, for an error; empty where there are none."""
         calls = self._calls.calls(Wanted(workflow=workflow), outcomes=False, payloads=False)
-        count = Counter(iso(one.opened_ns)[:10] for one in calls if one.decision is not None)
+        count = Counter(
+            iso(one.opened_ns)[:10] for one in calls if one.decision is not None and one.door not in DOORS_ASIDE
+        )
         latest = sorted(count)[-DAYS_SHOWN:]
         more = "... " if len(count) > DAYS_SHOWN else ""
         return more + ", ".join(f"{day} ({count[day]:,})" for day in latest)

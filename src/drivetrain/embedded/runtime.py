@@ -1,4 +1,8 @@
-"""A Snapshot wired to this process: its plans, transport, journal and vault, on one event loop."""
+"""A Snapshot wired to this process: its plans, transport, journal and vault, on one event loop.
+
+What a Snapshot alone decides is `Ready`, made in any thread; `Runtime.use` puts one in place of another on the loop,
+and a second one beside it while a canary runs. Which ones is decided elsewhere: by `serving`, by a reload.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from drivetrain.adapters.files import FileVault
 from drivetrain.adapters.http_pool import HttpPool
@@ -25,8 +31,8 @@ from drivetrain.embedded.featuring import feature_reader, services_named
 from drivetrain.embedded.inferring import models_door, models_named, whole_models
 from drivetrain.embedded.limit_watch import LimitWatch
 from drivetrain.embedded.limiting import limits_folder, make_limits
-from drivetrain.execution.environment import Environment
-from drivetrain.execution.plan import Plans, VariantStep, compile_plans
+from drivetrain.execution.environment import Environment, FeaturesDoor
+from drivetrain.execution.plan import Plans, VariantStep, WorkflowPlan, compile_plans
 from drivetrain.ledger.journal import FrameJournal
 from drivetrain.limits.leasing import Limits
 from drivetrain.project.secrets import resolve
@@ -49,6 +55,21 @@ KEPT_DAYS = 35
 """How long counters of past periods are kept: a month's, until its bill has come."""
 LAST_FRAMES_S = 0.01
 """For the calls that a closing transport ends, to write how they ended."""
+ENVIRONMENTS_MAX = 4
+"""Of Snapshots that were served before: a Call that waited for its Idempotency-Key may begin with one of them."""
+
+
+class Ready(msgspec.Struct, frozen=True, eq=False):
+    """A Snapshot that can be served at once: compiled, its secrets looked up, its features open."""
+
+    plans: Plans
+    features: FeaturesDoor | None
+    """None where no workflow names a FeatureService."""
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What it was made of."""
+        return self.plans.snapshot
 
 
 class Runtime:
@@ -70,17 +91,20 @@ class Runtime:
         self._model_workers, self._wants_workers = model_workers, wants_workers
         self.models: ModelsDoor | None = None
         """None while no route names a trained model."""
-        self.plans = compiled(snapshot)
+        self.ready = made_ready(snapshot)
+        """What is served."""
+        self.plans = self.ready.plans
+        self.candidate: Ready | None = None
+        """What is served beside it to some, while a canary runs."""
         layout.opened(snapshot.data_folder)
         ledger = snapshot.ledger
         self.transport = HttpPool(loop)
         self.journal = FrameJournal(snapshot.data_folder, segment_bytes_max=ledger.segment_bytes_max, loop=loop)
         self.vault = FileVault(snapshot.keys_folder, payload_days=ledger.payload_days) if _retains(snapshot) else None
         self._random = random.SystemRandom().random
-        self.health = Health(_models(self.plans), self._random)
+        self.health = Health(_models([self.ready]), self._random)
         self.cache = AnswerCache(now_ns=time.monotonic_ns, bytes_max=snapshot.gateway.cache_bytes_max)
         self.flights = Flights(loop.call_soon)
-        self._features = feature_reader(snapshot)
         self._limit_watch = LimitWatch(snapshot.limits, SqliteControlFeed(snapshot.data_folder / "control.db"))
         self._limit_watch.start(self._use_limits, loop)
         self.limits: Limits | None = self._limits(snapshot)
@@ -89,17 +113,22 @@ class Runtime:
         self._forgotten = _state(snapshot.keys_folder / FORGOTTEN)
         self._looking = loop.call_later(LOOK_S, self._look)
         self.next_call_id = call_ids(time.time_ns)
-        self.environment = self._environment()
+        self.environment = self._environment(self.ready)
+        """What Calls of the served Snapshot need of the world."""
+        self._environments = {snapshot.short_hash: self.environment}
         self._day_number = -1
         self._day = ""
 
-    async def prepare(self, snapshot: Snapshot, *, serve_without: bool = False) -> list[DrivetrainError]:
-        """Load the trained models that its routes name, before it is served.
+    async def prepare(
+        self, snapshot: Snapshot, *others: Snapshot, serve_without: bool = False
+    ) -> list[DrivetrainError]:
+        """Load the trained models that its routes name, before it is served; those of `others` stay loaded.
 
         serve_without: leave out those whose files are damaged or gone; their variants fail, and routes fall back.
         Returns what is wrong with them. Raises: DrivetrainError.
         """
-        models = models_named(snapshot)
+        named = [model for one in (snapshot, *others) for model in models_named(one)]
+        models = list({one.digest: one for one in named}.values())
         broken: list[DrivetrainError] = []
         if serve_without:
             models, broken = whole_models(snapshot.data_folder, models)
@@ -107,7 +136,7 @@ class Runtime:
             self.models = models_door(
                 snapshot.data_folder, self.loop, sockets=self._model_workers, wanted=self._wants_workers
             )
-            self.environment = self._environment()
+            self._wire()
         if self.models is not None:
             await self.models.prepare(models)
         return broken
@@ -120,25 +149,26 @@ class Runtime:
             self._day = datetime.fromtimestamp(number * 86_400, tz=UTC).date().isoformat()
         return self._day
 
-    def reload(self, snapshot: Snapshot) -> Plans:
-        """Serve `snapshot`, which was prepared, from now on; running calls keep what they began with.
+    def use(self, ready: Ready, candidate: Ready | None = None) -> None:
+        """Serve `ready` from now on, and `candidate` beside it; running calls keep what they began with.
 
-        Returns the plans that it replaces. Raises: DrivetrainError, and keeps the old one, where the new one cannot be
-        served.
+        What models they name was prepared. Limits, health and the cache's size follow `ready`.
+        Raises: DrivetrainError, and nothing changed, where a vault or the counters of limits cannot be opened.
         """
-        plans = compiled(snapshot)
-        features = feature_reader(snapshot)
-        if self.vault is None and _retains(snapshot):
+        snapshot = ready.snapshot
+        if self.vault is None and any(_retains(one.snapshot) for one in (ready, candidate) if one is not None):
             self.vault = FileVault(snapshot.keys_folder, payload_days=snapshot.ledger.payload_days)
         self._limit_watch.declare(snapshot.limits)
         if self.limits is None:
             self.limits = self._limits(snapshot)
-        self.health.use(_models(plans))
+        self.health.use(_models([ready, candidate]))
         self.cache.resize(snapshot.gateway.cache_bytes_max)
-        self._features = features
-        self.environment = self._environment()
-        before, self.plans = self.plans, plans
-        return before
+        self.ready, self.plans, self.candidate = ready, ready.plans, candidate
+        self._wire()
+
+    def environment_of(self, plan: WorkflowPlan) -> Environment:
+        """What a Call of this plan needs of the world, also where its Snapshot is not the served one."""
+        return self._environments.get(plan.snapshot, self.environment)
 
     def expire_payloads(self) -> None:
         """Destroy the keys of payloads whose time is over; blocks for as long as the key files take."""
@@ -169,7 +199,17 @@ class Runtime:
         if self.vault is not None:
             self.vault.close()
 
-    def _environment(self) -> Environment:
+    def _wire(self) -> None:
+        """Environments of what is served now, beside those of before."""
+        for one in (self.candidate, self.ready):
+            if one is not None:
+                self._environments.pop(one.snapshot.short_hash, None)
+                self._environments[one.snapshot.short_hash] = self._environment(one)
+        self.environment = self._environments[self.ready.snapshot.short_hash]
+        while len(self._environments) > ENVIRONMENTS_MAX:
+            del self._environments[next(iter(self._environments))]
+
+    def _environment(self, ready: Ready) -> Environment:
         return Environment(
             transport=self.transport,
             journal=self.journal,
@@ -182,7 +222,7 @@ class Runtime:
             health=self.health,
             cache=self.cache,
             flights=self.flights,
-            features=self._features,
+            features=ready.features,
             models=self.models,
         )
 
@@ -209,6 +249,11 @@ class Runtime:
         self.cache.purge()
 
 
+def made_ready(snapshot: Snapshot) -> Ready:
+    """The Snapshot, ready to be served; in any thread. Raises: DrivetrainError."""
+    return Ready(compiled(snapshot), feature_reader(snapshot))
+
+
 def compiled(snapshot: Snapshot) -> Plans:
     """The plans of a Snapshot, with its secrets looked up here."""
 
@@ -227,11 +272,11 @@ def _state(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _models(plans: Plans) -> list[str]:
+def _models(served: Sequence[Ready | None]) -> list[str]:
     """Every `provider/model` that a route asks; each has a health of its own, since one model of a provider may fail
     or be rate-limited while its others answer."""
-    steps = (step for plan in plans.workflows.values() for step in plan.steps)
-    return sorted({step.target.reference for step in steps if type(step) is VariantStep})
+    plans = (plan for one in served if one is not None for plan in one.plans.workflows.values())
+    return sorted({step.target.reference for one in plans for step in one.steps if type(step) is VariantStep})
 
 
 def _retains(snapshot: Snapshot) -> bool:

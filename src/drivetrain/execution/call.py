@@ -12,7 +12,15 @@ from typing import Any, Protocol
 import msgspec
 
 from drivetrain.cache.answers import Kept
-from drivetrain.core.calls import RETAINED_FULL, RETAINED_NONE, AttemptV1, Attribution, ClosedV1, OpenedV1
+from drivetrain.core.calls import (
+    DOORS_ASIDE,
+    RETAINED_FULL,
+    RETAINED_NONE,
+    AttemptV1,
+    Attribution,
+    ClosedV1,
+    OpenedV1,
+)
 from drivetrain.core.codec import JSON
 from drivetrain.core.declarations import Cache, Stale
 from drivetrain.core.errors import RequestError, report_fault
@@ -189,7 +197,9 @@ class Execution:
         env: Environment,
         client: Client,
         asked: Asked = NOTHING_ASKED,
+        notes: tuple[str, ...] = (),
     ) -> None:
+        """notes: what the record says of it beside what happens on its way."""
         self.plan = plan
         self.admitted = admitted
         self.attribution = attribution
@@ -245,7 +255,7 @@ class Execution:
         self._hit: Kept | None = None
         self._again: Again | None = None
         """Made for the first request that another one may be the same as."""
-        self._notes: tuple[str, ...] = ()
+        self._notes = notes
         self._rung = 0
         """Rungs of the ladder that were tried."""
         self._degraded = ""
@@ -426,7 +436,7 @@ class Execution:
         self._price = price
         hold = self._hold
         self._worst = 0
-        if plan.cost_max_nano_usd is not None or (hold is not None and (hold.accounts.money or hold.accounts.tokens)):
+        if plan.cost_max_nano_usd is not None or (hold is not None and hold.weighed):
             bound = self._bounded()
             self._worst = price.worst_case_nano_usd(bound.input_tokens, bound.output_tokens, timeout_ms * 1000)
             if plan.cost_max_nano_usd is not None:
@@ -655,9 +665,13 @@ class Execution:
             accounts,
             amount,
             self._seen(),
-            self.plan.business_key(self.admitted.value) if self.plan.business_key is not None else "",
+            self._business_key(),
         )
         self._env.journal.append(opened, then, sync=self.plan.sync)
+
+    def _business_key(self) -> str:
+        key = self.plan.business_key
+        return key(self.admitted.value) if key is not None and self.door not in DOORS_ASIDE else ""
 
     def _seen(self) -> FeaturesSeenV1 | None:
         """The features for the record. They are kept whatever the retention: without them no parity can be shown."""
@@ -1219,6 +1233,11 @@ class Execution:
     def _feature_values(self) -> Features:
         features = self._features
         return features.values if features is not None else None
+
+    @property
+    def last_body(self) -> bytes:
+        """What its last attempt was answered, as it came; empty where nothing came."""
+        return self._bodies[-1] if self._bodies else b""
 
     def _elapsed_us(self) -> int:
         return (self._env.monotonic_ns() - self._started) // 1000

@@ -26,6 +26,8 @@ from drivetrain.execution.call import CallResult, Client, Execution
 from drivetrain.execution.environment import NOTHING_ASKED, Asked
 from drivetrain.execution.plan import Plans, WorkflowPlan
 from drivetrain.gateway.answers import JSON_TYPE, call_headers, error_headers, failed_headers, typed_body
+from drivetrain.gateway.arms import Arms
+from drivetrain.gateway.copies import Copies
 from drivetrain.gateway.http import Connection, Exchange, Request
 from drivetrain.gateway.idempotency import Idempotency
 from drivetrain.gateway.idempotency_answers import CLIENT_LEFT, Answering
@@ -49,6 +51,8 @@ class Gateway:
         self.draining = False
         self.started = False
         self.counters = Counters()
+        self.copies = Copies(run_folder, runtime.loop)
+        """What a rollout's shadow is sent."""
         snapshot = runtime.plans.snapshot
         self.idempotency = Idempotency(
             SqliteIdempotency(snapshot.data_folder / "idempotency"),
@@ -59,6 +63,10 @@ class Gateway:
         self.upstream_connections: Callable[[], int] = lambda: runtime.transport.open_connections
         self.client_connections: Callable[[], int] = lambda: 0
         self.early_refusals: Callable[[], dict[str, int]] = dict
+        self.arms: Arms | None = None
+        """Which plans answer whom while a canary runs; None: the live ones answer everybody."""
+        self.release_counts: Callable[[Published], None] = lambda _own: None
+        """Puts what is said of Releases into what is published."""
         self._keys_of = keys
         self._worker = worker
         self._run_folder = run_folder
@@ -87,6 +95,11 @@ class Gateway:
         for code, number in self.early_refusals().items():
             own.refused[code] = own.refused.get(code, 0) + number
         own.slow_code = {name: slow.count for name, slow in self._plans.slow_code.items()}
+        candidate = self.runtime.candidate
+        for name, slow in candidate.plans.slow_code.items() if candidate is not None else ():
+            own.slow_code[name] = own.slow_code.get(name, 0) + slow.count
+        self.release_counts(own)
+        own.shadow_copies = self.copies.counts()
         own.connections = self.client_connections()
         own.upstream_connections = self.upstream_connections()
         own.ledger_failed = int(bool(self.runtime.journal.failed))
@@ -190,14 +203,19 @@ class Gateway:
         typed: bool = False,
     ) -> Exchange | None:
         attribution = self.attribution(identity, plan, request.headers, admitted.user)
+        notes: tuple[str, ...] = ()
+        if self.arms is not None:
+            door = "workflow" if typed else "chat"
+            chosen = self.arms.chosen(plan, admitted, attribution, door=door, raw=request.body)
+            plan, admitted, notes = chosen.plan, chosen.admitted, chosen.notes
         if ASKING.isdisjoint(request.headers):
-            return self._run(plan, admitted, attribution, NOTHING_ASKED, connection, typed=typed)
+            return self._run(plan, admitted, attribution, NOTHING_ASKED, connection, typed=typed, notes=notes)
         asked = _asked(request.headers)
         raw_key = request.headers.get(b"idempotency-key")
         if raw_key is None:
-            return self._run(plan, admitted, attribution, asked, connection, typed=typed)
+            return self._run(plan, admitted, attribution, asked, connection, typed=typed, notes=notes)
         scope = (identity.tenant, identity.key, "workflow" if typed else "chat", plan.name if typed else "")
-        run = partial(self._run, plan, admitted, attribution, asked, typed=typed)
+        run = partial(self._run, plan, admitted, attribution, asked, typed=typed, notes=notes)
         return self.idempotency.begin(scope, raw_key, request.body, connection, run)
 
     def _run(
@@ -209,11 +227,12 @@ class Gateway:
         connection: Answering,
         *,
         typed: bool,
+        notes: tuple[str, ...],
     ) -> Exchange:
         now_ns = time.time_ns()
         client = _CallClient(self, connection, plan, now_ns, typed=typed)
         door = "workflow" if typed else "direct" if plan.direct else "chat"
-        execution = self.execution(plan, admitted, attribution, asked, client, now_ns=now_ns, door=door)
+        execution = self.execution(plan, admitted, attribution, asked, client, now_ns=now_ns, door=door, notes=notes)
         client.call_id = execution.call_id
         execution.start()
         return execution
@@ -238,21 +257,26 @@ class Gateway:
         *,
         now_ns: int,
         door: str,
+        notes: tuple[str, ...] = (),
     ) -> Execution:
-        """One Call, counted as running and not yet started."""
+        """One Call, counted as running and not yet started. notes: for its record, before its own."""
         runtime = self.runtime
         self.counters.running += 1
+        call_id, copies = runtime.next_call_id(), self.copies
+        if plan.name in copies.workflows and copies.chosen(plan, call_id):
+            client = copies.of(client, plan, admitted, attribution, door)
         return Execution(
             plan,
             admitted,
             attribution,
-            call_id=runtime.next_call_id(),
+            call_id=call_id,
             opened_ns=now_ns,
             day=runtime.day(now_ns),
             door=door,
-            env=runtime.environment,
+            env=runtime.environment_of(plan),
             client=client,
             asked=asked,
+            notes=notes,
         )
 
     # The truth, later.

@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 from array import array
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from drivetrain.embedded.serving import SERVED_SUFFIX, Served, lives
 from drivetrain.execution.call import CallResult
 
 if TYPE_CHECKING:
@@ -41,6 +42,12 @@ SERIES = (
      "Calls answered by the workflow's ladder, because no variant did."),
     ("decided", "drivetrain_decisions_total", "counter", ("workflow", "policy", "action"),
      "Decisions of policies, by the action that was taken."),
+    ("shadow_copies", "drivetrain_shadow_copies_total", "counter", ("workflow", "end"),
+     "Copies of Calls for a rollout's shadow, by what became of them."),
+    ("shadow_compared", "drivetrain_shadow_compared_total", "counter", ("workflow", "result"),
+     "Answers and actions of a rollout's shadow beside the live ones."),
+    ("shadow_nano_usd", "drivetrain_shadow_cost_nano_usd_total", "counter", ("workflow",),
+     "What a rollout's shadow has cost, in nano-USD."),
     ("withheld", "drivetrain_withheld_total", "counter", ("model", "kind"),
      "Attempts and retries not made because of a model's health."),
     ("model_rows", "drivetrain_model_rows_total", "counter", ("model",), "Rows that a trained model scored."),
@@ -57,6 +64,18 @@ SERIES = (
      "Workers whose circuit for a model is open, half open or paused."),
 )  # fmt: skip
 """(field of `Published`, metric, type, labels, help)"""
+NOT_A_WORKER = -2
+"""What one publishes as its Release that serves none: a model worker, or a gateway worker that has ended."""
+RELEASED: tuple[tuple[str, str, Callable[[list[int]], int], str], ...] = (
+    ("release", "drivetrain_release", min, "The oldest Release that a worker serves; 0: the project's folder."),
+    ("release_override", "drivetrain_release_override", max, "1 where it was released without what it lacked."),
+    ("rollout_stage", "drivetrain_rollout_stage", max, "The stage that a canary is in, from 0; -1: there is none."),
+    ("rollout_share_ppm", "drivetrain_rollout_share_ppm", max,
+     "Share of the units that the candidate answers, in parts per million."),
+    ("rollout_unwatched", "drivetrain_rollout_unwatched", max,
+     "1 where a canary's watcher shows no life, and live answers everybody."),
+)  # fmt: skip
+"""(field of `Published`, metric, what holds of all workers, help)"""
 
 
 class CallCounters(msgspec.Struct):
@@ -93,6 +112,10 @@ class Published(msgspec.Struct):
     """Calls that no variant answered but the ladder did, by `workflow`, NUL, `stale` or `static`."""
     decided: dict[str, int] = {}
     """Decisions, by `workflow`, NUL, policy, NUL, action."""
+    shadow_copies: dict[str, int] = {}
+    """Of a worker and of the shadow's process, by `workflow`, NUL, how they ended; the next two of the latter alone."""
+    shadow_compared: dict[str, int] = {}
+    shadow_nano_usd: dict[str, int] = {}
     withheld: dict[str, int] = {}
     """Attempts that were not made because of a model's health, by `provider/model`, NUL, kind."""
     unwell: dict[str, int] = {}
@@ -107,6 +130,12 @@ class Published(msgspec.Struct):
     model_waiting: dict[str, int] = {}
     """Rows that wait, by `name/number`, NUL, worker; so is the next one."""
     model_predicted_us: dict[str, int] = {}
+    release: int = NOT_A_WORKER
+    release_override: int = 0
+    rollout_stage: int = -1
+    rollout_share_ppm: int = 0
+    rollout_unwatched: int = 0
+    releases_failed: int = 0
     cache_bytes: int = 0
     limits_failed: int = 0
     running: int = 0
@@ -220,6 +249,17 @@ def count_models(published: Published, worker: str, counts: Mapping[str, ModelCo
             published.model_predicted_us[f"{model}\x00{worker}"] = one.predicted_us
 
 
+def count_served(published: Published, served: Served, *, override: bool, failures: int) -> None:
+    """Put what a worker serves into what it publishes."""
+    published.release = served.release
+    published.release_override = int(override)
+    published.releases_failed = failures
+    if served.candidate:
+        published.rollout_stage = served.stage
+        published.rollout_share_ppm = served.share_ppm
+        published.rollout_unwatched = int(not served.watched)
+
+
 _DECODER = msgspec.msgpack.Decoder(Published)
 
 
@@ -238,10 +278,11 @@ def read_others(folder: Path, worker: str) -> list[Published]:
             continue
         try:
             published = _DECODER.decode(path.read_bytes())
-            if not _lives(path.stem):
+            if not lives(path.stem):
                 published.running = published.connections = published.upstream_connections = 0
                 published.ledger_failed = published.limits_failed = published.cache_bytes = 0
                 published.unwell = published.model_waiting = published.model_predicted_us = {}
+                published.release = NOT_A_WORKER
             found.append(published)
         except (OSError, msgspec.MsgspecError):
             continue  # it is being replaced or its worker is gone
@@ -250,20 +291,9 @@ def read_others(folder: Path, worker: str) -> list[Published]:
 
 def forget_ended(folder: Path) -> None:
     """Removes what earlier runs of the gateway left."""
-    for path in folder.glob("*.metrics"):
-        if not _lives(path.stem):
+    for path in [*folder.glob("*.metrics"), *folder.glob(f"*{SERVED_SUFFIX}")]:
+        if not lives(path.stem):
             path.unlink(missing_ok=True)
-
-
-def _lives(worker: str) -> bool:
-    pid = worker.rpartition("-")[2]
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def text(workers: list[Published]) -> str:
@@ -318,6 +348,13 @@ def text(workers: list[Published]) -> str:
             said = zip(label_names, key.split("\x00"), strict=True)
             inner = ",".join(f'{label}="{_escaped(value)}"' for label, value in said)
             lines.append(f"{name}{{{inner}}} {number}")
+    serving = [worker for worker in workers if worker.release != NOT_A_WORKER]
+    for of, name, whole, about in RELEASED:
+        _head(lines, name, "gauge", about)
+        if serving:
+            lines.append(f"{name} {whole([getattr(worker, of) for worker in serving])}")
+    _head(lines, "drivetrain_release_failures_total", "counter", "Snapshots that a worker was to serve and could not.")
+    lines.append(f"drivetrain_release_failures_total {sum(worker.releases_failed for worker in workers)}")
     for name, about, of in (
         ("drivetrain_calls_running", "Calls that run now.", "running"),
         ("drivetrain_connections", "Open client connections.", "connections"),

@@ -25,6 +25,7 @@ from drivetrain.execution.call import CallResult, Client, Execution
 from drivetrain.execution.environment import Asked
 from drivetrain.execution.plan import WorkflowPlan
 from drivetrain.gateway.answers import JSON_TYPE, answered, call_headers, error_headers, failed_headers
+from drivetrain.gateway.arms import Arms, refused_note
 from drivetrain.gateway.http import Connection, Exchange, Request
 from drivetrain.gateway.idempotency import Idempotency
 from drivetrain.gateway.idempotency_answers import CLIENT_LEFT, Answering
@@ -55,6 +56,7 @@ class Door(Protocol):
 
     counters: Counters
     idempotency: Idempotency
+    arms: Arms | None
 
     def identity(self, request: Request, connection: Connection) -> Identity: ...
 
@@ -76,6 +78,7 @@ class Door(Protocol):
         *,
         now_ns: int,
         door: str,
+        notes: tuple[str, ...] = (),
     ) -> Execution: ...
 
     def unfit(self) -> str: ...
@@ -113,7 +116,7 @@ class OpenInference:
                 plan = self._door.plan(_text(raw_name), identity, "model")
                 _check_version(plan, version)
                 if rest == [b"infer"]:
-                    return self._infer(plan, identity, request, connection)
+                    return self._infer(plan, identity, request, connection, named=bool(version))
                 self._ready(plan, connection) if rest else self._metadata(plan, connection)
                 return None
         elif path in (PREFIX, b"/v2/health/live", b"/v2/health/ready"):
@@ -151,13 +154,21 @@ class OpenInference:
     # Calls.
 
     def _infer(
-        self, plan: WorkflowPlan, identity: Identity, request: Request, connection: Connection
+        self, plan: WorkflowPlan, identity: Identity, request: Request, connection: Connection, *, named: bool
     ) -> Exchange | None:
-        batch = read_batch(plan, request.body)
-        rows = [_admitted(plan, row, raw) for row, raw in enumerate(batch.rows)]
-        attribution = self._door.attribution(identity, plan, request.headers, "")
-        asked = self._door.asked(request.headers)
+        """named: the request names the live version, so no canary answers it."""
         door = self._door
+        admitted = _AdmittedBatch(plan, request.body)
+        attribution = door.attribution(identity, plan, request.headers, "")
+        asked = door.asked(request.headers)
+        notes: tuple[str, ...] = ()
+        candidate = door.arms.plan(plan, attribution) if door.arms is not None and not named else None
+        if candidate is not None:
+            try:
+                admitted = _AdmittedBatch(candidate, request.body)
+            except RequestError as error:
+                notes = (refused_note(error),)
+        plan, batch, rows = admitted.plan, admitted.batch, admitted.rows
 
         def run(connection: Answering) -> Exchange:
             now_ns = time.time_ns()
@@ -165,9 +176,9 @@ class OpenInference:
             running.start(
                 [
                     door.execution(
-                        plan, admitted, attribution, asked, _Row(running, row), now_ns=now_ns, door="workflow"
+                        plan, one, attribution, asked, _Row(running, row), now_ns=now_ns, door="workflow", notes=notes
                     )
-                    for row, admitted in enumerate(rows)
+                    for row, one in enumerate(rows)
                 ]
             )
             return running
@@ -181,6 +192,17 @@ class OpenInference:
     def _refuse(self, connection: Answering, error: RequestError) -> None:
         self._door.counters.refuse(error.code)
         connection.answer(error.status, error_headers(error), _error_body(error.what))
+
+
+class _AdmittedBatch:
+    """A request's rows as one plan admits them. Raises: RequestError."""
+
+    __slots__ = ("batch", "plan", "rows")
+
+    def __init__(self, plan: WorkflowPlan, body: bytes) -> None:
+        self.plan = plan
+        self.batch = read_batch(plan, body)
+        self.rows = [_admitted(plan, row, raw) for row, raw in enumerate(self.batch.rows)]
 
 
 class _Row:

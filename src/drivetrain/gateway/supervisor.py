@@ -24,10 +24,12 @@ from collections.abc import Callable
 import msgspec
 
 from drivetrain.core.errors import DrivetrainError, report_fault
+from drivetrain.gateway.following import Followed
 from drivetrain.gateway.key_watch import has_keys
 from drivetrain.gateway.metrics import forget_ended
 from drivetrain.gateway.modelling import ModelWorkers
 from drivetrain.gateway.rolling import Rolling
+from drivetrain.gateway.side import SideProcesses
 from drivetrain.gateway.worker import (
     BEAT_S,
     DRAIN_S,
@@ -108,12 +110,14 @@ class Supervisor:
         self._announced = False
         self._places = [Place(index) for index in range(workers)]
         self._rolling = Rolling(snapshot)
+        self._followed = Followed(snapshot, run_folder(snapshot))
         self._ended, self._alive = os.pipe()
         """Workers see it end with this process, however it ends."""
         folder = run_folder(snapshot)
         self._wanted = folder / MODEL_WORKERS_WANTED
         self._wanted.unlink(missing_ok=True)
         self._modelling = ModelWorkers(folder, models_folder(snapshot.data_folder), self._ended)
+        self._sides = SideProcesses(snapshot.root, snapshot.environment, self._ended)
         self._beats = memoryview(mmap.mmap(-1, 8 * workers)).cast("q")
         self._look_s = 0.0
         self._unready = 0
@@ -133,7 +137,7 @@ class Supervisor:
         gc.collect()
         gc.freeze()
         self._places[0].due_s = time.monotonic()  # the others once it could start: a mistake is told once
-        while self._ending_s is None or self._rolling.pid or self._modelling.pids or self._serving:
+        while self._ending_s is None or self._beside or self._serving:
             for signum in self._wait():
                 if signum == signal.SIGHUP:
                     self._reload()
@@ -149,12 +153,18 @@ class Supervisor:
             if now_s >= self._look_s:
                 self._look_s = now_s + LOOK_S
                 self._look()
+                self._follow(now_s)
                 if self._announced and self._ending_s is None:
                     self._rolling.look()
             for place in self._places:
                 if self._ending_s is None and place.due_s is not None and time.monotonic() >= place.due_s:
                     self._start(place)
         return self._code
+
+    @property
+    def _beside(self) -> list[int]:
+        """Processes that are no workers."""
+        return [pid for pid in (self._rolling.pid, *self._modelling.pids, *self._sides.pids) if pid]
 
     @property
     def _serving(self) -> bool:
@@ -175,6 +185,7 @@ class Supervisor:
     def _start(self, place: Place) -> None:
         place.due_s, place.ready_s, place.beat, place.silent = None, None, 0, 0
         place.snapshot = self._snapshot.hash
+        self._followed.let_go()
         self._beats[place.index] = 0
         for stream in (sys.stdout, sys.stderr):
             stream.flush()  # else both processes would write what stands in the buffer
@@ -218,6 +229,7 @@ class Supervisor:
 
         run_worker(
             self._snapshot,
+            self._followed.live,
             listening,
             name=f"w{index}-{os.getpid()}",
             heartbeat=Heartbeat(self._beats, index),
@@ -228,8 +240,11 @@ class Supervisor:
 
     def _reload(self) -> None:
         """The project as it is now, for the workers that run and for those that follow them."""
+        if self._followed.keeps_folder_out():
+            return
         try:
             self._snapshot = reloaded(self._snapshot)
+            self._followed.use(self._snapshot)
             self._rolling.use(self._snapshot)
         except DrivetrainError as error:
             print(f"drivetrain: the project was not loaded, the old one is served on.\n{error}", file=sys.stderr)
@@ -239,11 +254,23 @@ class Supervisor:
                 place.snapshot = self._snapshot.hash
                 _kill(place.pid, signal.SIGHUP)
 
+    def _follow(self, now_s: float) -> None:
+        """What is live: its processes at once, its Snapshot for workers that come later."""
+        if self._ending_s is not None:
+            self._sides.end()
+        elif self._announced:
+            followed = self._followed
+            if followed.look(now_s):
+                self._snapshot = followed.snapshot
+                self._rolling.use(self._snapshot)
+            self._sides.look(followed.newest)
+
     def _end(self, signum: int) -> None:
         if self._ending_s is None:
             self._ending_s = 0.0
             self._holder.close()
             self._rolling.end()
+            self._sides.end()
         for place in self._places:
             place.due_s = None
             _kill(place.pid, signum)
@@ -258,7 +285,8 @@ class Supervisor:
                 return
             if pid == self._rolling.pid:
                 self._rolling.ended(os.waitstatus_to_exitcode(status))
-            if self._modelling.ended(pid, os.waitstatus_to_exitcode(status)):
+            code = os.waitstatus_to_exitcode(status)
+            if self._modelling.ended(pid, code) or self._sides.ended(pid, code):
                 continue
             for place in self._places:
                 if place.pid == pid:
@@ -322,7 +350,7 @@ class Supervisor:
         if self._ending_s is not None:
             self._ending_s += LOOK_S
             if self._ending_s > DRAIN_S + CLOSING_S:
-                for pid in (*(place.pid for place in self._places), self._rolling.pid, *self._modelling.pids):
+                for pid in (*(place.pid for place in self._places), *self._beside):
                     _kill(pid, signal.SIGKILL)
 
 

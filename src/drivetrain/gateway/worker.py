@@ -14,15 +14,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from drivetrain.core.errors import DrivetrainError
+from drivetrain.core.releases import Live
 from drivetrain.embedded.applying import apply
-from drivetrain.embedded.runtime import Runtime
+from drivetrain.embedded.live_watch import live_watch
+from drivetrain.embedded.runtime import Runtime, made_ready
+from drivetrain.embedded.serving import SERVED_SUFFIX, Served, Serving, tell
 from drivetrain.gateway.application import Gateway
+from drivetrain.gateway.arms import Arms
 from drivetrain.gateway.http import Connections
 from drivetrain.gateway.key_watch import key_watch
-from drivetrain.gateway.metrics import publish
+from drivetrain.gateway.metrics import Published, count_served, publish
 from drivetrain.gateway.modelling import socket_paths
 from drivetrain.ports.counters import StoreUnavailable
-from drivetrain.project.load import load, unload
+from drivetrain.project.load import load
 from drivetrain.project.snapshot import Snapshot
 
 DRAIN_S = 30.0
@@ -37,8 +41,6 @@ WHERE_SIGNAL = signal.SIGUSR2
 MODEL_WORKERS_WANTED = "model-workers.wanted"
 """In the run folder: made by a gateway worker whose project has a model that is too large for its own process."""
 DAY_S = 86_400
-OLD_SNAPSHOT_S = 600.0
-"""How long the code of a replaced Snapshot stays importable for the calls that began with it."""
 BACKLOG = 2048
 
 
@@ -92,6 +94,7 @@ def bound_socket(host: str, port: int, *, shared: bool) -> socket.socket:
 
 def run_worker(
     snapshot: Snapshot,
+    live: Live,
     listening: socket.socket,
     *,
     name: str,
@@ -100,10 +103,12 @@ def run_worker(
     ready: Callable[[], None],
     follows: bool,
 ) -> None:
-    """Serves until SIGTERM or SIGINT; SIGHUP loads the project anew, which the supervisor has stored and logged.
+    """Serves until SIGTERM or SIGINT; follows what is live.
 
-    supervisor_fd: readable once the supervisor is gone; then the worker ends too, after its calls. follows: whether it
-    takes the place of one that served: then a model that is gone meanwhile costs its variants, not the gateway.
+    SIGHUP loads the project anew, which the supervisor has stored and logged, where nothing was ever released.
+    live: what `snapshot` was loaded for. supervisor_fd: readable once the supervisor is gone; then the worker ends too,
+    after its calls. follows: whether it takes the place of one that served: then a model or a Release that is gone
+    meanwhile is told, and costs its variants or the change, not the gateway.
     """
     faulthandler.register(WHERE_SIGNAL, all_threads=False)
     new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
@@ -113,7 +118,7 @@ def run_worker(
         new_loop = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=new_loop) as runner:
         serving = _serve(
-            snapshot, listening, name=name, heartbeat=heartbeat, supervisor_fd=supervisor_fd, ready=ready,
+            snapshot, live, listening, name=name, heartbeat=heartbeat, supervisor_fd=supervisor_fd, ready=ready,
             follows=follows,
         )  # fmt: skip
         runner.run(serving)
@@ -121,6 +126,7 @@ def run_worker(
 
 async def _serve(
     snapshot: Snapshot,
+    live: Live,
     listening: socket.socket,
     *,
     name: str,
@@ -140,6 +146,25 @@ async def _serve(
     connections = Connections(loop, gateway, snapshot.gateway)
     gateway.client_connections = lambda: len(connections.open)
     gateway.early_refusals = lambda: connections.refused
+
+    def swapped() -> None:
+        gateway.reload()
+        gateway.arms = _arms(serving)
+        gateway.copies.use(serving.live.active)
+
+    def tell_others(served: Served) -> None:
+        with contextlib.suppress(OSError):  # a full disk is told by the ledger
+            tell(folder, served)
+
+    watch = live_watch(snapshot.environment, snapshot.data_folder, folder)
+    serving = Serving(runtime, watch, live, worker=name, swapped=swapped, tell=tell_others)
+
+    def count_releases(own: Published) -> None:
+        override = bool(serving.live.lacks)
+        count_served(own, serving.served, override=override, failures=serving.failures)
+
+    gateway.release_counts = count_releases
+    await serving.begin(must=not follows)
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stop.set)
@@ -147,7 +172,7 @@ async def _serve(
     reloads: set[asyncio.Task[None]] = set()
 
     def reload() -> None:
-        task = loop.create_task(_reload(runtime, gateway, heartbeat, reloading))
+        task = loop.create_task(_reload(runtime, serving, heartbeat, reloading))
         reloads.add(task)
         task.add_done_callback(reloads.discard)
 
@@ -188,9 +213,12 @@ async def _serve(
     connections.stop()
     for connection in list(connections.open):
         connection.close_if_idle()
+    serving.close()
+    gateway.copies.close()
     await runtime.close()
     await gateway.idempotency.close()
-    (folder / f"{name}.metrics").unlink(missing_ok=True)
+    for suffix in (".metrics", SERVED_SUFFIX):
+        (folder / f"{name}{suffix}").unlink(missing_ok=True)
 
 
 def run_folder(snapshot: Snapshot) -> Path:
@@ -236,21 +264,26 @@ def reloaded(before: Snapshot) -> Snapshot:
     return after
 
 
-async def _reload(runtime: Runtime, gateway: Gateway, heartbeat: Heartbeat, one_by_one: asyncio.Lock) -> None:
+async def _reload(runtime: Runtime, serving: Serving, heartbeat: Heartbeat, one_by_one: asyncio.Lock) -> None:
     async with one_by_one:
-        before = runtime.plans
+        now = runtime.ready.snapshot
+        if serving.live.release:
+            return  # the folder is not served; the supervisor has told so
         try:
-            now = before.snapshot
             with heartbeat.still():  # its modules may take long to import
                 after = load(now.root, now.environment)
             await runtime.prepare(after)
+            if serving.live.release:
+                return  # released meanwhile
             with heartbeat.still():
-                runtime.reload(after)
-                gateway.reload()
+                serving.replace(made_ready(after))
         except DrivetrainError as error:
-            runtime.plans = before
             print(f"drivetrain: the project was not loaded, the old one is served on.\n{error}", file=sys.stderr)
-            return
-    print(f"drivetrain: serving snapshot {runtime.plans.snapshot.short_hash}", file=sys.stderr)
-    # Its calls may still import what their functions import.
-    runtime.loop.call_later(OLD_SNAPSHOT_S, unload, before.snapshot)
+
+
+def _arms(serving: Serving) -> Arms | None:
+    """Who is answered by the candidate; None: nobody."""
+    active, candidate = serving.live.active, serving.candidate
+    if active is None or candidate is None or not serving.share_ppm:
+        return None
+    return Arms(active, candidate.plans, serving.share_ppm)

@@ -114,7 +114,7 @@ class Accounts:
 class Hold:
     """What one Call holds, from its admission to its end."""
 
-    __slots__ = ("accounts", "charged", "closed", "kept", "number", "reserved", "tokens")
+    __slots__ = ("accounts", "charged", "closed", "kept", "number", "reserved", "tokens", "weighed")
 
     def __init__(self, number: int, accounts: Accounts) -> None:
         self.number = number
@@ -128,6 +128,8 @@ class Hold:
         self.kept = 0
         """nano-USD taken from every budget's slice: at least `charged` and `reserved` together."""
         self.closed = False
+        self.weighed = bool(accounts.money or accounts.tokens)
+        """Whether each attempt's worst case is wanted."""
 
     @property
     def is_recorded(self) -> bool:

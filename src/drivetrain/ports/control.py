@@ -54,3 +54,12 @@ class ControlLog(Protocol):
 
     def verify(self) -> Verification:
         """A check of every record."""
+
+
+class OrderedControlLog(ControlLog, Protocol):
+    """A control log whose writers may say what they have read: of two that decide upon one state, one is told."""
+
+    def append_after(
+        self, seq: int, *, kind: str, actor: str, subject: str, body: Mapping[str, Any]
+    ) -> ControlRecord | None:
+        """As `append`, where `seq` is the last record's number still; None, and nothing appended, where it is not."""

@@ -35,6 +35,7 @@ from drivetrain.project.parameters import KNOWN, MANAGED
 from drivetrain.project.problems import Problems, shown
 from drivetrain.project.prompts import Prompts
 from drivetrain.project.resilience_checks import ResilienceCheck
+from drivetrain.project.rollout_checks import RolloutCheck
 from drivetrain.project.route_checks import RouteCheck
 from drivetrain.project.settings import E_MAIL, Settings
 from drivetrain.project.spots import Spots
@@ -111,6 +112,7 @@ class _WorkflowCheck:
         self._budget()
         self._slo()
         ResilienceCheck(self.notes).run()
+        RolloutCheck(self.notes).run()
         DataCheck(self.notes, self.around.services).run()
         self.notes.whole("attempts_max", workflow.attempts_max, ATTEMPTS_MOST, None)
         for validator in workflow.validators:

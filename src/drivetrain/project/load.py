@@ -34,6 +34,7 @@ from drivetrain.project.pins import pins, pins_digest
 from drivetrain.project.policy_checks import check_policies
 from drivetrain.project.problems import Problems, shown
 from drivetrain.project.prompts import Prompts
+from drivetrain.project.release_rules import check_rules
 from drivetrain.project.secrets import references
 from drivetrain.project.settings import (
     Parsed,
@@ -306,6 +307,7 @@ def _check_names(settings: Settings, snapshot: Snapshot, lines: Mapping[TomlPath
     check_keys(settings, snapshot.workflows.keys(), line_of, problems)
     known_teams = {*settings.teams, settings.direct_team} if settings.teams else None
     check_scopes(settings.limits.values(), snapshot.workflows.keys(), known_teams, problems, lines)
+    check_rules(settings.rules, snapshot.workflows.keys(), lines, problems)
     for where, secret in references(snapshot).items():
         kind, _, path = secret.reference.partition(":")
         if kind == "file" and Path(path).as_posix() in snapshot.files:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from drivetrain.core.releases import RulesV1
 from drivetrain.project.files import SETTINGS_FILE
 from drivetrain.project.limits import declared_limits
 from drivetrain.project.problems import Problems, shown
+from drivetrain.project.release_rules import read_rules
 from drivetrain.project.secrets import REFERENCE_HELP, is_reference
 from drivetrain.project.snapshot import (
     GatewaySettings,
@@ -59,6 +61,8 @@ TOP_KEYS = (
     "gateway",
     "ledger",
     "lake",
+    "people",
+    "releases",
     "workflows",
 )
 PROJECT_KEYS = ("name", "default_env")
@@ -70,7 +74,7 @@ MODEL_KEYS = (
     "upstream_name", "capabilities", "max_tokens_field", "price_as",
     "usd_per_million_input", "usd_per_million_output", "usd_per_million_input_cached",
     "usd_per_million_cache_write", "usd_per_million_cache_write_1h", "usd_per_request",
-    "usd_per_hour", "parallel",
+    "usd_per_hour", "parallel", "retires", "replacement",
 )  # fmt: skip
 TEAM_KEYS = ("owner", "description")
 KEY_KEYS = ("secret", "tenant", "team", "use_case", "workflows", "may_override")
@@ -242,6 +246,7 @@ def read(document: Document, root: Path, problems: Problems) -> Settings:
         direct_team=direct_team,
         ledger=_ledger(top.table("ledger")),
         lake=_lake(top.table("lake")),
+        rules=read_rules(top.table("people"), top.table("releases")),
     )
 
 
@@ -454,9 +459,35 @@ def _models(tables: Table, providers: frozenset[str]) -> dict[str, ModelFacts]:
             nano_per_request=prices["usd_per_request"] or 0,
             machine_nano_per_hour=prices["usd_per_hour"],
             parallel=table.whole("parallel", 1, most=PARALLEL_MOST),
+            retires=_day(table, "retires"),
+            replacement=_replacement(table, name),
             line=table.line(),
         )
     return models
+
+
+def _day(table: Table, key: str) -> str:
+    """A day as `YYYY-MM-DD`, written as a text or as TOML's own date; empty where nothing is written."""
+    value = table.raw(key)
+    if isinstance(value, date) and not isinstance(value, datetime):
+        return value.isoformat()
+    text = table.text(key)
+    try:
+        return date.fromisoformat(text).isoformat() if text else ""
+    except ValueError:
+        table.note(key, "is no day.", value=shown(text), do='Write it as "2026-12-31".')
+        return ""
+
+
+def _replacement(table: Table, model: str) -> str:
+    text = table.text("replacement")
+    if text and (not MODEL.fullmatch(text) or text == model):
+        table.note(
+            "replacement", "is not another `provider/model`.", value=shown(text),
+            do='Write for example "openai/gpt-5-mini-2025-08-07".',
+        )  # fmt: skip
+        return ""
+    return text
 
 
 def _check_prices(table: Table, price_as: str | None) -> None:

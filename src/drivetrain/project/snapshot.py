@@ -69,6 +69,10 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Where a machine is paid by the hour instead of tokens."""
     parallel: int = 1
     """Attempts that the machine serves at a time."""
+    retires: str = ""
+    """The day from which the provider serves it no more, `YYYY-MM-DD`; empty: none was announced."""
+    replacement: str = ""
+    """`provider/model` that is to follow it."""
     line: int = 0
 
 

@@ -1,0 +1,102 @@
+"""`drivetrain plan` and `drivetrain propose`: what releasing the folder would change, and asking for it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from drivetrain.cli.ending import fail, print_json
+from drivetrain.cli.places import plain
+from drivetrain.cli.release_options import (
+    Env,
+    Json,
+    Key,
+    Project,
+    Reason,
+    builtins,
+    place,
+    tell_changes,
+    tell_evidence,
+    tell_lacks,
+)
+from drivetrain.core.errors import DrivetrainError
+
+if TYPE_CHECKING:
+    from drivetrain.embedded.promoting import Planned
+
+CHANGES = 3
+"""Exit code of `plan --exit-code` where something would change; 2 is a wrong option's."""
+
+
+def plan_command(
+    *,
+    exit_code: Annotated[
+        bool, typer.Option("--exit-code", help=f"End with {CHANGES} where something would change.")
+    ] = False,
+    project: Project = None,
+    env: Env = None,
+    as_json: Json = False,
+) -> None:
+    """What releasing the project's folder would change, the Reports that it lacks, and who must approve it."""
+    from drivetrain.embedded import promoting
+
+    try:
+        planned = promoting.plan(place(project, env))
+    except DrivetrainError as error:
+        fail(error)
+    if as_json:
+        shown = planned.shown
+        print_json(
+            {
+                "environment": planned.state.live.environment,
+                "against": planned.against,
+                "base": planned.plan.base,
+                "snapshot": shown.snapshot,
+                "changes": builtins(shown.changes),
+                "prompts": dict(shown.prompts),
+                "keys": planned.plan.keys,
+                "evidence": builtins(shown.evidence),
+                "lacks": list(shown.lacks),
+            }
+        )
+    else:
+        _tell(planned)
+    if exit_code and planned.shown.changes:
+        raise typer.Exit(CHANGES)
+
+
+def propose_command(
+    reason: Reason = "", key: Key = None, project: Project = None, env: Env = None, as_json: Json = False
+) -> None:
+    """Ask for what stands in the project's folder to be released: its Snapshot is stored, and the log says so."""
+    from drivetrain.embedded import promoting
+
+    try:
+        proposal = promoting.propose(place(project, env), reason, key).body
+    except DrivetrainError as error:
+        fail(error)
+    if as_json:
+        print_json({**builtins(proposal), "hash": proposal.hash})
+        return
+    typer.echo(plain(f"Proposal {proposal.number} for {proposal.environment} by {proposal.by}: {proposal.hash[:16]}"))
+    tell_changes(proposal.changes)
+    if proposal.evidence:
+        typer.echo("Gates:")
+        tell_evidence(proposal.evidence)
+    typer.echo(f"Next: `drivetrain approve {proposal.number}` by others, or `drivetrain promote {proposal.number}`.")
+
+
+def _tell(planned: Planned) -> None:
+    shown = planned.shown
+    if not shown.changes:
+        typer.echo(f"Nothing changes against {planned.against}.")
+        return
+    typer.echo(plain(f"Against {planned.against}:"))
+    tell_changes(shown.changes)
+    for text in shown.prompts.values():
+        typer.echo(plain(text))
+    if shown.evidence:
+        typer.echo("Gates:")
+        tell_evidence(shown.evidence)
+    tell_lacks(shown.lacks)

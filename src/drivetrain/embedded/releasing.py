@@ -1,0 +1,185 @@
+"""Releases of a project on disk: its control log, its stored Snapshots and its Reports, wired to `promotion/`.
+
+What is live, what was proposed, and whether a Release is what it says. Used by the commands and by whatever asks what
+is live; how it is changed is in `promoting`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from drivetrain.adapters.sqlite import SqliteControlLog
+from drivetrain.backup import layout
+from drivetrain.core.errors import DrivetrainError
+from drivetrain.core.releases import Live
+from drivetrain.ports.control import ControlRecord
+from drivetrain.project.files import SETTINGS_FILE, find_root
+from drivetrain.project.problems import Problems
+from drivetrain.project.settings import environment_name, overlay, parse, read
+from drivetrain.promotion import state
+from drivetrain.promotion.standing import State
+
+if TYPE_CHECKING:
+    from drivetrain.project.snapshot import Snapshot
+    from drivetrain.promotion.evidence import Newest
+
+
+class ReleasePlace(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an environment's Releases are."""
+
+    root: Path
+    environment: str
+    data_folder: Path
+    keys_folder: Path
+
+    @property
+    def snapshots_folder(self) -> Path:
+        return self.root / ".drivetrain" / "snapshots"
+
+    def log(self) -> SqliteControlLog:
+        """The control log; made where there is none yet. Raises: DrivetrainError."""
+        return SqliteControlLog(self.data_folder / "control.db", self.keys_folder)
+
+
+def place_of(project: Path | str, environment: str | None = None) -> ReleasePlace:
+    """The place of the project in or above a folder, by its settings alone: its code may have mistakes.
+
+    environment: by default $DRIVETRAIN_ENV, else `[project] default_env`. Raises: DrivetrainError.
+    """
+    root, problems = find_root(Path(project)), Problems()
+    try:
+        parsed = parse((root / SETTINGS_FILE).read_bytes(), problems)
+    except OSError as error:
+        raise DrivetrainError(f"{root / SETTINGS_FILE} cannot be read: {error}.") from None
+    if parsed is None:
+        raise DrivetrainError(f"{root / SETTINGS_FILE} cannot be read.", do="Run `drivetrain check`.")
+    name = environment_name(parsed, environment, os.environ)
+    ledger = read(overlay(parsed, name, problems), root, problems).ledger
+    layout.read_layout(root / ledger.folder)
+    return ReleasePlace(
+        root=root, environment=name, data_folder=root / ledger.folder, keys_folder=root / ledger.keys_folder
+    )
+
+
+def live_of(root: Path | str, environment: str | None = None) -> Live:
+    """What is to be served in an environment of the project; `release` 0 where nothing was released.
+
+    Raises: DrivetrainError where the control log was changed from outside, or is gone.
+    """
+    return state_of(place_of(root, environment)).live
+
+
+def state_of(place: ReleasePlace, at_ns: int | None = None) -> State:
+    """Everything about an environment, now or as it was at a time. Raises: DrivetrainError as `live_of`."""
+    records = records_of(place)
+    if at_ns is None:
+        return state.read(records, place.environment)
+    return state.read_at(records, place.environment, at_ns)
+
+
+def records_of(place: ReleasePlace) -> list[ControlRecord]:
+    """Every record of the control log, proved. Raises: DrivetrainError as `live_of`."""
+    if not (place.data_folder / "control.db").exists() and not (place.keys_folder / "control.anchor").exists():
+        return []
+    log = place.log()
+    found = log.verify()
+    if not found.whole:
+        raise DrivetrainError(
+            f"The control log was changed from outside, so what is live cannot be told. {' '.join(found.findings)}",
+            looked=[str(place.data_folder / "control.db"), str(place.keys_folder / "control.anchor")],
+            do="Run `drivetrain audit verify`, and restore both files from your backup.",
+        )
+    return list(log.records())
+
+
+def stored_snapshot(place: ReleasePlace, digest: str, *, models: bool = True) -> Snapshot:
+    """A stored Snapshot, its content and its trained models proved to be what was stored.
+
+    models: False where it is compared with only: a damaged model must not stand in the way of what replaces it.
+    Raises: DrivetrainError where a byte of them was changed; ProjectError where this version does not accept it.
+    """
+    from drivetrain.embedded.modelling import registry_in
+    from drivetrain.project.load import unload
+    from drivetrain.project.stored import load_stored
+
+    snapshot = load_stored(place.snapshots_folder, digest, place.root)
+    if models and snapshot.pinned:
+        try:
+            registry = registry_in(place.data_folder, place.keys_folder)
+            for pinned in snapshot.pinned.values():
+                registry.open(pinned)
+        except BaseException:
+            unload(snapshot)
+            raise
+    return snapshot
+
+
+def doubts(
+    place: ReleasePlace, found: State, release: int, after: Snapshot, before: Snapshot | None
+) -> tuple[str, ...]:
+    """What keeps a Release from being what its records say, in words; empty where nothing does.
+
+    Asked when a Release was made and is about to be served, beside what is served. At a start it is told only: another
+    version of this package may plan in other words. after: its Snapshot; before: the one that its proposal was made
+    against, None where it was the first.
+    """
+    from drivetrain.embedded.modelling import reports_in
+    from drivetrain.promotion.evidence import missing, untold
+
+    made = found.releases[release].release
+    if made.snapshot != after.hash:
+        return ("it is of another Snapshot",)
+    if made.way == "rollback":
+        return ()
+    proposal = found.proposals[made.proposal].proposal
+    in_force = found.releases[proposal.base].rules if proposal.base else proposal.rules
+    hidden = untold(proposal, before=before, after=after, in_force=in_force)
+    if made.way == "override":
+        return hidden
+    reports = reports_in(place.data_folder, place.keys_folder)
+    unproved = missing(
+        (*proposal.evidence, *made.evidence), before=before, after=after, in_force=in_force,
+        report=lambda id: reports.get(id).report,
+    )  # fmt: skip
+    return (*hidden, *unproved)
+
+
+def doubts_about(place: ReleasePlace, release: int, after: Snapshot) -> tuple[str, ...]:
+    """As `doubts`, of a Release by its number; loads what was live before it, and lets go of it.
+
+    after: its Snapshot, loaded. Raises: DrivetrainError where the log or a stored Snapshot was changed.
+    """
+    from drivetrain.project.load import unload
+
+    found = state_of(place)
+    if release not in found.releases:
+        return (f"the control log knows no Release {release} of `{place.environment}` that counts",)
+    made = found.releases[release].release
+    proposal = found.proposals[made.proposal].proposal if made.proposal else None
+    if proposal is None or not proposal.base_snapshot:
+        return doubts(place, found, release, after, None)
+    before = stored_snapshot(place, proposal.base_snapshot, models=False)
+    try:
+        return doubts(place, found, release, after, before)
+    finally:
+        unload(before)
+
+
+def newest_numbers(snapshot: Snapshot) -> Newest:
+    """A Dataset's name -> its newest number; the lake is opened when it is first asked."""
+    numbers: dict[str, list[int]] = {}
+
+    def newest(name: str) -> int:
+        from drivetrain.datasets.numbers import Shelf
+        from drivetrain.embedded.asking import lake_stores
+
+        if name not in numbers:
+            objects = lake_stores(snapshot.root, snapshot.data_folder, snapshot.lake).objects
+            numbers[name] = Shelf(objects).numbers(name).get(name, [0])
+        return numbers[name][-1]
+
+    return newest

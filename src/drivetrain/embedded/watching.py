@@ -1,0 +1,165 @@
+"""The watcher of a canary: a process of its own that reads the ledger and goes on or back by itself.
+
+`python -m drivetrain.embedded.watching --project ROOT`. Owns when the ledger and the control log are read, where what
+it sees is told, and when the process ends: with its parent, on a signal, or once no rollout is under way. What is
+decided, and why, is `promotion/watching.py`. It may be killed at any moment: the next one reads the stage's Calls anew
+from the ledger and the lake, and while there is none for half a minute, live answers everybody.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from drivetrain.adapters.sqlite_control_feed import SqliteControlFeed
+from drivetrain.core.errors import DrivetrainError, report_fault
+from drivetrain.core.releases import RELEASE_KINDS, ActiveRollout, RolloutEventV1
+from drivetrain.embedded.live_watch import BEAT
+from drivetrain.embedded.releasing import ReleasePlace, place_of
+from drivetrain.embedded.rollouts import STANDING, Told, catch_up, feed, store_reports
+from drivetrain.ledger.following import Follower
+from drivetrain.promotion.counting import GUARDS
+from drivetrain.promotion.rollouts import record_event
+from drivetrain.promotion.standing import State
+from drivetrain.promotion.state import read
+from drivetrain.promotion.watching import Step, Watch
+
+LOOK_S = 1.0
+NICE = 10
+"""Whoever serves goes first."""
+
+
+class Watching:
+    """Follows one environment's rollouts, one look at a time."""
+
+    def __init__(self, place: ReleasePlace, *, now_ns: Callable[[], int] = time.time_ns) -> None:
+        self._place = place
+        self._now_ns = now_ns
+        self._run_folder = place.data_folder / "run"
+        self._run_folder.mkdir(parents=True, exist_ok=True)
+        self._feed = SqliteControlFeed(place.data_folder / "control.db")
+        self._follower: Follower | None = None
+        self._watch: Watch | None = None
+        self._state = read((), place.environment)
+
+    def look(self) -> bool:
+        """One look; False once no rollout is under way. Raises: DrivetrainError where the log cannot be used."""
+        if self._feed.changed():
+            self._renew(read(self._feed.read(RELEASE_KINDS), self._place.environment))
+        watch = self._watch
+        if watch is None:
+            return False
+        self._beat()
+        if self._follower is not None:
+            feed(watch, self._follower.new())
+        now_ns = self._now_ns()
+        step = watch.look(now_ns)
+        told = Told(
+            release=watch.active.release, at_ns=now_ns, paused=watch.active.paused, standing=watch.standing(now_ns)
+        )
+        self._tell(told)
+        if step is not None:
+            self._decide(watch.active, step)
+        return True
+
+    def close(self) -> None:
+        """Stores the Report of a rollout that ended, and lets the log go."""
+        try:
+            if self._feed.changed():
+                self._renew(read(self._feed.read(RELEASE_KINDS), self._place.environment))
+        finally:
+            self._feed.close()
+            (self._run_folder / STANDING).unlink(missing_ok=True)
+
+    def _renew(self, state: State) -> None:
+        """The log says something else."""
+        self._state = state
+        store_reports(self._place, state, self._now_ns())
+        active = state.live.active
+        before = self._watch
+        if active is None:
+            self._watch = self._follower = None
+        elif before is not None and same_stage(before.active, active):
+            before.active = active
+        else:
+            self._watch = Watch(active, state.live.snapshot)
+            if self._follower is None:
+                self._follower = Follower(self._place.data_folder, active.stage_ns, self._beat)
+                catch_up(self._place, self._watch, self._follower)
+
+    def _decide(self, active: ActiveRollout, step: Step) -> None:
+        event = RolloutEventV1(
+            environment=self._place.environment, release=active.release, event=step.event, stage=step.stage, by=GUARDS,
+            guard=step.guard, verdict=step.verdict, evidence=step.evidence,
+        )  # fmt: skip
+        try:
+            record_event(self._place.log(), self._place.environment, event)
+        except DrivetrainError as error:
+            # Somebody else decided meanwhile, which the next look sees.
+            print(f"drivetrain: the watcher's decision was not taken. {error}", file=sys.stderr)
+            return
+        print(f"drivetrain: Release {active.release}: {step.verdict}", file=sys.stderr)
+
+    def _beat(self) -> None:
+        (self._run_folder / BEAT).touch()
+
+    def _tell(self, told: Told) -> None:
+        made = self._run_folder / f".{STANDING}.tmp"
+        made.write_bytes(msgspec.json.encode(told))
+        made.replace(self._run_folder / STANDING)
+
+
+def same_stage(one: ActiveRollout, other: ActiveRollout) -> bool:
+    """Whether they differ at most in a pause."""
+    return (one.release, one.rollout.id, one.stage, one.stage_ns) == (
+        other.release, other.rollout.id, other.stage, other.stage_ns,
+    )  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The process; its exit code."""
+    parser = argparse.ArgumentParser(prog="drivetrain.embedded.watching")
+    parser.add_argument("--project", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    parent = os.getppid()
+    stop = threading.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda *_: stop.set())
+    os.setpriority(os.PRIO_PROCESS, 0, NICE)
+    try:
+        watching = Watching(place_of(options.project))
+    except DrivetrainError as error:
+        print(f"drivetrain: the watcher: {error}", file=sys.stderr)
+        return 1
+    return run(watching, stop, lambda: os.getppid() == parent)
+
+
+def run(watching: Watching, stop: threading.Event, has_parent: Callable[[], bool]) -> int:
+    """Looks every second until there is nothing to watch; the exit code."""
+    try:
+        while not stop.is_set() and has_parent() and watching.look():
+            stop.wait(LOOK_S)
+    except DrivetrainError as error:
+        print(f"drivetrain: the watcher: {error}", file=sys.stderr)
+        return 1
+    except Exception as fault:  # noqa: BLE001  at the edge of the process; its parent starts another
+        report_fault("the watcher", fault)
+        return 1
+    finally:
+        try:
+            watching.close()
+        except DrivetrainError as error:
+            print(f"drivetrain: the watcher: {error}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

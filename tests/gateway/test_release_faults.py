@@ -1,0 +1,159 @@
+"""What goes wrong with a Release costs the change, and not what is served."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from drivetrain.adapters.sqlite import SqliteControlLog
+from drivetrain.core.errors import DrivetrainError
+from drivetrain.core.releases import PROMOTED, RELEASE_KINDS, Live
+from drivetrain.embedded.live_watch import LiveWatch
+from drivetrain.embedded.serving import served_by
+from drivetrain.ports.control import ControlRecord
+from drivetrain.simulator import SimulatorProcess
+from promises.promise_gateway import Gateway, chat_project, eventually, gateway, simulated
+from support import wire
+from support.projects import workflow
+from support.releases import Releases
+
+
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[SimulatorProcess]:
+    with SimulatorProcess({"seed": 1, "models": {"m": simulated(output_tokens=5)}}) as running:
+        yield running
+
+
+def project(url: str, answer: str, more: str = "", code: str = "") -> dict[str, str]:
+    rule = f"{{ rule = 'all', matches = '[?]', answer = '{answer}' }}"
+    files = chat_project(url, more=workflow("said", rule, '{ name = "v0", model = "sim/m" }') + more)
+    return {**files, "workflows/code.py": code or "NOTHING = 0\n"}
+
+
+def said(served: Gateway) -> str:
+    body = {"model": "said", "messages": [{"role": "user", "content": "?"}]}
+    answer = wire.one(served.port, wire.request(body), wait_s=3)
+    assert answer.status == 200, answer
+    text: str = answer.json["choices"][0]["message"]["content"]
+    return text
+
+
+def serves(releases: Releases, release: int, workers: int = 1) -> bool:
+    told = served_by(releases.run_folder)
+    return len(told) == workers and all(one.release == release and not one.failed for one in told)
+
+
+def test_a_rollback_does_not_wait_for_what_is_being_loaded(simulator: SimulatorProcess) -> None:
+    with gateway(project(simulator.url, "first"), workers=2) as served:
+        releases = Releases(served.root)
+        first = releases.store({}).hash
+        second = releases.store(project(simulator.url, "second")).hash
+        mark = served.root / "slow"
+        slow = f"import pathlib, time\ntime.sleep(3 if pathlib.Path({str(mark)!r}).exists() else 0)\n"
+        third = releases.store(project(simulator.url, "third", code=slow)).hash
+        for number, digest in ((1, first), (2, second)):
+            releases.release(digest)
+            assert eventually(lambda number=number: serves(releases, number, 2)), served.stderr
+        mark.touch()
+        releases.release(third)
+        time.sleep(0.5)
+        assert said(served) == "second"
+        releases.roll_back(1, first)
+        assert eventually(lambda: serves(releases, 4, 2), 1.0), served_by(releases.run_folder)
+        assert {said(served) for _ in range(8)} == {"first"}
+
+
+def test_a_release_whose_key_has_no_secret_is_not_served_until_it_has(simulator: SimulatorProcess) -> None:
+    with gateway(project(simulator.url, "good")) as served:
+        releases = Releases(served.root)
+        releases.release(releases.store({}).hash)
+        assert eventually(lambda: serves(releases, 1)), served.stderr
+        keyed = '[keys.shop]\nsecret = "file:secrets/shop.key"\nteam = "support"\n\n'
+        releases.release(releases.store(project(simulator.url, "keyed", keyed)).hash)
+        assert eventually(lambda: "is not served, the old one is served on" in served.stderr), served.stderr
+        assert "shop" in served.stderr
+        assert said(served) == "good", "the keys of what is served must stay"
+        (told,) = served_by(releases.run_folder)
+        assert (told.release, bool(told.failed)) == (1, True)
+
+
+def test_a_candidate_that_cannot_be_loaded_leaves_everything_to_live(simulator: SimulatorProcess) -> None:
+    with gateway(project(simulator.url, "old")) as served:
+        releases = Releases(served.root)
+        releases.release(releases.store({}).hash)
+        new = releases.store(project(simulator.url, "new"))
+        (new.snapshots_folder / new.hash / "files" / "workflows" / "code.py").write_text("CHANGED = 1\n")
+        releases.release(new.hash, ["said"], 1.0)
+        releases.beat()
+        assert eventually(lambda: "is not served, the old one is served on" in served.stderr), served.stderr
+        assert said(served) == "old"
+        (told,) = served_by(releases.run_folder)
+        assert (told.release, told.candidate, told.candidate_snapshot, told.share_ppm) == (1, 2, "", 0)
+
+
+def test_a_forged_record_is_told_once_and_changes_nothing(simulator: SimulatorProcess) -> None:
+    with gateway(project(simulator.url, "good"), workers=2) as served:
+        releases = Releases(served.root)
+        releases.release(releases.store({}).hash)
+        assert eventually(lambda: serves(releases, 1, 2)), served.stderr
+        data, keys = served.root / ".drivetrain" / "data", served.root / ".drivetrain" / "keys"
+        body = {"type": "release.1", "number": 2, "snapshot": "0" * 64}
+        SqliteControlLog(data / "control.db", keys).append(
+            kind=PROMOTED, actor="mallory", subject="default/2", body=body
+        )
+        assert eventually(lambda: "does not count" in served.stderr), served.stderr
+        assert serves(releases, 1, 2)
+        assert said(served) == "good"
+        time.sleep(0.6)
+        assert served.stderr.count("does not count") == 1
+
+
+class Feed:
+    """A control log whose records a test puts in."""
+
+    def __init__(self) -> None:
+        self.records: list[ControlRecord] = []
+        self.broken = False
+
+    def changed(self) -> bool:
+        return True
+
+    def read(self, kinds: object) -> list[ControlRecord]:
+        assert kinds == RELEASE_KINDS
+        if self.broken:
+            raise DrivetrainError("the disk is gone")
+        return list(self.records)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def record(seq: int) -> ControlRecord:
+    return ControlRecord(seq=seq, at_ns=seq, kind=PROMOTED, actor="a", subject="x/1", body="", prev_hash="", hash="")
+
+
+def test_a_log_that_lost_records_or_cannot_be_read_changes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    feed = Feed()
+    feed.records = [record(1), record(2)]
+    watch = LiveWatch(
+        "x", feed, tmp_path / "beat", fold=lambda records, name: Live(environment=name, release=len(list(records)))
+    )
+    assert watch.live.release == 2
+    feed.records.pop()
+    assert not watch.look()
+    assert not watch.look()
+    assert watch.live.release == 2
+    assert "has 1" in watch.problem
+    assert capsys.readouterr().err.count("what was live stays so") == 1
+    feed.broken = True
+    assert not watch.look()
+    feed.broken = False
+    feed.records += [record(2), record(3)]
+    assert watch.look()
+    assert (watch.live.release, watch.problem) == (3, "")
+    assert "can be read again" in capsys.readouterr().err

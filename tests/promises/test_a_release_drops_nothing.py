@@ -1,0 +1,142 @@
+"""A change of what is live drops no request and misroutes none, and going back is complete within a second."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from promise_gateway import Gateway, chat_project, eventually, gateway, simulated
+
+from drivetrain.embedded.serving import served_by
+from drivetrain.simulator import SimulatorProcess
+from support import wire
+from support.projects import workflow
+from support.releases import Releases
+
+RATE = 1_000
+WORKERS = 2
+ROLLBACKS = 6
+WITHIN_S = 1.0
+"""Promised, from the record in the control log to the last worker."""
+APART_S = 1.2
+NS = 1_000_000_000
+
+
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[SimulatorProcess]:
+    with SimulatorProcess({"seed": 1, "models": {"m": simulated(output_tokens=5)}}) as running:
+        yield running
+
+
+def project(url: str, answer: str) -> dict[str, str]:
+    """`said` answers by a rule with the name of its Snapshot; a module that takes a while to import."""
+    rule = f"{{ rule = 'all', matches = '[?]', answer = '{answer}' }}"
+    files = chat_project(url, more=workflow("said", rule, '{ name = "v0", model = "sim/m" }'), ledger="")
+    heavy = "\n".join(f"def f{number}(a, b={number}):\n    return [a + b, {number}]" for number in range(2_000))
+    return {**files, "workflows/heavy.py": f"NAME = '{answer}'\n{heavy}\n"}
+
+
+class Went:
+    """One change of what is live: what it brought, when it was written, and when every worker had it."""
+
+    def __init__(self, text: str, began_ns: int, all_ns: int) -> None:
+        self.text = text
+        self.began_ns = began_ns
+        self.all_ns = all_ns
+
+    @property
+    def took_s(self) -> float:
+        return (self.all_ns - self.began_ns) / NS
+
+
+def have(releases: Releases, number: int) -> bool:
+    """Whether every worker serves it."""
+    served = served_by(releases.run_folder)
+    return len(served) == WORKERS and all(one.release == number for one in served)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_changes_under_load_drop_and_misroute_nothing(simulator: SimulatorProcess) -> None:
+    with gateway(project(simulator.url, "a"), workers=WORKERS) as served:
+        releases = Releases(served.root)
+        hashes = {"a": releases.store({}).hash, "b": releases.store(project(simulator.url, "b")).hash}
+        first = releases.release(hashes["a"])
+        assert eventually(lambda: have(releases, first)), served.stderr
+        seconds = 2.0 + (ROLLBACKS + 1) * APART_S
+        script = Path(__file__).with_name("promise_rate.py")
+        load = subprocess.Popen(
+            [sys.executable, str(script), str(served.port), str(RATE), str(seconds)], stdout=subprocess.PIPE, text=True
+        )
+        went = [Went("a", 0, 0)]
+
+        def change(text: str, make: object) -> None:
+            began_ns = time.time_ns()
+            number = make()  # type: ignore[operator]
+            assert eventually(lambda: have(releases, number), 10), served.stderr
+            went.append(Went(text, began_ns, time.time_ns()))
+            time.sleep(max(0.0, APART_S - went[-1].took_s))
+
+        time.sleep(1.0)
+        change("b", lambda: releases.release(hashes["b"]))
+        to = {"a": 1, "b": 2}
+        for turn in range(ROLLBACKS):
+            text = "ab"[turn % 2]
+            change(text, lambda text=text: releases.roll_back(to[text], hashes[text]))
+        told = json.loads(load.communicate(timeout=40)[0])
+
+        answers = [one for connection in told for one in connection]
+        lost = [one for one in answers if one[0] != 200]
+        assert not lost, f"{len(lost)} of {len(answers)} were dropped: {lost[:3]}"
+        assert len(answers) == int(RATE * seconds)
+        calls = {call.call_id: call for call in served.calls()}
+        for connection in told:
+            now = 0
+            for _, call_id, text, _ in connection:
+                call = calls[call_id]
+                assert call.snapshot == hashes[text][:16], "an answer is not of the Snapshot that its record names"
+                if went[now].text != text:
+                    now += 1
+                    assert now < len(went), "a worker went back by itself"
+                # A connection has one worker, which may skip no change that lasted, and none may come early or late.
+                assert call.opened_ns >= went[now].began_ns, "it was served before it was live"
+                after = went[now + 1 :]
+                assert not after or call.opened_ns <= after[0].all_ns, "it was served when another was"
+        took = [round(one.took_s, 2) for one in went[1:]]
+        slowest_ms = sorted(one[3] for one in answers)[int(0.99 * len(answers))]
+        print(f"{len(answers)} answers, p99 {slowest_ms:.1f} ms; changes took {took} s")
+        assert max(took[1:]) <= WITHIN_S, f"rollbacks took {took[1:]} s"
+
+
+def test_a_worker_killed_during_a_change_comes_back_with_what_is_live(simulator: SimulatorProcess) -> None:
+    with gateway(project(simulator.url, "a"), workers=WORKERS) as served:
+        releases = Releases(served.root)
+        first = releases.store({}).hash
+        second = releases.store(project(simulator.url, "b")).hash
+        assert releases.release(first) == 1
+        assert eventually(lambda: have(releases, 1)), served.stderr
+        workers = [int(one.worker.rpartition("-")[2]) for one in served_by(releases.run_folder)]
+        releases.release(second)
+        time.sleep(0.3)  # it has heard of it, and loads
+        os.kill(workers[0], signal.SIGKILL)
+        assert eventually(lambda: have(releases, 2)), served.stderr
+        assert workers[0] not in {int(one.worker.rpartition("-")[2]) for one in served_by(releases.run_folder)}
+        assert {said(served) for _ in range(16)} == {"b"}
+        releases.roll_back(1, first)
+        assert eventually(lambda: have(releases, 3), 3.0), served.stderr
+        assert {said(served) for _ in range(16)} == {"a"}
+
+
+def said(served: Gateway) -> str:
+    body = {"model": "said", "messages": [{"role": "user", "content": "?"}]}
+    answer = wire.one(served.port, wire.request(body), wait_s=3)
+    assert answer.status == 200, answer
+    text: str = answer.json["choices"][0]["message"]["content"]
+    return text

@@ -1,0 +1,85 @@
+"""Releases with a shadow, as their records stand in a control log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from drivetrain.adapters.sqlite import SqliteControlLog
+from drivetrain.core.releases import (
+    PROMOTED,
+    PROPOSED,
+    ROLLOUT,
+    WHOLE,
+    ChangeV1,
+    ProposalV1,
+    ReleaseV1,
+    RolloutEventV1,
+    RolloutV1,
+    StageV1,
+)
+from drivetrain.embedded.releasing import ReleasePlace, place_of
+from drivetrain.project.load import load
+from drivetrain.project.snapshot import Snapshot
+from drivetrain.project.stored import store
+
+BY = "tester"
+ID = "00112233445566aa"
+USD = 1_000_000_000
+
+
+def stored(root: Path) -> Snapshot:
+    """The project's folder as it is now, stored."""
+    snapshot = load(root, None)
+    store(snapshot, snapshot.snapshots_folder)
+    return snapshot
+
+
+def rollout(*, ppm: int = WHOLE, usd: float = 100.0, id_: str = ID) -> RolloutV1:
+    """A shadow, and a canary behind it that the tests never reach."""
+    shadow = StageV1(share_ppm=0, minutes=60.0, shadow_ppm=ppm, shadow_nano_usd_per_day=int(usd * USD))
+    return RolloutV1(id=id_, stages=(shadow, StageV1(share_ppm=WHOLE // 2, minutes=60.0)))
+
+
+def release(root: Path, snapshot: Snapshot, *workflows: str, number: int, rolled: RolloutV1 | None = None) -> None:
+    """Make `snapshot` Release `number` of its environment, at once or by `rolled`, on top of all before it."""
+    place = place_of(root)
+    live = _live(place)
+    proposal = ProposalV1(
+        number=number, environment=place.environment, snapshot=snapshot.hash, base=live[0], base_snapshot=live[1],
+        by=BY, keys=dict.fromkeys(workflows, "0" * 16),
+        changes=tuple(ChangeV1(workflow=one, aspect="variants", what="another model") for one in workflows)
+        or (ChangeV1(aspect="settings", what="the first"),),
+    )  # fmt: skip
+    append(place, PROPOSED, proposal)
+    append(
+        place, PROMOTED,
+        ReleaseV1(
+            number=number, environment=place.environment, way="promote", snapshot=snapshot.hash, previous=live[0],
+            by=BY, proposal=number, proposal_hash=proposal.hash, workflows=tuple(sorted(workflows)), rollout=rolled,
+        ),
+    )  # fmt: skip
+
+
+def event(root: Path, what: str, *, release: int, stage: int = 0) -> None:
+    """Something happens to the rollout."""
+    place = place_of(root)
+    append(
+        place, ROLLOUT,
+        RolloutEventV1(environment=place.environment, release=release, event=what, stage=stage, by=BY),
+    )  # fmt: skip
+
+
+def append(place: ReleasePlace, kind: str, body: Any) -> None:
+    number = getattr(body, "release", None) or body.number
+    log = SqliteControlLog(place.data_folder / "control.db", place.keys_folder)
+    log.append(kind=kind, actor=BY, subject=f"{place.environment}/{number}", body=msgspec.to_builtins(body))
+
+
+def _live(place: ReleasePlace) -> tuple[int, str]:
+    from drivetrain.embedded.releasing import live_of
+
+    live = live_of(place.root)
+    return live.release, live.snapshot
