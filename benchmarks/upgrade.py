@@ -1,9 +1,9 @@
 """What `drivetrain upgrade` says of real recorded outcomes, through the product's own code.
 
 `python benchmarks/upgrade.py --help`. LLMDrift (Apache-2.0): GPT-3.5 and GPT-4 of March and June 2023, prime numbers
-and code. ZeroEval (Apache-2.0): 28 pairs of eight models on 1,319 questions, in random orders; a verdict against the sign
-of all questions is wrong. `verdicts.py` measures the same evidence on many more replays, as numbers; here are the words
-that a person reads, which cost about 40 ms each.
+and code. ZeroEval (Apache-2.0): 28 pairs of eight models on 1,319 questions, in random orders; a verdict against the
+sign of all questions is wrong. `verdicts.py` measures the same evidence on many more replays, as numbers; here are the
+words that a person reads, which cost about 40 ms each.
 """
 
 from __future__ import annotations

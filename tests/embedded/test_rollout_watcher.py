@@ -164,6 +164,27 @@ def test_the_next_stage_begins_with_no_evidence(place: ReleasePlace) -> None:
     assert stored.report.facts["ended"] == "completed"
 
 
+def test_where_its_decision_cannot_be_written_it_shows_no_life(
+    place: ReleasePlace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    canary(place)
+    watching = Watching(place)
+    watching.look()
+    beat = place.data_folder / "run" / "rollout.beat"
+    write(place.data_folder, *traffic(300, failing=True))
+    anchor = place.keys_folder / "control.anchor"
+    kept = anchor.read_bytes()
+    anchor.unlink()  # the log takes nothing more
+    watching.look()
+    beat.unlink()
+    watching.look()
+    assert not beat.exists()
+    assert capsys.readouterr().err.count("was not taken") == 1
+    anchor.write_bytes(kept)
+    watching.look()
+    assert live_of(place.root).active is None
+
+
 def drivetrain(place: ReleasePlace, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "drivetrain.cli.main", "rollout", *arguments, "--project", str(place.root)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

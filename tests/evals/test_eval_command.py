@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from eval_world import COMMAND, EVAL, World, recorded, rows, simulated, text_of, write_world
+from eval_world import COMMAND, EVAL, TERSE, World, recorded, rows, simulated, text_of, write_world
 
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.embedded.eval_growing import add_failure
@@ -137,3 +137,22 @@ def test_what_was_not_kept_cannot_become_a_row(world: World) -> None:
     with pytest.raises(DrivetrainError, match="Which Dataset"):
         add_failure(call_id, "billing", project=world.root)
     assert datasets_in(load(world.root)).numbers("golden") == [1]
+
+
+@pytest.mark.slow
+def test_what_is_live_is_the_baseline_and_another_one_justifies_no_release(world: World) -> None:
+    first = run_eval("golden", world.root)
+    proposed = world.drivetrain("propose", "-m", "the first")
+    assert proposed.code == 0, proposed.out + proposed.err
+    promoted = world.drivetrain("promote", "1")
+    assert promoted.code == 0, promoted.out + promoted.err
+    world.write("workflows/triage.j2", f"{TERSE}{{{{ text }}}}")
+    against_live = run_eval("golden", world.root, against="live")
+    assert against_live.report.body["against"]["what"] == "Release 1"
+    assert against_live.report.body["against"]["workflow_key"] == first.run.workflow_key
+    assert against_live.report.body["against"]["spent_nano_usd"] == 0
+    assert against_live.report.body["partial"] == ""
+    itself = run_eval("golden", world.root, against=against_live.report_id)
+    assert itself.passed, "nothing is worse than itself"
+    assert itself.report.facts["passed"] is False
+    assert "not with what is live" in itself.report.body["partial"]

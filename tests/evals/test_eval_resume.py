@@ -110,9 +110,11 @@ def test_ctrl_c_waits_for_what_is_under_way_and_keeps_it(world: World) -> None:
 def test_two_at_once_do_not_mix(world: World) -> None:
     with started(world) as child:
         wait_for(world, 1)
+        child.send_signal(signal.SIGSTOP)  # it is in the middle for as long as we look
         second = subprocess.run(
             [*COMMAND, "eval", "run", "golden"], cwd=world.root, capture_output=True, text=True, timeout=20, check=False
         )
+        child.send_signal(signal.SIGCONT)
         out, err = child.communicate(timeout=20)
     assert second.returncode == 1
     assert "being run by another process" in second.stderr

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from evals_world import RULE, Desk, Vault, table, without_payloads, write_project
 
+import drivetrain as dt
 from drivetrain.core.calls import Call
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.policies import Policy
@@ -16,7 +19,7 @@ from drivetrain.evals.explain import Explanation, explain, metric_of
 from drivetrain.evals.explain_report import report, verdict
 from drivetrain.evals.past import GONE
 from drivetrain.evals.replayed import Replayed
-from drivetrain.evals.workflow_key import route_key
+from drivetrain.evals.workflow_key import route_key, workflow_key
 from drivetrain.project.snapshot import Snapshot
 
 LOW, HIGH = ({"refund.json": table((f"< {limit}", "", "refund"), ("", "", "review"))} for limit in (0.4, 0.6))
@@ -66,6 +69,24 @@ def test_another_policy_is_known_without_any_payload(tmp_path: Path) -> None:
     assert not any(call.request for call in first)
     found = explained(first, second, [old, new], vault)
     assert shares(found) == pytest.approx({"model": 0.0, "policy": 0.2, "traffic": 0.0}, abs=1e-9)
+
+
+def test_a_template_of_another_workflow_leaves_the_key_as_it_is(tmp_path: Path) -> None:
+    bare = write_project(tmp_path / "bare", tables=LOW)
+    reached = {"prompts/a.j2": '{% include "prompts/b.j2" %}', "prompts/b.j2": "one", "prompts/else.j2": "other"}
+    variant = dt.Variant("asked", model="sim/m", prompt="prompts/a.j2")
+
+    def key(templates: dict[str, str]) -> str:
+        declared = copy.copy(bare.workflows["claims"])
+        declared.route = (*declared.route, variant)
+        return workflow_key(
+            msgspec.structs.replace(bare, templates=templates, workflows={"claims": declared}), "claims"
+        )
+
+    assert key(reached) == key({**reached, "prompts/else.j2": "edited"})
+    assert key(reached) != key({**reached, "prompts/b.j2": "edited"})
+    by_name = {**reached, "prompts/a.j2": "{% include which %}"}
+    assert key(by_name) != key({**by_name, "prompts/else.j2": "edited"})
 
 
 def test_other_models_need_payloads_and_that_is_said(tmp_path: Path) -> None:

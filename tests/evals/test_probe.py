@@ -22,6 +22,7 @@ from typer.testing import CliRunner, Result
 
 from drivetrain.adapters.sqlite import SqliteControlLog
 from drivetrain.cli import probe as probe_cli
+from drivetrain.embedded.probe_baselines import Baselines
 from drivetrain.embedded.probing import Probes, Wish
 from drivetrain.evals.probing import ASPECTS, LEVEL, AnswerV1, answer_of, probe
 from drivetrain.ledger.reader import LedgerReader
@@ -57,6 +58,7 @@ def answers(model: Model, chance: random.Random, rows: int = 20, repeats: int = 
     return {str(row): [model(row, chance) for _ in range(repeats)] for row in range(rows)}
 
 
+@pytest.mark.slow
 def test_a_noisy_model_that_does_not_change_raises_few_alarms_over_many_probes() -> None:
     print(f"seed {SEED}")
     chance = random.Random(SEED)
@@ -266,6 +268,8 @@ def test_what_the_project_itself_changed_is_no_change_of_the_provider(project: P
     with simulated(port):
         probed(project, "--dataset", "golden", "--model", "sim/small")
         text = (project / "drivetrain.toml").read_text()
+        (project / "drivetrain.toml").write_text(f"# who to ask: ann\n{text}")
+        assert probed(project, "--model", "sim/small")["sim/small"]["state"] == "unchanged"
         (project / "drivetrain.toml").write_text(text.replace("max_output_tokens = 64", "max_output_tokens = 32"))
         found = probed(project, "--model", "sim/small")["sim/small"]
     assert found["state"] == "baseline"
@@ -299,6 +303,7 @@ def _live_calls(root: Path, count: int) -> None:
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=20)
 
 
+@pytest.mark.slow
 def test_the_limit_holds_and_a_provider_that_is_down_is_not_a_changed_one(project: Path, port: int) -> None:
     with_dataset(project)
     with simulated(port):
@@ -317,14 +322,19 @@ def test_the_limit_holds_and_a_provider_that_is_down_is_not_a_changed_one(projec
     assert "not enough answers" in down["verdict"]
 
 
-def test_wrong_arguments_are_told(project: Path) -> None:
+def test_wrong_arguments_are_told_and_two_probes_do_not_run_at_once(project: Path) -> None:
     with_dataset(project)
+    with Baselines(project / ".drivetrain/data").alone():
+        busy = run(project, "--dry-run")
+        assert busy.exit_code == 1
+        assert "Another probe of this project runs" in busy.output
     assert "sim/small" in run(project, "--model", "sim/smal").output
     assert run(project, "--dataset", "goldn").exit_code == 1
     assert run(project, "--every", "5s").exit_code == 1
     assert run(project, "--every", "often").exit_code == 1
 
 
+@pytest.mark.slow
 def test_a_loop_ends_at_a_signal(project: Path, port: int) -> None:
     with_dataset(project)
     with simulated(port):

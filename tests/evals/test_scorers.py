@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import random
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,15 +14,9 @@ from drivetrain.core.evals import Scorer
 from drivetrain.core.scorers import READING_NAMES, scorers_of
 from drivetrain.evals import causes
 from drivetrain.evals.eval_key import eval_key
-from drivetrain.evals.isolation import HANGS_MAX
 from drivetrain.evals.json_schema import fits, mistakes
 from drivetrain.evals.reading import READINGS, inside_fences, reading, unread_share
-from drivetrain.evals.scoring import Answer, CompiledScorer, compiled, reread
-
-
-class Route(dt.Record):
-    intent: str
-    total: float = 0.0
+from drivetrain.evals.scoring import Answer, compiled, reread
 
 
 def said(text: str = "", value: Any = None, **more: str) -> Answer:
@@ -56,6 +48,9 @@ def score(scorer: Scorer, answer: Answer, expected: Any = None, row: dict[str, A
         (scorers.exact(), said(value={"intent": "refund", "total": 3}), {"intent": "refund", "total": 4}, 0),
         (scorers.exact(), said(value={"intent": "refund"}), "refund", 1),
         (scorers.exact(), said("refund"), {"answer": "refund"}, 1),
+        (scorers.exact(reading="last_yes_no"), said("It is 7, so No."), "No", 1),
+        (scorers.exact(reading="first_yes_no"), said("No, never"), False, 1),
+        (scorers.exact(reading="first_yes_no"), said("No, never"), True, 0),
         (scorers.normalised(), said("\uff32EFUND  now"), "refund now", 1),
         (scorers.normalised(case=False), said("Refund"), "refund", 0),
         (scorers.normalised(spaces=False), said("re  fund"), "re fund", 0),
@@ -209,7 +204,7 @@ def test_too_little_text_tells_no_language() -> None:
 
 # Readings.
 
-ANSWERS = {
+ANSWERS: dict[str, dict[str, Any]] = {
     "Yes": {"yes_no": "yes", "word": "Yes", "first_yes_no": "yes", "bracketed_yes_no": None, "last_number": None},
     "No, 7 is not. So: [Yes]": {"yes_no": None, "first_yes_no": "no", "last_yes_no": "yes", "bracketed_yes_no": "yes"},
     "It is 1,234.5 of 2": {"number": None, "first_number": 1234.5, "last_number": 2.0, "word": None},
@@ -261,105 +256,6 @@ def test_no_reading_raises_or_takes_long_for_any_text() -> None:
             found = one.read(text)
             assert found.ok or found.value is None
     assert time.monotonic() - started < 10
-
-
-# Scorers that fail are told, and the run goes on.
-
-
-@pytest.fixture
-def function() -> Iterator[Any]:
-    opened: list[CompiledScorer] = []
-
-    def make(one: Any, timeout_ms: int = 5_000, **more: Any) -> CompiledScorer:
-        opened.append(compiled(scorers.function(one, name="mine", timeout_ms=timeout_ms), **more))
-        return opened[-1]
-
-    yield make
-    for one in opened:
-        one.close()
-
-
-def test_a_function_sees_output_expected_and_row_and_gives_what_it_likes(function: Any) -> None:
-    answer, row = said("b", {"intent": "b", "total": 2}), {"limit": 3}
-    by_row = function(lambda output, expected, row: row["limit"] >= output["total"] and expected == "b")
-    typed = function(lambda output: output.intent == "b", output=Route)
-    graded = function(lambda output, expected: 0.25)
-    own = function(lambda *_: dt.Score(value=0.5, cause="tone", note="a word too many"))
-    assert by_row(answer, "b", row) == dt.Score(value=1.0)
-    assert typed(answer, "b", row) == dt.Score(value=1.0)
-    assert graded(answer, "b", row).value == 0.25
-    assert own(answer, "b", row) == dt.Score(value=0.5, cause="tone", note="a word too many")
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1, 1.5, 2, "1", None, [1], {"value": 3}])
-def test_what_is_no_score_is_a_failure_of_the_scorer(function: Any, value: Any) -> None:
-    found = function(lambda output: value)(said("a"), "a", {})
-    assert (found.value, found.cause) == (0, causes.SCORER)
-    assert found.note
-
-
-def test_a_function_that_raises_is_told_by_its_error_s_type_and_never_its_text(function: Any) -> None:
-    def broken(output: str) -> float:
-        raise KeyError(f"secret of {output}")
-
-    found = function(broken)(said("Ann"), "a", {})
-    assert found == dt.Score(value=0.0, cause=causes.SCORER, note="it raised KeyError")
-
-
-def test_a_function_that_hangs_or_ends_its_process_is_told_and_the_next_answer_is_scored(function: Any) -> None:
-    def sometimes(output: str) -> bool:
-        while output == "hang":
-            pass
-        if output == "end":
-            os._exit(3)
-        return True
-
-    one = function(sometimes, timeout_ms=200)
-    started = time.monotonic()
-    found = [one(said(text), None, {}) for text in ("a", "hang", "a", "end", "a")]
-    assert time.monotonic() - started < 5
-    assert [each.value for each in found] == [1, 0, 1, 0, 1]
-    assert found[1].note == "it took longer than it may and was ended"
-    assert found[3].note == "its process ended"
-
-
-def test_a_function_that_only_hangs_is_soon_not_asked_any_more(function: Any) -> None:
-    def hangs(output: str) -> bool:
-        time.sleep(3600)
-        return True
-
-    one = function(hangs, timeout_ms=50)
-    started = time.monotonic()
-    found = [one(said("a"), None, {}) for _ in range(200)]
-    assert time.monotonic() - started < 10
-    assert {each.cause for each in found} == {causes.SCORER}
-    assert "not asked any more" in found[HANGS_MAX].note
-
-
-def test_a_pattern_that_takes_for_ever_does_not_hang_the_run() -> None:
-    scorer = scorers.matches(r"(a+)+$")
-    short = Scorer(name="slow", kind="matches", options=scorer.options, timeout_ms=200)
-    with compiled(short) as one:
-        assert one(said("a" * 40 + "b"), None, {}).cause == causes.SCORER
-        assert one(said("aaa"), None, {}).value == 1
-
-
-def test_a_closed_scorer_leaves_no_process_behind(function: Any) -> None:
-    def pid(output: str) -> dt.Score:
-        return dt.Score(value=0.5, note=str(os.getpid()))
-
-    one = function(pid)
-    child = int(one(said("a"), None, {}).note)
-    os.kill(child, 0)
-    one.close()
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        try:
-            os.kill(child, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.01)
-    pytest.fail("the worker still runs")
 
 
 def test_a_row_that_expects_nothing_is_the_scorer_s_failure_and_not_the_answer_s() -> None:

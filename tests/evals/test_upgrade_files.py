@@ -159,16 +159,16 @@ def test_slices_that_gain_are_routed_and_the_others_are_not(tmp_path: Path) -> N
 
 
 def test_slices_without_a_difference_are_rarely_called_one(tmp_path: Path) -> None:
-    """Holm's rule: of ten slices that are alike, one is called different in few of many files."""
+    """Holm's rule: of five slices that are alike, one is called different in few of many files."""
     seed = random.randrange(10_000)
     print(f"seed {seed}")
     dice, wrong = random.Random(seed), 0
-    for _ in range(8):
-        pairs = [(float(dice.random() < 0.7), float(dice.random() < 0.7)) for _ in range(400)]
-        path = scored(tmp_path, pairs, kind=lambda number: number % 10)
+    for _ in range(4):
+        pairs = [(float(dice.random() < 0.7), float(dice.random() < 0.7)) for _ in range(200)]
+        path = scored(tmp_path, pairs, kind=lambda number: number % 5)
         found = upgrade_from_files([path], Columns(correct="right", slice="kind"), Asked())
         wrong += any(one.verdict != "not enough evidence" for one in found.verdict.slices)
-    assert wrong <= 2
+    assert wrong <= 1
 
 
 def test_all_ties_and_one_example_are_no_evidence(tmp_path: Path) -> None:

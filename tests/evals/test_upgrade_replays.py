@@ -19,6 +19,8 @@ from drivetrain.embedded import calls as embedded
 from drivetrain.embedded.asking import open_lake
 from drivetrain.embedded.modelling import open_reports
 from drivetrain.embedded.outcomes import record_outcomes
+from drivetrain.embedded.upgrading import Upgrading, Wanted
+from drivetrain.evals.upgrading.verdict import Asked
 from drivetrain.lake.calls import Calls
 from drivetrain.project.stored import load_stored
 from drivetrain.simulator import SimulatorProcess
@@ -260,3 +262,94 @@ def test_one_call_is_no_evidence(root: Path) -> None:
     body, sentence, _ = told("triage", "--candidate", "sim/better", "--project", str(root))
     assert body["verdict"]["word"] == "not enough evidence", sentence
     assert "One pair says nothing of others." in body["warnings"]
+
+
+def test_what_an_eval_expects_of_the_same_input_is_the_truth(root: Path) -> None:
+    (root / "golden.csv").write_text(
+        "text,country,intent\n"
+        + "".join(f"{text_of(one)},{'FR' if one % 3 == 0 else 'DE'},{truth_of(one)}\n" for one in range(60))
+    )
+    made = CliRunner().invoke(
+        application(["dataset"]),
+        ["dataset", "create", "golden", "--from-file", "golden.csv", "--project", str(root)],
+    )
+    assert made.exit_code == 0, made.output
+    code = (root / "workflows" / "triage.py").read_text()
+    golden = 'dt.Eval("triage-golden", dataset="golden", workflow="triage", scorers=[dt.scorers.exact("intent")])'
+    (root / "workflows" / "triage.py").write_text(f"{code}\ngolden = {golden}\n")
+    ask(root, 80, truths=False)
+    body, sentence, _ = told("triage", "--candidate", "sim/worse", "--project", str(root))
+    assert set(body["truths"]) == {"expected"}, sentence
+    assert body["spent"]["planned"] == 60  # those that the eval knows, and no other
+    assert "eval `triage-golden`" in body["about"]["scorer"]
+    assert any(one["cause"] == "label" for one in body["failures"]["introduced"])
+
+
+CHAT = """
+[workflows.prime]
+owner = "team@acme.example"
+team = "support"
+use_case = "tests"
+route = [{ name = "model", model = "sim/thinks" }]
+
+[models."sim/thinks"]
+usd_per_million_input = "1"
+usd_per_million_output = "2"
+
+[models."sim/terse"]
+usd_per_million_input = "1"
+usd_per_million_output = "2"
+"""
+THINKS = "Step 1: it is odd, so no even number divides it.\nStep 2: nothing else does.\nSo the answer is: Yes."
+
+
+def test_a_chat_workflow_is_read_in_several_ways(tmp_path: Path) -> None:
+    models = {"thinks": {"answer": THINKS}, "terse": {"answer": "```\nNo\n```"}}
+    with SimulatorProcess({"seed": 1, "models": models}) as running:
+        root = write_project(tmp_path / "ai", running.url)
+        with (root / "drivetrain.toml").open("a") as file:
+            file.write(CHAT)
+        ids = [
+            embedded.call(root, "prime", msgspec.json.encode({"text": f"Is {one} prime?"})).call_id for one in range(70)
+        ]
+        embedded.close()
+        truths = [{"call_id": one, "metric": "expected", "value": "yes"} for one in ids]
+        record_outcomes(truths, project=root)
+        body, sentence, _ = told("prime", "--candidate", "sim/terse", "--project", str(root))
+    assert sentence.startswith("Stay "), sentence
+    readings = {one["reading"]: one for one in body["readings"]}
+    assert readings["last_yes_no"]["chosen"]
+    assert (readings["last_yes_no"]["before"], readings["last_yes_no"]["after"]) == (1.0, 0.0)
+    assert readings["yes_no"]["unread"] == [1.0, 0.0]
+    assert body["drift"]["length"]["word"] == "collapse"
+    assert body["failures"]["introduced"][0]["cause"] == "label"
+
+
+def test_slices_are_drawn_alike_and_weighted_back(root: Path) -> None:
+    ask(root)
+    body, _, _ = told("triage", "--candidate", "sim/same", "--slice", "country", "--rows", "60", "--project", str(root))
+    assert {one["name"]: one["pairs"] for one in body["verdict"]["slices"]} == {"DE": 30, "FR": 30}
+    parts = {one["name"]: one["comparison"] for one in body["verdict"]["slices"]}
+    # Two thirds of the traffic are from DE, whatever was drawn.
+    assert body["verdict"]["whole"]["before"] == pytest.approx(
+        (160 * parts["DE"]["before"] + 80 * parts["FR"]["before"]) / 240
+    )
+
+
+def test_a_run_that_was_cut_goes_on_with_the_same_calls(root: Path) -> None:
+    ask(root)
+
+    class Cut(Exception):
+        pass
+
+    def cut(_stage: str, _share: float) -> None:
+        raise Cut
+
+    wanted = Wanted(workflow="triage", candidate="sim/same", rows=200)
+    with pytest.raises(Cut):
+        Upgrading(wanted, Asked(), root).run(cut)
+    assert len(evals_of(root)) == 50
+    done = Upgrading(wanted, Asked(), root).run()
+    assert len(evals_of(root)) == len(done.pairs)
+    assert any(one.startswith("50 answers are of a run that had not ended") for one in done.upgrade.warnings)
+    assert done.upgrade.about.dataset == "upgrade-triage@1"

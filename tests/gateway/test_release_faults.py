@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.releases import PROMOTED, RELEASE_KINDS, Live
 from drivetrain.embedded.live_watch import LiveWatch
 from drivetrain.embedded.serving import served_by
+from drivetrain.gateway.following import SETTLED_S
 from drivetrain.ports.control import ControlRecord
 from drivetrain.simulator import SimulatorProcess
 from promises.promise_gateway import Gateway, chat_project, eventually, gateway, simulated
@@ -46,14 +49,15 @@ def serves(releases: Releases, release: int, workers: int = 1) -> bool:
     return len(told) == workers and all(one.release == release and not one.failed for one in told)
 
 
-def test_a_rollback_does_not_wait_for_what_is_being_loaded(simulator: SimulatorProcess) -> None:
+def test_nothing_waits_for_a_release_that_hangs_while_it_is_loaded(simulator: SimulatorProcess) -> None:
     with gateway(project(simulator.url, "first"), workers=2) as served:
         releases = Releases(served.root)
         first = releases.store({}).hash
         second = releases.store(project(simulator.url, "second")).hash
-        mark = served.root / "slow"
-        slow = f"import pathlib, time\ntime.sleep(3 if pathlib.Path({str(mark)!r}).exists() else 0)\n"
-        third = releases.store(project(simulator.url, "third", code=slow)).hash
+        mark = served.root / "hang"
+        hangs = f"import pathlib, time\ntime.sleep(20 if pathlib.Path({str(mark)!r}).exists() else 0)\n"
+        third = releases.store(project(simulator.url, "third", code=hangs)).hash
+        fourth = releases.store(project(simulator.url, "fourth")).hash
         for number, digest in ((1, first), (2, second)):
             releases.release(digest)
             assert eventually(lambda number=number: serves(releases, number, 2)), served.stderr
@@ -64,6 +68,21 @@ def test_a_rollback_does_not_wait_for_what_is_being_loaded(simulator: SimulatorP
         releases.roll_back(1, first)
         assert eventually(lambda: serves(releases, 4, 2), 1.0), served_by(releases.run_folder)
         assert {said(served) for _ in range(8)} == {"first"}
+        releases.release(fourth)
+        assert eventually(lambda: serves(releases, 5, 2), 3.0), served_by(releases.run_folder)
+        assert {said(served) for _ in range(8)} == {"fourth"}
+
+
+def test_a_release_that_keeps_its_records_elsewhere_needs_a_restart(simulator: SimulatorProcess) -> None:
+    with gateway(project(simulator.url, "here")) as served:
+        releases = Releases(served.root)
+        releases.release(releases.store({}).hash)
+        assert eventually(lambda: serves(releases, 1)), served.stderr
+        files = project(simulator.url, "there")
+        moved = files["drivetrain.toml"].replace("[ledger]", '[ledger]\nfolder = ".drivetrain/other"')
+        releases.release(releases.store({**files, "drivetrain.toml": moved}).hash)
+        assert eventually(lambda: "keeps its records elsewhere" in served.stderr), served.stderr
+        assert said(served) == "here"
 
 
 def test_a_release_whose_key_has_no_secret_is_not_served_until_it_has(simulator: SimulatorProcess) -> None:
@@ -157,3 +176,22 @@ def test_a_log_that_lost_records_or_cannot_be_read_changes_nothing(
     assert watch.look()
     assert (watch.live.release, watch.problem) == (3, "")
     assert "can be read again" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_workers_that_come_later_start_from_what_is_live(simulator: SimulatorProcess) -> None:
+    """The supervisor has loaded it by then, so the first Call needs no load; and the way back is found again."""
+    with gateway(project(simulator.url, "first"), workers=2) as served:
+        releases = Releases(served.root)
+        first = releases.store({}).hash
+        for number, digest in ((1, first), (2, releases.store(project(simulator.url, "second")).hash)):
+            releases.release(digest)
+            assert eventually(lambda number=number: serves(releases, number, 2)), served.stderr
+        time.sleep(SETTLED_S + 1.0)
+        for one in served_by(releases.run_folder):
+            os.kill(int(one.worker.rpartition("-")[2]), signal.SIGKILL)
+        assert eventually(lambda: serves(releases, 2, 2)), served.stderr
+        assert served.stderr.count("serving snapshot") == 2, "the new workers loaded it themselves"
+        releases.roll_back(1, first)
+        assert eventually(lambda: serves(releases, 3, 2)), served.stderr
+        assert {said(served) for _ in range(8)} == {"first"}

@@ -70,8 +70,8 @@ def slow() -> Iterator[tuple[Upstream, list[int]]]:
         yield upstream, running
 
 
-def written(root: Path, url: str, more: str = "") -> Path:
-    tables = provider("raw", f"{url}/v1") + model("raw/m") + workflow("help", "raw/m") + more
+def written(root: Path, url: str, more: str = "", ladder: str = "") -> Path:
+    tables = provider("raw", f"{url}/v1") + model("raw/m") + workflow("help", "raw/m", more=ladder) + more
     (root / "drivetrain.toml").write_text(settings(tables=tables))
     return root
 
@@ -125,10 +125,13 @@ def test_waiting_copies_take_bounded_memory(tmp_path: Path, slow: tuple[Upstream
     assert at_once.shadow_copies == {"help\x00late": 300 - kept}
 
 
-def test_what_nothing_may_be_spent_for_is_not_run(tmp_path: Path, slow: tuple[Upstream, list[int]]) -> None:
+@pytest.mark.parametrize("ladder", ["", 'degrade = [{ static = "later" }]\n'])
+def test_what_nothing_may_be_spent_for_is_not_run(
+    tmp_path: Path, slow: tuple[Upstream, list[int]], ladder: str
+) -> None:
     upstream, _ = slow
     copies = [received(number) for number in range(300)]
-    _, after = asyncio.run(shadowing(written(tmp_path, upstream.url), copies, 0.5, nano_usd_per_day=0))
+    _, after = asyncio.run(shadowing(written(tmp_path, upstream.url, ladder=ladder), copies, 0.5, 0))
     assert after.shadow_copies == {"help\x00unaffordable": 300}
     assert not upstream.asked
     assert len(list(LedgerReader(tmp_path / ".drivetrain" / "data").calls())) == 1

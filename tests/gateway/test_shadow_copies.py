@@ -268,6 +268,20 @@ def test_a_shadow_that_comes_back_gets_copies_again(folder: Path) -> None:
     assert counted["help\x00unsent"] >= 50
 
 
+def test_what_waits_when_the_stage_ends_is_dropped(folder: Path) -> None:
+    """Else another rollout's shadow would get it."""
+    with listening(socket_path(folder)) as shadow:
+
+        async def send(copies: Copies) -> None:
+            copies.add(*copy(1, b"too late"))
+            copies.use(active(id_="another-rollout"))
+            await asyncio.sleep(0.1)
+            assert copies.held_bytes == 0
+
+        assert on_loop(folder, send) == {"help\x00unsent": 1}
+        assert taken(shadow) == []
+
+
 def test_a_path_too_long_for_a_socket_gets_one_elsewhere(folder: Path) -> None:
     deep = folder / ("d" * 60) / ("e" * 60)
     deep.mkdir(parents=True)

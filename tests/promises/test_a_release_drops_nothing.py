@@ -115,6 +115,7 @@ def test_changes_under_load_drop_and_misroute_nothing(simulator: SimulatorProces
         assert max(took[1:]) <= WITHIN_S, f"rollbacks took {took[1:]} s"
 
 
+@pytest.mark.slow
 def test_a_worker_killed_during_a_change_comes_back_with_what_is_live(simulator: SimulatorProcess) -> None:
     with gateway(project(simulator.url, "a"), workers=WORKERS) as served:
         releases = Releases(served.root)

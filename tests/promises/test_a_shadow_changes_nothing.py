@@ -22,8 +22,7 @@ from support import shadows, wire
 from support.projects import model
 from support.served import FAULT
 
-CALLS = 800
-"""So that what a stopped shadow does not read fills the kernel's queue several times."""
+CALLS = 200
 SLOWER_MAX = 4
 """Times the p99 without a shadow, on a machine that does other things as well; a sender that waits for a stopped shadow
 waits for seconds, or for ever."""
@@ -34,7 +33,7 @@ MINE = ("call_id", "id", "created")
 
 @pytest.fixture(scope="module")
 def simulator() -> Iterator[SimulatorProcess]:
-    slow = simulated(output_tokens=5, latency_ms=2_000)
+    slow = simulated(output_tokens=5, latency_ms=1_000)
     models = {"m": simulated(output_tokens=5), "n": simulated(output_tokens=7), "slow": slow}
     with SimulatorProcess({"seed": 1, "server": {"allow_overrides": True}, "models": models}) as running:
         yield running
@@ -119,6 +118,18 @@ def unsent(of: Gateway) -> int:
     return int(found[1]) if found else 0
 
 
+def fill_its_queue(of: Gateway) -> None:
+    """Ask until the kernel takes no more of what a stopped shadow does not read."""
+    before = unsent(of)
+
+    def is_full() -> bool:
+        for _ in range(20):
+            wire.one(of.port, wire.request({"model": "help", "messages": [{"role": "user", "content": "more"}]}))
+        return unsent(of) > before
+
+    assert eventually(is_full, 15), "its queue is never full"
+
+
 def await_copies(of: Gateway) -> None:
     """Return once the shadow answers them."""
     before = len(shadow_calls(of))
@@ -151,23 +162,23 @@ def test_answers_records_and_times_are_the_same(simulator: SimulatorProcess, sta
         pid = shadow_pid(running)
         if state == "stopped":
             os.kill(pid, signal.SIGSTOP)
+            fill_its_queue(running)
         elif state == "killed":
             os.kill(pid, signal.SIGKILL)
-        seen, lost, began_ns = len(shadow_calls(running)), unsent(running), time.time_ns()
+        seen, began_ns = len(shadow_calls(running)), time.time_ns()
         shadowed_answers, shadowed_s = asked(running)
         assert shadowed_answers == answers
         assert recorded(running, began_ns) == without
         assert p99(shadowed_s) <= SLOWER_MAX * p99(took_s) + ALLOWED_S
         if state == "stopped":
             assert len(shadow_calls(running)) <= seen + 1, "it was not stopped"
-            assert unsent(running) > lost, "its queue was never full"
             os.kill(pid, signal.SIGCONT)
             await_copies(running)
         elif state == "killed":
             await_copies(running)
             assert shadow_pid(running) != pid
         elif state == "well":
-            assert eventually(lambda: len(shadow_calls(running)) >= seen + 0.9 * CALLS), "it was not shadowed"
+            assert eventually(lambda: len(shadow_calls(running)) >= seen + CALLS / 2), "it was not shadowed"
         assert running.stop() == 0
         assert not FAULT.search(running.stderr), running.stderr
 

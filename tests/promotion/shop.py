@@ -118,8 +118,11 @@ class Shop:
         """An eval with a gate."""
         self.write("evals/golden.py", GOLDEN)
 
-    def passed(self, **facts: str | int | bool) -> str:
-        """A Report that `triage-golden` passed for what stands in the folder now; its id."""
+    def passed(self, against: str = "", **facts: str | int | bool) -> str:
+        """A Report that `triage-golden` passed for what stands in the folder now; its id.
+
+        against: key of the workflow that it was compared with.
+        """
         snapshot = load(self.root)
         try:
             kept: dict[str, str | int | float | bool] = {
@@ -130,6 +133,7 @@ class Shop:
         finally:
             unload(snapshot)
         report = ReportV1(
-            kind="eval", subject="workflow:triage", made_ns=1, made_by="ann", verdict="passed", facts={**kept, **facts}
-        )
+            kind="eval", subject="workflow:triage", made_ns=1, made_by="ann", verdict="passed",
+            facts={**kept, **facts}, body={"against": {"workflow_key": against} if against else None},
+        )  # fmt: skip
         return reports_in(self.place.data_folder, self.place.keys_folder).put(report)

@@ -63,6 +63,10 @@ triage = dt.Workflow(
         dt.Variant("large", model="up/large", prompt="triage.j2", max_output_tokens=64),
     ],
     budget=dt.Budget(usd_per_month=500, usd_per_call="0.02"), slo=dt.SLO(p99_ms=1500), retention="full",
+    rollout=dt.Rollout(
+        stages=[dt.Stage(share=0.2)], guards=[dt.Guard(watch="errors", margin=0.01)],
+        shadow=dt.Shadow(share=0.1, minutes=5),
+    ),
     policy=dt.Policy("queueing", decide=route_it, actions=("queue", "drop")),
 )
 
@@ -206,6 +210,10 @@ def test_route_types_policy_and_limits_are_as_declared(project: Path) -> None:
     types = rows(section(found, "Input and output"), "Input: Ticket")
     assert types == [["text", "str", "yes"], ["language", "str", "no"]]
     oversight = dict(section(found, "Human oversight")["facts"])
+    assert oversight["How a Release reaches callers"] == (
+        "a shadow of 10% for 5 min, then 20% of users for 10 min, then everybody"
+    )
+    assert oversight["Rolled back by itself on"] == "errors (margin 0.01)"
     assert oversight["Policy"] == "queueing, the function route_it"
     assert len(oversight["Policy's version"]) == 16
     assert ["triage.usd_per_month", "budget", "workflow triage", "500.00 USD per month", "hard"] in rows(
@@ -257,6 +265,8 @@ def test_what_is_live_is_told_not_what_the_folder_has_become(project: Path) -> N
     assert proposed[4] == "ann"
     assert "workflow triage is new" in proposed[5]
     assert "never released" not in "\n".join(found["gaps"])
+    (project / "workflows/triage.py").write_text("this is no Python")
+    assert told(project)["snapshot"] == live, "a broken folder hides nothing of what is live"
 
 
 class Tags(html.parser.HTMLParser):

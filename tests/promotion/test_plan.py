@@ -130,7 +130,7 @@ def test_a_dataset_without_a_number_is_the_newest(shop: Shop) -> None:
 
         stored: list[Stored] = open_reports(shop.root).list("eval")
         needed = EvidenceV1(eval=planned.eval, workflow="triage", key=planned.key, eval_key=planned.eval_key)
-        assert proof_in(stored, snapshot, lambda _: 1)(needed) == id
-        assert proof_in(stored, snapshot, lambda _: 2)(needed) == ""
+        assert proof_in(stored, None, snapshot, lambda _: 1)(needed) == id
+        assert proof_in(stored, None, snapshot, lambda _: 2)(needed) == ""
     finally:
         unload(snapshot)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import getpass
 import os
 import pwd
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -13,6 +15,9 @@ from shop import Shop
 
 from drivetrain.embedded.applying import person
 from drivetrain.embedded.releasing import doubts_about, live_of, state_of, stored_snapshot
+from drivetrain.evals.workflow_key import workflow_key
+from drivetrain.project.load import unload
+from drivetrain.project.snapshot import Snapshot
 from drivetrain.promotion.signing import make_key
 
 ME = pwd.getpwuid(os.geteuid()).pw_name
@@ -74,6 +79,15 @@ def test_what_was_live_at_a_time(shop: Shop) -> None:
     assert said.endswith("Z")
 
 
+def test_each_environment_has_releases_of_its_own(shop: Shop) -> None:
+    shop.edit("drivetrain.toml", "[providers.openai]", "[env.prod.gateway]\nport = 9000\n\n[providers.openai]")
+    shop.ok("propose", "--env", "prod")
+    shop.ok("promote", "1", "--env", "prod")
+    assert live_of(shop.root, "prod").release == 1
+    assert live_of(shop.root).release == 0
+    assert "Did you mean `prod`?" in shop.run("rollback", "--env", "prd", "-m", "worse").err
+
+
 def test_nothing_to_propose(shop: Shop) -> None:
     shop.ok("propose")
     shop.ok("promote", "1")
@@ -111,6 +125,30 @@ def test_a_report_is_of_exactly_what_it_was_run_on(shop: Shop) -> None:
     assert "no Report" not in shop.ok("plan")
     shop.edit("evals/golden.py", "0.9", "0.95")
     assert "no Report; run it" in shop.ok("plan"), "an edited gate is another eval"
+
+
+def test_a_gate_that_compares_was_compared_with_what_is_live(shop: Shop) -> None:
+    shop.add_golden()
+    shop.edit("evals/golden.py", "exact >= 0.9", "no slice worse than -2 pp")
+    shop.passed()
+    shop.ok("propose")
+    shop.ok("promote", "1")
+    with stored(shop) as live:
+        key = workflow_key(live, "triage")
+    shop.edit("workflows/triage.j2", "Sort", "Route")
+    for wrong in ("", "0" * 16):
+        shop.passed(against=wrong)
+        assert "no Report; run it" in shop.ok("plan"), "with something worse than what is live it would pass anything"
+    shop.passed(against=key)
+    shop.ok("propose")
+    shop.ok("promote", "2")
+
+
+@contextmanager
+def stored(shop: Shop) -> Iterator[Snapshot]:
+    snapshot = stored_snapshot(shop.place, live_of(shop.root).snapshot)
+    yield snapshot
+    unload(snapshot)
 
 
 def test_an_unrelated_change_needs_no_new_run(shop: Shop) -> None:

@@ -64,12 +64,13 @@ def probe_command(
             snapshot = load(project or find_root(Path.cwd()), env)
             try:
                 probes = Probes(snapshot)
-                planned = probes.plan(model, Wish(dataset=dataset, rows=rows, repeats=repeats, accept=accept))
-                _tell_costs(planned, limit)
-                _warn(probes, model)
-                if dry_run:
-                    return
-                outcomes = probes.run(planned, reason=reason, limit_nano_usd=limit, is_stopped=stopped.is_set)
+                with probes.alone():
+                    planned = probes.plan(model, Wish(dataset=dataset, rows=rows, repeats=repeats, accept=accept))
+                    _tell_costs(planned, limit)
+                    _warn(probes, model)
+                    if dry_run:
+                        return
+                    outcomes = probes.run(planned, reason=reason, limit_nano_usd=limit, is_stopped=stopped.is_set)
             finally:
                 unload(snapshot)
             _tell(outcomes, as_json)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from drivetrain.embedded.upgrading import Plan
     from drivetrain.evals.upgrading.page import Page
 
-CELL_CHARS_MAX = 60
+CELL_CHARS_MAX = 110
 """Of a table's cell on a terminal; Markdown and JSON have all of it."""
 ROWS = 500
 """Calls that are replayed unless it is told otherwise: enough to see a difference of some five points."""
@@ -81,6 +83,9 @@ def upgrade_command(
     from drivetrain.evals.upgrading.verdict import Asked
 
     try:
+        for path in (html, markdown):
+            if path is not None and not path.absolute().parent.is_dir():
+                raise DrivetrainError(f"{path} cannot be written: its folder is not there.", do="Make it first.")
         asked = Asked(margin=margin, look_every=look_every)
         engineering = _engineering(hours, rate)
         said = expected or []
@@ -104,7 +109,7 @@ def upgrade_command(
             if dry_run:
                 _print_plan(upgrading.plan(), as_json)
                 return
-            done = upgrading.run()
+            done = upgrading.run(_progress())
         for path, kind in ((html, "html"), (markdown, "markdown")):
             if path is not None:
                 done.export(path, kind)
@@ -148,6 +153,16 @@ def print_page(page: Page) -> None:
         for table in section.tables:
             columns = [Column(plain(one.removesuffix("#")), right=one.endswith("#")) for one in table.head]
             print_table(columns, [[_cell(cell) for cell in row] for row in table.rows])
+
+
+def _progress() -> Callable[[str, float], None]:
+    """Tells on a terminal how far it is; elsewhere nothing."""
+
+    def tell(stage: str, share: float) -> None:
+        if sys.stderr.isatty():
+            typer.echo(f"\r{stage}: {share:4.0%} ", err=True, nl=share >= 1)
+
+    return tell
 
 
 def _print_plan(plan: Plan, as_json: bool) -> None:

@@ -20,10 +20,10 @@ from drivetrain.embedded.applying import person
 from drivetrain.embedded.asking import lake_for
 from drivetrain.embedded.dossier_traffic import traffic_of
 from drivetrain.embedded.modelling import registry_in, reports_in
+from drivetrain.embedded.releasing import place_of
 from drivetrain.embedded.training import datasets_in
 from drivetrain.evals.workflow_key import workflow_key
 from drivetrain.policies.compile import as_policy, compile_policy
-from drivetrain.project.files import find_root
 from drivetrain.project.load import load
 from drivetrain.project.retirement import retirements
 from drivetrain.project.stored import load_stored
@@ -54,20 +54,22 @@ class DossierRoom:
         self, project: Path | None = None, environment: str | None = None, *, now_ns: Callable[[], int] = time.time_ns
     ) -> None:
         """Raises: DrivetrainError where there is no project, or what is live cannot be loaded."""
-        root = find_root(project or Path.cwd()).resolve()
-        folder = load(root, environment)
+        place = place_of(project or Path.cwd(), environment)
         self._now_ns = now_ns
         self._control: SqliteControlLog | None = None
         self._records: list[ControlRecord] = []
         self._findings: tuple[str, ...] = ()
-        if (folder.data_folder / "control.db").exists() or (folder.keys_folder / "control.anchor").exists():
-            self._control = SqliteControlLog(folder.data_folder / "control.db", folder.keys_folder)
+        if (place.data_folder / "control.db").exists() or (place.keys_folder / "control.anchor").exists():
+            self._control = place.log()
             self._findings = self._control.verify().findings
             self._records = list(self._control.records())
-        self._state: State = state.read(self._records, folder.environment)
-        live = self._state.live
-        self.snapshot: Snapshot = load_stored(folder.snapshots_folder, live.snapshot, root) if live.release else folder
-        self._registry = registry_in(folder.data_folder, folder.keys_folder, now_ns=now_ns)
+        self._state: State = state.read(self._records, place.environment)
+        live, root = self._state.live, place.root.resolve()
+        # The folder is not read where a Release is live: its mistakes are nobody's business then.
+        self.snapshot: Snapshot = (
+            load_stored(place.snapshots_folder, live.snapshot, root) if live.release else load(root, environment)
+        )
+        self._registry = registry_in(place.data_folder, place.keys_folder, now_ns=now_ns)
 
     def dossier(self, workflow: str, since_ns: int = 0) -> Dossier:
         """The dossier of a workflow; Calls opened since then are counted. Raises: DrivetrainError."""

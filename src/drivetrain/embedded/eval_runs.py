@@ -26,6 +26,7 @@ from drivetrain.embedded.applying import person
 from drivetrain.embedded.eval_baseline import ITSELF, Baseline, baseline_of
 from drivetrain.embedded.evaluating import Asker, asking
 from drivetrain.embedded.modelling import reports_in
+from drivetrain.embedded.releasing import live_of
 from drivetrain.embedded.training import datasets_in
 from drivetrain.evals.cases import Case, Given, cases_of, some_of
 from drivetrain.evals.eval_key import eval_key
@@ -172,9 +173,8 @@ class _EvalRun:
             held.callback(self.vault.close)
             given, references = self._given()
             cases = cases_of(self.declared, self.workflow, given)
-            partial = ""
-            if self.wish.rows is not None and self.wish.rows < len(cases):
-                partial = f"Only {self.wish.rows:,} of {len(cases):,} rows were asked, so it justifies no Release"
+            whole = len(cases)
+            if self.wish.rows is not None and self.wish.rows < whole:
                 cases = some_of(cases, _at_least_one(self.wish.rows, 1, "--rows"))
             wanted = self._baseline()
             ran, judges = self._ask(self.snapshot, self.key, cases, scorers)
@@ -186,7 +186,9 @@ class _EvalRun:
                 # The first run of all is what later ones are measured by.
                 paired = _Paired(run)
                 self.notices.append(f"It is compared with {ITSELF}.")
-            return self._end(run, paired, ran, judges, _AskedRows(cases, references, partial))
+            return self._end(
+                run, paired, ran, judges, _AskedRows(cases, references, self._partial(cases, whole, wanted))
+            )
 
     def _end(self, run: Run, paired: _Paired, ran: Ran, judges: EvalJudges | None, asked: _AskedRows) -> EvalResult:
         """Gates, the Report, and what is kept."""
@@ -272,6 +274,8 @@ class _EvalRun:
                         self.spent += other.spent_nano_usd
 
             judges = judges_of(self.declared, self.snapshot, judging, kept, tags)
+            if judges is not None:
+                judges.check(cases)
             try:
                 ran = runner.run(cases, scorers, repeats=self.repeats, judges=judges, progress=self.progress)
             finally:
@@ -321,6 +325,19 @@ class _EvalRun:
         if self.wish.against is None and not any(map(needs_baseline, self.gates)):
             return None
         return baseline_of(self.snapshot, self.declared.name, self.declared.workflow, self.wish.against)
+
+    def _partial(self, cases: Sequence[Case], whole: int, wanted: Baseline | None) -> str:
+        """Why a run, though its gates may pass, justifies no Release; empty where it does."""
+        if len(cases) < whole:
+            return f"Only {len(cases):,} of {whole:,} rows were asked, so it justifies no Release"
+        if self.repeats < self.declared.repeats:
+            return f"Rows were asked {self.repeats} times and not {self.declared.repeats}, so it justifies no Release"
+        if wanted is None or not any(map(needs_baseline, self.gates)):
+            return ""
+        live = live_of(self.snapshot.root, self.snapshot.environment)
+        if live.release and live.snapshot != wanted.snapshot.hash:
+            return f"It is compared with {wanted.what} and not with what is live, so it justifies no Release"
+        return ""
 
     def _as_run(self, ran: Ran, key: str, dataset: str) -> Run:
         return Run(

@@ -12,7 +12,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -36,6 +36,7 @@ EVAL, JUDGE = "eval", "judge"
 """Doors of Calls that nobody waits for."""
 ANEW = Asked(cache_read=False, cache_write=False)
 """An answer is wanted from the route as it is, and callers get none that they did not ask for."""
+NOBODY: Mapping[str, str] = {}
 CHAT_DOORS = frozenset({"chat", "direct"})
 UNUSABLE = frozenset({"unusable_answer", "no_acceptable_answer"})
 """Codes of Calls in which a model answered, and what it said could not be used."""
@@ -126,10 +127,19 @@ class Asker:
         return waiting
 
     def ask_all(
-        self, workflow: str, rows: Iterable[tuple[str, bytes]], *, door: str = EVAL, tags: tuple[str, ...] = ()
+        self,
+        workflow: str,
+        rows: Iterable[tuple[str, bytes]],
+        *,
+        door: str = EVAL,
+        tags: tuple[str, ...] = (),
+        users: Mapping[str, str] = NOBODY,
     ) -> Iterator[tuple[str, CallResult]]:
         """(row's id, how it ended) as they end, `concurrency` at once; rows that the budget keeps from being asked are
-        left out, and `out_of_budget` says so. After `stop` it gives what is under way and ends."""
+        left out, and `out_of_budget` says so. After `stop` it gives what is under way and ends.
+
+        users: row's id -> whom it tells of, so that what is kept of its Call goes when they are erased.
+        """
         self.plan(workflow)
         ended: queue.SimpleQueue[tuple[str, Future[CallResult]]] = queue.SimpleQueue()
         given, running, more = iter(rows), 0, True
@@ -140,7 +150,7 @@ class Asker:
                     more = False
                     break
                 row, raw = found
-                asked = self.later(workflow, raw, door=door, tags=tags)
+                asked = self.later(workflow, raw, door=door, user=users.get(row, ""), tags=tags)
                 asked.add_done_callback(lambda one, row=row: ended.put((row, one)))  # type: ignore[misc]
                 running += 1
             if running:

@@ -10,6 +10,7 @@ import copy
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -113,6 +114,10 @@ class Probes:
         self.snapshot = snapshot
         self._now_ns = now_ns
         self._baselines = Baselines(snapshot.data_folder)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Around a plan and its run: baselines are counted by one at a time. Raises: DrivetrainError."""
+        return self._baselines.alone()
 
     def retirements(self) -> tuple[Retirement, ...]:
         """What is known of the ends of its pinned models."""

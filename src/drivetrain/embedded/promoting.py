@@ -120,7 +120,7 @@ def promote(
             raise DrivetrainError(
                 f"Proposal {number} is not what it says: {'; '.join(hidden)}.", do="Withdraw it, and propose anew."
             )
-        evidence = _proved(proposal.evidence, _proof(place, after))
+        evidence = _proved(proposal.evidence, _proof(place, before, after))
         reports = reports_in(place.data_folder, place.keys_folder)
         lacks = missing(
             evidence, before=before, after=after, in_force=in_force,
@@ -168,8 +168,8 @@ def _planned(place: ReleasePlace, after: Snapshot) -> Planned:
     records = records_of(place)
     state = read(records, place.environment)
     live = state.live
-    proof = _proof(place, after)
     with _base(place, live.snapshot) as before:
+        proof = _proof(place, before, after)
         made = plan_of(before, after, release=live.release, in_force=live.rules if live.release else None, proof=proof)
     if live.release:
         return Planned(plan=made, state=state, shown=made, against=f"Release {live.release}")
@@ -181,9 +181,9 @@ def _planned(place: ReleasePlace, after: Snapshot) -> Planned:
         return Planned(plan=made, state=state, shown=shown, against=f"what was served last ({applied.short_hash})")
 
 
-def _proof(place: ReleasePlace, after: Snapshot) -> Proof:
+def _proof(place: ReleasePlace, before: Snapshot | None, after: Snapshot) -> Proof:
     reports = reports_in(place.data_folder, place.keys_folder)
-    return proof_in(reports.list("eval"), after, newest_numbers(after))
+    return proof_in(reports.list("eval"), before, after, newest_numbers(after))
 
 
 def _proved(needed: Sequence[EvidenceV1], proof: Proof) -> tuple[EvidenceV1, ...]:

@@ -14,12 +14,12 @@ import msgspec
 
 from drivetrain.adapters.sqlite import SqliteControlLog
 from drivetrain.backup import layout
-from drivetrain.core.errors import DrivetrainError
+from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.releases import Live
 from drivetrain.ports.control import ControlRecord
 from drivetrain.project.files import SETTINGS_FILE, find_root
 from drivetrain.project.problems import Problems
-from drivetrain.project.settings import environment_name, overlay, parse, read
+from drivetrain.project.settings import DEFAULT_ENVIRONMENT, environment_name, overlay, parse, read
 from drivetrain.promotion import state
 from drivetrain.promotion.standing import State
 
@@ -57,7 +57,14 @@ def place_of(project: Path | str, environment: str | None = None) -> ReleasePlac
         raise DrivetrainError(f"{root / SETTINGS_FILE} cannot be read: {error}.") from None
     if parsed is None:
         raise DrivetrainError(f"{root / SETTINGS_FILE} cannot be read.", do="Run `drivetrain check`.")
-    name = environment_name(parsed, environment, os.environ)
+    name, declared = environment_name(parsed, environment, os.environ), parsed.values.get("env")
+    known = declared if isinstance(declared, dict) else {}
+    if name not in known and name != DEFAULT_ENVIRONMENT:
+        raise DrivetrainError(
+            f"The environment `{name}` is not declared.",
+            looked=[str(root / SETTINGS_FILE)],
+            do=did_you_mean(name, known) if known else f"Add `[env.{name}]`.",
+        )
     ledger = read(overlay(parsed, name, problems), root, problems).ledger
     layout.read_layout(root / ledger.folder)
     return ReleasePlace(

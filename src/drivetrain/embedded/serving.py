@@ -246,6 +246,7 @@ class Serving:
     async def _load(self, digest: str) -> None:
         """One Snapshot into memory, and on from there."""
         folder = self._runtime.ready.snapshot.snapshots_folder
+        ready: Ready | None = None
         try:
             ready = await loaded(folder, digest, self._root)
             if ready.snapshot.data_folder != self._runtime.ready.snapshot.data_folder:
@@ -254,17 +255,21 @@ class Serving:
         except DrivetrainError as error:
             if isinstance(error, TakesTooLong):
                 self._hanging.add(digest)
-            self._loading = None
-            self._fail(digest, str(error))
+            self._give_up(digest, ready, str(error))
         except Exception as fault:  # noqa: BLE001  a fault of ours must not end the following
             report_fault("loading a Snapshot", fault)
-            self._loading = None
-            self._fail(digest, "Drivetrain failed at loading it.")
+            self._give_up(digest, ready, "Drivetrain failed at loading it.")
         else:
             self._loading = None
             self._kept[digest] = ready
             self._keep_few()
         self._step()
+
+    def _give_up(self, digest: str, ready: Ready | None, why: str) -> None:
+        self._loading = None
+        if ready is not None:
+            unload(ready.snapshot)
+        self._fail(digest, why)
 
     def _swap(self, ready: Ready, candidate: Ready | None, live: Live) -> None:
         """The change itself. Raises: DrivetrainError, and what was served is served on."""

@@ -138,7 +138,7 @@ class ShadowCalls:
             if plan is None:
                 raise RequestError(404, f"the candidate has no workflow `{copy.workflow}`", code="model_not_found")
             admitted = admitted_again(plan, copy.door, received.request)
-        except RequestError:
+        except (RequestError, RecursionError):
             count(self.counts.shadow_copies, f"{copy.workflow}\x00{REFUSED}")
             return
         now_ns = time.time_ns()
@@ -165,8 +165,11 @@ class ShadowCalls:
         self.running.discard(execution)
         copy, counts = received.copy, self.counts
         how = {"answered": ANSWERED, "refused": REFUSED}.get(result.status, FAILED)
-        self._affords = result.limited is None
-        if result.limited is not None:
+        if result.degraded:
+            how = FAILED  # the ladder answered, and no variant did
+        # With a ladder the refusal stands in the attempts alone.
+        self._affords = result.limited is None and all(one.failure != "limit_call" for one in result.attempts)
+        if not self._affords:
             how = UNAFFORDABLE
             self._rest(result.limited)
         count(counts.shadow_copies, f"{copy.workflow}\x00{how}")
@@ -181,10 +184,12 @@ class ShadowCalls:
         # Not from within this Call's end: a long queue of copies that end at once would nest.
         self._runtime.loop.call_soon(self._start_some)
 
-    def _rest(self, refused: Refusal) -> None:
-        pause_s = STORE_PAUSE_S
-        if refused.code == "budget_exceeded":
-            left_s = (refused.resets_at_ns - time.time_ns()) / NS_PER_S if refused.resets_at_ns else BROKE_S
+    def _rest(self, refused: Refusal | None) -> None:
+        pause_s = BROKE_S
+        if refused is not None and refused.code != "budget_exceeded":
+            pause_s = STORE_PAUSE_S
+        elif refused is not None and refused.resets_at_ns:
+            left_s = (refused.resets_at_ns - time.time_ns()) / NS_PER_S
             pause_s = min(BROKE_S, max(STORE_PAUSE_S, left_s))
         self._broke_until = self._runtime.loop.time() + pause_s
         while self._waiting:

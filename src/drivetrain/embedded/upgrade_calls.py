@@ -1,7 +1,7 @@
 """The logged Calls of a workflow, opened: what was asked, what was answered, and what that is held against.
 
 What is right is said by Outcomes of the Call, else by an eval of the workflow whose Dataset has the same input, else
-by nothing better than what was answered. Called by `upgrading.py`.
+by a judge that an eval declares, else by nothing better than what was answered. Called by `upgrading.py`.
 """
 
 from __future__ import annotations
@@ -93,13 +93,16 @@ class LoggedCalls:
         self._declared = [one for one in snapshot.evals.values() if one.workflow == workflow]
         self.evals = tuple(str(one.name) for one in self._declared)
         self._right: dict[bytes, Any] | None = None
+        judges = [one for declared in self._declared for one in scorers_of(declared) if one.kind == "judge"]
+        self.judge = judges[0] if judges else None
+        """Of the workflow's evals: it is asked where nothing else says what is right."""
 
     def newest(self, since_ns: int, now_ns: int, variant: str) -> tuple[list[Opened], str]:
         """The newest Calls that a variant had a part in, and the variant. Raises: DrivetrainError where there is none
         that can be replayed."""
         wanted = WantedCalls(since_ns=since_ns, until_ns=now_ns, workflow=self.workflow.name, status="answered")
         live = [
-            one for one in self._calls.calls(wanted, newest=WINDOW) if one.door not in DOORS_ASIDE
+            one for one in self._calls.calls(wanted, newest=WINDOW) if one.door not in DOORS_ASIDE and not one.degraded
         ]  # fmt: skip
         if not live:
             raise DrivetrainError(
@@ -141,7 +144,7 @@ class LoggedCalls:
 
     def worth_asking(self, found: Sequence[Opened]) -> list[Opened]:
         """Those with a truth of their own, where there are enough; else all."""
-        known = [one for one in found if one.truth != "agreement"]
+        known = [one for one in found if one.truth in ("outcome", "expected")]
         return known if len(known) >= TRUTHS_MIN else list(found)
 
     def truths(self, found: Sequence[Opened]) -> dict[str, int]:
@@ -179,6 +182,8 @@ class LoggedCalls:
             said.append(f"the output's {', '.join(fields)}")
         elif not self._fields and truths - {"agreement"}:
             said.append(f"the text, read as {self.read_as}: {reading(self.read_as).description}")
+        if "judge" in truths and self.judge is not None:
+            said.append(f"the judge `{self.judge.name}`")
         if "agreement" in truths and not self._fields:
             said.append("likeness of the texts where only agreement is known (Dice, by three characters)")
         return "; ".join(said)
@@ -195,7 +200,9 @@ class LoggedCalls:
         expected, truth = self._truths.of(call), "outcome"
         if expected is None:
             expected, truth = self._from_evals(raw), "expected"
-        if expected is None:
+        if expected is None and self.judge is not None:
+            truth = "judge"
+        elif expected is None:
             expected, truth = self._agreed(before), "agreement"
         return Opened(
             call=msgspec.structs.replace(call, request=b"", answers=b"", features=None), raw=raw, before=before,

@@ -10,33 +10,34 @@ import contextlib
 import hashlib
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from drivetrain.adapters.files import FileVault
 from drivetrain.adapters.sqlite import SqliteControlLog
-from drivetrain.core.errors import DrivetrainError
+from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.money import Usage
-from drivetrain.core.reports import ReportV1
 from drivetrain.core.times import NS_PER_S
-from drivetrain.datasets.datasets import EXPORTED, Datasets
+from drivetrain.datasets.datasets import Datasets
 from drivetrain.datasets.sources import FromCalls
 from drivetrain.datasets.workplaces import staging_folder
 from drivetrain.embedded.applying import person
 from drivetrain.embedded.asking import lake_for
-from drivetrain.embedded.evaluating import asking
+from drivetrain.embedded.evaluating import Asker, asking
 from drivetrain.embedded.modelling import reports_in
 from drivetrain.embedded.upgrade_calls import LoggedCalls, Opened
+from drivetrain.embedded.upgrade_pages import Done
 from drivetrain.evals.cases import Case
 from drivetrain.evals.past import CLUSTERS_MIN, clusters
-from drivetrain.evals.run_files import RunFiles
+from drivetrain.evals.run_files import Kept, RunFiles
+from drivetrain.evals.run_judges import EvalJudges
 from drivetrain.evals.running import Progress, Runner
-from drivetrain.evals.upgrading import html
 from drivetrain.evals.upgrading import page as pages
 from drivetrain.evals.upgrading.candidate import price_of, variant_named, variants_of, with_candidate
 from drivetrain.evals.upgrading.from_files import upgrade_of_recorded
+from drivetrain.evals.upgrading.judged import Judge, compares, judge_by
 from drivetrain.evals.upgrading.logged import Taken, repeated_share, take
 from drivetrain.evals.upgrading.marking import plausible_readings, readings_of
 from drivetrain.evals.upgrading.pairs import Marked, Pair, shuffled
@@ -46,9 +47,9 @@ from drivetrain.evals.upgrading.result import About, Spent, Upgrade, report_of, 
 from drivetrain.evals.upgrading.verdict import Asked, frame_of
 from drivetrain.evals.upgrading.worth import DAYS, Traffic, engineering_of, instead_of, migration_of
 from drivetrain.evals.workflow_key import workflow_key
-from drivetrain.ports.disk import SHARED_MODE, write_whole
+from drivetrain.ports.disk import write_whole
 from drivetrain.project.files import find_root
-from drivetrain.project.load import load
+from drivetrain.project.load import load, unload
 from drivetrain.project.snapshot import Snapshot
 
 TAG = "upgrade"
@@ -56,6 +57,8 @@ TAG = "upgrade"
 FROZEN = "frozen-{}.json"
 """Beside a replay's answers: which Calls it is about, until it has ended."""
 NAME_CHARS = 64
+DAY_NS = 86_400 * NS_PER_S
+"""Traffic of a shorter time is not extrapolated: it is taken for a day's."""
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,54 +112,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class Done(msgspec.Struct, frozen=True, kw_only=True):
-    """An upgrade that was judged. Its texts are in memory only, for pages that quote."""
-
-    upgrade: Upgrade
-    report: ReportV1
-    report_id: str
-    """Empty where there is no project to keep it in."""
-    pairs: Mapping[str, Pair]
-    asked: Mapping[str, str]
-    """Id of a pair -> what was asked."""
-    control: SqliteControlLog | None
-
-    def page(self) -> pages.Page:
-        """Without quotes."""
-        return pages.page_of(self.upgrade)
-
-    def export(self, path: Path, kind: str) -> None:
-        """Writes the page with its examples quoted; kind: `html` or `markdown`. It is noted in the control log before
-        it is there. Raises: DrivetrainError."""
-        quotes = self._quotes()
-        made = pages.page_of(self.upgrade, quotes)
-        text = html.rendered(self.upgrade, made) if kind == "html" else pages.markdown(made)
-        content = text.encode("utf-8", "replace")
-        if self.control is not None:
-            self.control.append(
-                kind=EXPORTED, actor=person(), subject=f"report:{self.report_id}",
-                body={"format": kind, "rows": len(quotes), "sha256": hashlib.sha256(content).hexdigest(),
-                      "personal": bool(quotes), "to": path.name},
-            )  # fmt: skip
-        try:
-            write_whole(path, content, mode=SHARED_MODE)
-        except OSError as error:
-            raise DrivetrainError(f"{path} cannot be written: {error.strerror}.", do="Name another file.") from None
-
-    def _quotes(self) -> dict[str, pages.Quote]:
-        groups = (*self.upgrade.failures.fixed, *self.upgrade.failures.introduced)
-        found = {}
-        for name in {name for group in groups for name in group.examples}:
-            pair = self.pairs[name]
-            if pair.before.text is None and pair.after.text is None:
-                continue
-            right = "" if pair.expected is None else f"\n(right: {_shown(pair.expected)})"
-            found[name] = pages.Quote(
-                f"{self.asked.get(name, name)}{right}", pair.before.text or "", pair.after.text or pair.after.error
-            )
-        return found
-
-
 class Upgrading:
     """One upgrade of one workflow's variant."""
 
@@ -184,7 +139,7 @@ class Upgrading:
         """What would be asked. Raises: DrivetrainError where nothing can be replayed."""
         found, variant_name = self._look()
         variant = variant_named(self.workflow, variant_name)
-        with_candidate(self.snapshot, self.workflow, variant, self.wanted.candidate)
+        unload(with_candidate(self.snapshot, self.workflow, variant, self.wanted.candidate))
         chosen = self.logged.worth_asking(found)
         usage = [
             Usage(
@@ -209,6 +164,7 @@ class Upgrading:
         key = workflow_key(candidate, self.wanted.workflow)
         files, folder = RunFiles(self.snapshot.data_folder), f"{TAG}.{_plain_name(self.wanted.workflow)}"
         with contextlib.ExitStack() as held:
+            held.callback(unload, candidate)
             mark = held.enter_context(self.logged.marking())  # what runs the project's code forks, so before any thread
             held.enter_context(files.alone(folder))
             held.callback(self._vault.close)
@@ -227,7 +183,7 @@ class Upgrading:
             pairs = [one.pair for one in waiting]
             replayed = replay(
                 waiting, runner, mark, self.asked, frame_of(pairs), over=lambda: asker.out_of_budget,
-                progress=progress,
+                progress=progress, judge=self._judge(candidate, asker, kept),
             )  # fmt: skip
             if not replayed.marked:
                 raise _unanswered(replayed, self.wanted.limit_nano_usd)
@@ -307,7 +263,8 @@ class Upgrading:
         marked, left = replayed.marked, len(pairs) - len(replayed.marked)
         costs = [one.pair.after.cost_nano_usd or 0 for one in marked]
         spent = Spent(
-            planned=len(pairs), asked=len(marked), nano_usd=sum(costs), saved_calls=left if replayed.stopped else 0,
+            planned=len(pairs), asked=len(marked), nano_usd=sum(costs),
+            judged_nano_usd=replayed.judged_nano_usd, saved_calls=left if replayed.stopped else 0,
             saved_nano_usd=round(sum(costs) / len(costs) * left) if replayed.stopped else 0, stopped=replayed.stopped,
         )  # fmt: skip
         about = About(
@@ -317,12 +274,17 @@ class Upgrading:
         texts = [one.pair for one in marked if one.pair.truth == "outcome"]
         readings = plausible_readings(one.expected for one in texts) if self.workflow.output is None else ()
         chosen = self.logged.read_as
+        told_by = {one.pair.truth for one in marked}
         warnings = [
             f"{many:,} Calls got no answer from the provider (`{code}`) and are left out."
             for code, many in replayed.passing.items()
         ]
         if not any(pair.group for pair in pairs):
             warnings.append(f"Fewer than {CLUSTERS_MIN} people made these Calls, so each Call stands for itself.")
+        if replayed.unjudged:
+            warnings.append(f"Of {replayed.unjudged:,} pairs the judge said nothing that can be read: left out.")
+        if "judge" in told_by:
+            warnings.append("What a judge says is as good as its agreement with people, which its eval measures.")
         if replayed.reused:
             warnings.append(f"{replayed.reused:,} answers are of a run that had not ended; they were not asked again.")
         told = upgrade_of(about, marked, self.asked, spent=spent, warnings=tuple(warnings), frame=frame_of(pairs))
@@ -337,8 +299,16 @@ class Upgrading:
             readings=readings_of(texts, [*dict.fromkeys((chosen, *readings))], chosen, self.asked) if readings else (),
         )  # fmt: skip
 
+    def _judge(self, candidate: Snapshot, asker: Asker, kept: Kept) -> Judge | None:
+        scorer = self.logged.judge
+        if scorer is None:
+            return None
+        judges = EvalJudges([scorer], candidate, lambda: contextlib.nullcontext(asker), kept, (f"{TAG}=judge",))
+        declared = candidate.workflows[scorer.workflow].input
+        return judge_by(judges, side_by_side=declared is not None and compares(declared))
+
     def _traffic(self, found: Sequence[Opened]) -> Traffic:
-        span_ns = max(1, self._now_ns() - min(one.call.opened_ns for one in found))
+        span_ns = max(DAY_NS, self._now_ns() - min(one.call.opened_ns for one in found))
         costs = [side.cost_nano_usd or 0 for one in found for side in (one.before,)]
         return Traffic(
             per_30_days=len(found) * DAYS * 86_400 * NS_PER_S / span_ns, mean_nano_usd=sum(costs) / len(costs),
@@ -384,13 +354,23 @@ def _project(project: Path | None, workflow: str) -> Snapshot | None:
             return None
     else:
         root = find_root(project or Path.cwd())
-    return load(root.resolve())
+    snapshot = load(root.resolve())
+    if workflow and workflow not in snapshot.workflows:
+        raise DrivetrainError(
+            f"There is no workflow `{workflow[:80]}`. {did_you_mean(workflow, snapshot.workflows)}".rstrip()
+        )
+    return snapshot
 
 
 def _unanswered(replayed: Replayed, limit: int | None) -> DrivetrainError:
     if replayed.passing:
         told = ", ".join(f"`{code}`: {many:,}" for code, many in replayed.passing.items())
         return DrivetrainError(f"The candidate gave no answer ({told}).", do="Run it again: the same Calls are asked.")
+    if replayed.unjudged:
+        return DrivetrainError(
+            f"Of {replayed.unjudged:,} pairs the judge said nothing that can be read.",
+            do="`drivetrain calls show` tells what it answered; say its `scale` where the eval declares it.",
+        )
     return DrivetrainError(
         f"Not one Call fits {pages.usd_text(limit or 0)}.",
         do="Raise `--limit-usd`; `--dry-run` tells what it would cost.",
@@ -400,7 +380,3 @@ def _unanswered(replayed: Replayed, limit: int | None) -> DrivetrainError:
 def _plain_name(workflow: str) -> str:
     """A workflow's name as a part of names of Datasets and folders."""
     return re.sub(r"[^a-z0-9_-]", "-", workflow.lower())[:NAME_CHARS]
-
-
-def _shown(value: object) -> str:
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()

@@ -48,7 +48,8 @@ class Watching:
         self._feed = SqliteControlFeed(place.data_folder / "control.db")
         self._follower: Follower | None = None
         self._watch: Watch | None = None
-        self._state = read((), place.environment)
+        self._unwritten = ""
+        """Why the last decision is not in the log."""
 
     def look(self) -> bool:
         """One look; False once no rollout is under way. Raises: DrivetrainError where the log cannot be used."""
@@ -81,7 +82,7 @@ class Watching:
 
     def _renew(self, state: State) -> None:
         """The log says something else."""
-        self._state = state
+        self._unwritten = ""
         store_reports(self._place, state, self._now_ns())
         active = state.live.active
         before = self._watch
@@ -103,13 +104,17 @@ class Watching:
         try:
             record_event(self._place.log(), self._place.environment, event)
         except DrivetrainError as error:
-            # Somebody else decided meanwhile, which the next look sees.
-            print(f"drivetrain: the watcher's decision was not taken. {error}", file=sys.stderr)
+            # Somebody else decided meanwhile, which the next look sees, or the log takes nothing.
+            if str(error) != self._unwritten:
+                print(f"drivetrain: the watcher's decision was not taken. {error}", file=sys.stderr)
+            self._unwritten = str(error)
             return
         print(f"drivetrain: Release {active.release}: {step.verdict}", file=sys.stderr)
 
     def _beat(self) -> None:
-        (self._run_folder / BEAT).touch()
+        """Not while a decision cannot be written: then live answers everybody soon, which harms nobody."""
+        if not self._unwritten:
+            (self._run_folder / BEAT).touch()
 
     def _tell(self, told: Told) -> None:
         made = self._run_folder / f".{STANDING}.tmp"

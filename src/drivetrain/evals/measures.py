@@ -7,7 +7,9 @@ so that an eval runs without numpy. Called by `gates.py` and by Reports of runs.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 
 import msgspec
 
@@ -142,21 +144,28 @@ def paired(
 
 
 def quantile(values: Sequence[float], rows: Sequence[RowV1], at: float, level: float = LEVEL) -> Estimate | None:
-    """The value that a share `at` of rows does not exceed (the nearest rank), with its interval; None of none.
+    """The value that a share `at` of rows, weighted, does not exceed (the nearest rank), with its interval.
+
+    None of none.
 
     Source of the interval: Woodruff, JASA 47 (1952), 635-646: the interval of that share, carried back to values.
     """
     if not values:
         return None
-    clusters = [cluster_of(row) for row in rows]
-    ordered = sorted(values)
-    found = ordered[_rank(at, len(ordered))]
-    counted = clustered_share([one <= found for one in values], clusters, level)
+    ordered = sorted(zip(values, (row.weight for row in rows), strict=True))
+    sums = list(accumulate(weight for _, weight in ordered))
+
+    def at_share(wanted: float) -> float:
+        place = bisect_left(sums, min(max(wanted, 0.0), 1.0) * sums[-1] * (1 - NOISE))
+        return ordered[min(place, len(ordered) - 1)][0]
+
+    found = at_share(at)
+    counted = share([one <= found for one in values], rows, level)
+    assert counted is not None
     shift = at - counted.value  # of ties, more than `at` do not exceed it
-    low, high = max(0.0, counted.low + shift), min(1.0, counted.high + shift)
     return Estimate(
-        value=found, low=ordered[_rank(low, len(ordered))], high=ordered[_rank(high, len(ordered))], n=len(values),
-        clusters=len(set(clusters)), level=level,
+        value=found, low=at_share(counted.low + shift), high=at_share(counted.high + shift), n=len(values),
+        clusters=counted.clusters, level=level,
     )  # fmt: skip
 
 
@@ -197,7 +206,3 @@ def _interval(
     error = math.sqrt(many / (many - 1) * squares) / math.fsum(weights)
     half = student_quantile(0.5 + level / 2, many - 1) * error if error > NOISE else 0.0
     return middle - half, middle + half
-
-
-def _rank(share: float, count: int) -> int:
-    return min(count - 1, max(0, math.ceil(share * count - NOISE) - 1))

@@ -55,6 +55,14 @@ class Reading(msgspec.Struct, frozen=True):
         """The value, or that there is none."""
         return self.function(text) if len(text) <= TEXT_CHARS_MAX else UNREAD
 
+    def as_expected(self, wanted: Any) -> Any:
+        """What a row expects, in the form that this reading gives: `No`, and false, are its `no`."""
+        if not self.name.endswith("yes_no"):
+            return wanted
+        if isinstance(wanted, bool):
+            return "yes" if wanted else "no"
+        return wanted.strip(_AROUND).casefold() if isinstance(wanted, str) else wanted
+
 
 def reading(name: str) -> Reading:
     """The way of this name. Raises: DrivetrainError."""

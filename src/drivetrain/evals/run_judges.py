@@ -23,6 +23,7 @@ from drivetrain.evals.judging import Asked, calibration_of, judge_inputs, read_v
 from drivetrain.evals.rows import Run
 from drivetrain.evals.run_files import JudgedV1, Kept
 from drivetrain.evals.running import PASSING, Answered, Asks
+from drivetrain.evals.scoring import Answer
 from drivetrain.evals.workflow_key import workflow_key
 from drivetrain.execution.call import CallResult
 from drivetrain.project.snapshot import Snapshot
@@ -51,6 +52,15 @@ class EvalJudges:
     def names(self) -> tuple[str, ...]:
         """Of the scorers."""
         return tuple(one.name for one in self._scorers)
+
+    def check(self, cases: Sequence[Case]) -> None:
+        """Whether every judge can be shown every row, before any is asked. Raises: DrivetrainError."""
+        for scorer in self._scorers:
+            for case in cases:
+                judge_inputs(
+                    scorer, self._inputs[scorer.name], Answer(text="an answer"), case.expected, _input_of(case),
+                    row_id=case.row,
+                )  # fmt: skip
 
     def judge_all(self, answered: Sequence[Answered]) -> Iterator[tuple[int, str, Score, int]]:
         """(place in `answered`, scorer's name, score, what it cost now) as they come. What the budget does not allow is
@@ -84,8 +94,13 @@ class EvalJudges:
             for place, asked in todo.items()
             for order, given in enumerate(asked.inputs)
         )
+        users = {
+            f"{place}.{order}": answered[place].case.subject
+            for place, asked in todo.items()
+            for order in range(len(asked.inputs))
+        }
         heard: dict[int, dict[int, CallResult]] = {}
-        for name, result in asks.ask_all(scorer.workflow, rows, door=DOOR, tags=self._tags):
+        for name, result in asks.ask_all(scorer.workflow, rows, door=DOOR, tags=self._tags, users=users):
             place, order = map(int, name.split("."))
             results = heard.setdefault(place, {})
             results[order] = result

@@ -214,7 +214,7 @@ def eval_report(
         "eval": run.eval, "workflow": run.workflow, "workflow_key": run.workflow_key, "eval_key": run.eval_key,
         "dataset": run.dataset, "snapshot": snapshot, "passed": passed, "finished": finished, "gates": len(gates),
         "gates_failed": len(failed), "rows": len({one.row for one in run.rows}), "answers": len(run.rows),
-        "spent_nano_usd": spent.now_nano_usd,
+        "spent_nano_usd": spent.now_nano_usd, "baseline_key": baseline.workflow_key if baseline is not None else "",
     }  # fmt: skip
     if names and names[0] in figures:
         facts[FIRST] = figures[names[0]].value

@@ -43,7 +43,13 @@ class Asks(Protocol):
     def said(self, call_id: str) -> str: ...
 
     def ask_all(
-        self, workflow: str, rows: Iterable[tuple[str, bytes]], *, door: str = ..., tags: tuple[str, ...] = ...
+        self,
+        workflow: str,
+        rows: Iterable[tuple[str, bytes]],
+        *,
+        door: str = ...,
+        tags: tuple[str, ...] = ...,
+        users: Mapping[str, str] = ...,
     ) -> Iterator[tuple[str, CallResult]]: ...
 
 
@@ -134,7 +140,9 @@ class Runner:
         )
         passing: dict[str, int] = {}
         asked = ((str(place), places[place][0].raw) for place in todo)
-        for done, (text, result) in enumerate(self._asks.ask_all(self._workflow, asked, tags=self._tags), 1):
+        users = {str(place): places[place][0].subject for place in todo}
+        answers = self._asks.ask_all(self._workflow, asked, tags=self._tags, users=users)
+        for done, (text, result) in enumerate(answers, 1):
             place = int(text)
             case, repeat = places[place]
             answered = Answered(

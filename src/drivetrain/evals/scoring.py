@@ -70,6 +70,8 @@ class CompiledScorer:
             return _scorer_failed("which of the expected fields is compared is not said")
         if wanted is None and self.scorer.kind not in NEEDS_NOTHING_EXPECTED and not _names(expected, self.scorer):
             return _scorer_failed("the row expects nothing")
+        if self._reading is not None:
+            wanted = self._reading.as_expected(wanted)
         found = self._read(answer, self._reading)
         if not found.ok:
             return self._unread(answer, wanted)
@@ -81,8 +83,8 @@ class CompiledScorer:
         wrapped = self._right_inside(answer, wanted)
         if wrapped:
             return Score(value=compared, cause=causes.FORMAT, note=f"it is right without {wrapped}")
-        cause = causes.of_wrong(answer.text, found.value, wanted, row, answer.finish_reason)
-        return Score(value=compared, cause=cause)
+        value, wanted = self._same_shape(found.value, wanted)
+        return Score(value=compared, cause=causes.of_wrong(answer.text, value, wanted, row, answer.finish_reason))
 
     def close(self) -> None:
         """Ends its processes, where it has some."""
@@ -185,8 +187,8 @@ class CompiledScorer:
             return found
         if found >= 1:
             return Score(value=1.0)
-        cause = causes.of_wrong(answer.text, value, self._expected(expected), row, answer.finish_reason)
-        return Score(value=found, cause=cause)
+        value, wanted = self._same_shape(value, self._expected(expected))
+        return Score(value=found, cause=causes.of_wrong(answer.text, value, wanted, row, answer.finish_reason))
 
 
 def compiled(scorer: Scorer, output_fields: Sequence[str] = (), *, output: type[Any] | None = None) -> CompiledScorer:
@@ -241,7 +243,7 @@ def _function_work(scorer: Scorer, output: type[Any] | None) -> Callable[[Any], 
 
 
 def _arguments(function: Callable[..., Any]) -> int:
-    """How many of (output, expected, row) it takes."""
+    """How many of (output, expected, row) it takes; what has a default is its own, unless named as one of them."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
@@ -250,7 +252,11 @@ def _arguments(function: Callable[..., Any]) -> int:
     if inspect.Parameter.VAR_POSITIONAL in kinds:
         return 3
     places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return min(3, sum(one in places for one in kinds))
+    taken = [
+        one for one in parameters
+        if one.kind in places and (one.default is inspect.Parameter.empty or one.name in ("expected", "row"))
+    ]  # fmt: skip
+    return min(3, len(taken))
 
 
 def _pattern_work(scorer: Scorer) -> Callable[[Any], Any]:

@@ -1,23 +1,26 @@
 """Keys of workflows: two Snapshots with one key answer the same, so what was proved of one holds of the other.
 
-Careful rather than sharp: what merely might matter, such as any template or any setting of a provider, is part of a
-key, so that another key means no more than that something has to be proved anew.
+Careful rather than sharp: what merely might matter, such as any setting of a provider, is part of a key, so that
+another key means no more than that something has to be proved anew.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from drivetrain.core.declarations import Check, Rule, Variant
+from drivetrain.core.declarations import Check, Rule, Variant, Workflow
 from drivetrain.policies.compile import as_policy, compile_policy
 from drivetrain.policies.functions import source_of
-from drivetrain.project.snapshot import Snapshot
+from drivetrain.project.prompts import included
+from drivetrain.project.snapshot import ModelFacts, Provider, Snapshot
 
 KEY_CHARS = 16
+_INCLUSION = re.compile(r"\{%[-+]?\s*(?:include|extends|import|from)\b")
 
 
 def route_key(snapshot: Snapshot, workflow: str) -> str:
@@ -44,7 +47,7 @@ def _route_parts(snapshot: Snapshot, workflow: str) -> list[Any]:
     declared = snapshot.workflows[workflow]
     files = snapshot.files
     parts: list[Any] = [
-        snapshot.versions, snapshot.environment, sorted(snapshot.templates.items()),
+        snapshot.versions, snapshot.environment, _templates(declared, snapshot.templates),
         [_code(one, files) for one in (declared.input, declared.output, *declared.validators)],
         declared.attempts_max, declared.max_input_tokens, declared.context, declared.chat_input, declared.chat_field,
         declared.parameters, declared.features_missing, sorted(declared.entity_keys.items()),
@@ -56,6 +59,24 @@ def _route_parts(snapshot: Snapshot, workflow: str) -> list[Any]:
         else:
             parts.append(_variant(step, snapshot))
     return parts
+
+
+def _templates(declared: Workflow[Any, Any], templates: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Every template that the route's prompts reach; all of them where one is included by a name made at run time."""
+    waiting = [
+        name for step in declared.route if isinstance(step, Variant) for name in (step.prompt, step.system) if name
+    ]
+    found: dict[str, str] = {}
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        text = templates.get(name)
+        if text is None or len(_INCLUSION.findall(text)) > len(included(text)):
+            return sorted(templates.items())
+        found[name] = text
+        waiting += included(text)
+    return sorted(found.items())
 
 
 def _digest(parts: list[Any]) -> str:
@@ -72,8 +93,14 @@ def _variant(step: Variant, snapshot: Snapshot) -> list[Any]:
     return [
         "variant", step.name, step.model, pinned.digest if pinned is not None else "", step.prompt, step.system,
         step.parameters, step.max_output_tokens, [_code(one, files) for one in accepts],
-        snapshot.providers.get(step.model.partition("/")[0]), snapshot.models.get(step.model),
+        _placeless(snapshot.providers.get(step.model.partition("/")[0])),
+        _placeless(snapshot.models.get(step.model), retires="", replacement=""),
     ]  # fmt: skip
+
+
+def _placeless(facts: Provider | ModelFacts | None, **left_out: str) -> Provider | ModelFacts | None:
+    """Without the line that it is written in, which an unrelated edit above moves, and what decides about no answer."""
+    return None if facts is None else msgspec.structs.replace(facts, line=0, **left_out)
 
 
 def _code(part: Any, files: Mapping[str, bytes]) -> Any:

@@ -129,8 +129,11 @@ class Copies:
         return dict(self._counts)
 
     def close(self) -> None:
-        """Copy nothing any more."""
+        """Copy nothing any more; what waits to be sent is dropped."""
         self.workflows, self._used = frozenset(), None
+        for copies, _ in (*self._full, (self._copies, self._bodies)):
+            self._count(copies, UNSENT)
+        self._full, self._copies, self._bodies, self._bytes, self.held_bytes = [], [], [], 0, 0
         self._disconnect()
 
     def add(self, copy: Copy, request: bytes, answer: bytes) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.releases import Live
 from drivetrain.embedded.live_watch import UNWATCHED_S, live_watch
-from drivetrain.embedded.serving import load_release
+from drivetrain.embedded.serving import load_release, served_by
 from drivetrain.project.load import unload
 from drivetrain.project.snapshot import Snapshot
 
@@ -29,6 +29,7 @@ class Followed:
         """What a new worker starts from."""
         self.live = Live(environment=snapshot.environment)
         """What `snapshot` was loaded for."""
+        self._run_folder = run_folder
         self._watch = live_watch(snapshot.environment, snapshot.data_folder, run_folder)
         self._seen = self.newest
         self._due_s: float | None = 0.0
@@ -47,7 +48,7 @@ class Followed:
         return self._watch.live
 
     def look(self, now_s: float) -> bool:
-        """Whether `snapshot` became another. Blocks while one is loaded."""
+        """Whether `snapshot` became another. Blocks while one is loaded that a worker serves already."""
         self._watch.look()
         self._tell_watched()
         if self.newest != self._seen:
@@ -56,9 +57,12 @@ class Followed:
             self._due_s = now_s + SETTLED_S
         if self._due_s is None or now_s < self._due_s:
             return False
-        self._due_s = None
         before, live = self.snapshot, self.newest
+        self._due_s = None
         if live.snapshot and live.snapshot != before.hash:
+            if all(one.snapshot != live.snapshot for one in served_by(self._run_folder)):
+                self._due_s = now_s + SETTLED_S  # no worker could load it; it might hang here
+                return False
             try:
                 self.snapshot = load_release(before.root, live)
             except DrivetrainError as error:

@@ -116,8 +116,9 @@ def _what(record: ControlRecord, body: Mapping[str, Any]) -> str:
     said = "; ".join(one for one in parts if one)
     if said or record.kind == APPLY:
         return said or f"version {body.get('version', '')} of Drivetrain"
-    plain = {key: value for key, value in body.items() if isinstance(value, str | int | float | bool)}
-    return ", ".join(f"{key} {value}" for key, value in sorted(plain.items()))
+    told_of = facts if isinstance(facts, dict) else body
+    plain = {key: value for key, value in told_of.items() if isinstance(value, str | int | float) and value != ""}
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in sorted(plain.items()))
 
 
 def _rows(value: Any) -> Iterator[Mapping[str, Any]]:

@@ -13,6 +13,7 @@ from drivetrain.core.declarations import Check, Rule, Variant
 from drivetrain.core.limits import Limit
 from drivetrain.core.models import is_trained
 from drivetrain.core.money import usd
+from drivetrain.core.rollouts import Rollout
 from drivetrain.policies.compile import as_policy
 from drivetrain.promotion.dossier_material import NOT_DECLARED, NOT_RECORDED, Material, Section, Table, day, words
 
@@ -147,6 +148,7 @@ def oversight(material: Material) -> Section:
             ("Actions", words(own.actions, "any")), ("Where it fails or nothing matches", otherwise),
             ("Explores other actions", explored),
         ]  # fmt: skip
+    facts += _rollout(material.declared.rollout)
     return Section(
         title="Human oversight",
         facts=tuple(facts),
@@ -197,6 +199,19 @@ def retention(material: Material) -> Section:
             ("Encryption", "requests, answers, features and what Decisions read are kept only under a key per person"),
         ),
     )
+
+
+def _rollout(declared: Any) -> list[tuple[str, str]]:
+    """How a Release of it reaches its callers."""
+    if not isinstance(declared, Rollout):
+        return [("How a Release reaches callers", "all at once, unless a canary is asked for")]
+    shadow = [f"a shadow of {declared.shadow.share:.0%} for {declared.shadow.minutes:g} min"] if declared.shadow else []
+    stages = [f"{one.share:.0%} of users for {one.minutes:g} min" for one in declared.stages]
+    guards = [f"{one.watch} {one.metric}".strip() + f" (margin {one.margin:g})" for one in declared.guards]
+    return [
+        ("How a Release reaches callers", ", then ".join([*shadow, *stages, "everybody"])),
+        ("Rolled back by itself on", words(guards, "nothing")),
+    ]
 
 
 def _docstring(material: Material) -> str:

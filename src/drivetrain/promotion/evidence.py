@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from drivetrain.core.errors import DrivetrainError
+from drivetrain.core.evals import Eval
 from drivetrain.core.releases import EvidenceV1, ProposalV1, RulesV1
 from drivetrain.core.reports import ReportV1
+from drivetrain.evals.gate_text import needs_baseline
+from drivetrain.evals.workflow_key import workflow_key
 from drivetrain.project.snapshot import Snapshot
 from drivetrain.promotion.plan import Proof, changed_keys, changes_between, evidence_needed
 from drivetrain.promotion.rights import lacking_evidence
@@ -22,23 +25,31 @@ Newest = Callable[[str], int]
 """A Dataset's name -> its newest number; 0 where there is none."""
 
 
-def proof_in(stored: Iterable[Stored], evals: Snapshot, newest: Newest) -> Proof:
-    """What finds the newest Report that a gate was passed. stored: Reports, newest first; evals: who declares them."""
+def proof_in(stored: Iterable[Stored], before: Snapshot | None, after: Snapshot, newest: Newest) -> Proof:
+    """What finds the newest Report that a gate was passed. stored: Reports, newest first; before: what is live."""
     reports = [one for one in stored if one.report.kind == KIND]
 
     def proof(needed: EvidenceV1) -> str:
         for one in reports:
-            if not why_not(one.report, needed, evals, newest):
+            if not why_not(one.report, needed, before=before, after=after, newest=newest):
                 return one.id
         return ""
 
     return proof
 
 
-def why_not(report: ReportV1, needed: EvidenceV1, snapshot: Snapshot, newest: Newest | None = None) -> str:
+def why_not(
+    report: ReportV1,
+    needed: EvidenceV1,
+    *,
+    before: Snapshot | None,
+    after: Snapshot,
+    newest: Newest | None = None,
+) -> str:
     """Why a Report does not prove that a gate was passed; empty where it does.
 
-    newest: None where a Dataset that grew since makes no difference, as when a Release is served.
+    before: what is live; None: nothing. newest: None where a Dataset that grew since makes no difference, as when a
+    Release is served.
     """
     facts = report.facts
     if report.kind != KIND:
@@ -55,7 +66,10 @@ def why_not(report: ReportV1, needed: EvidenceV1, snapshot: Snapshot, newest: Ne
     gates = facts.get("gates")
     if isinstance(gates, bool) or not isinstance(gates, int) or gates < 1:
         return "it had no gates"
-    return _why_not_newest(str(facts.get("dataset", "")), needed, snapshot, newest)
+    declared = after.evals.get(needed.eval)
+    if declared is None:
+        return "the eval is not declared"
+    return _why_not_compared(report, declared, before) or _why_not_newest(report, declared, newest)
 
 
 def untold(proposal: ProposalV1, *, before: Snapshot | None, after: Snapshot, in_force: RulesV1) -> tuple[str, ...]:
@@ -103,7 +117,7 @@ def missing(
             found += lacking_evidence(in_force, [needed])
             continue
         try:
-            why = why_not(report(one.report), needed, after, newest)
+            why = why_not(report(one.report), needed, before=before, after=after, newest=newest)
         except DrivetrainError as error:
             why = error.what
         if why:
@@ -111,13 +125,22 @@ def missing(
     return tuple(found)
 
 
-def _why_not_newest(said: str, needed: EvidenceV1, snapshot: Snapshot, newest: Newest | None) -> str:
-    declared = snapshot.evals.get(needed.eval)
-    if declared is None or newest is None:
+def _why_not_compared(report: ReportV1, declared: Eval, before: Snapshot | None) -> str:
+    """A gate that compares must have compared with what is live: with something worse it would pass anything."""
+    if before is None or declared.workflow not in before.workflows or not any(map(needs_baseline, declared.gates)):
         return ""
-    name, _, number = said.rpartition("@")
-    wanted, at, pinned = declared.dataset.partition("@")
-    if name != wanted:
-        return f"it is over `{said}`"
-    expected = pinned if at else str(newest(name))
-    return "" if number == expected else f"it is over {said}, and {name}@{expected} is what counts"
+    against = report.body.get("against")
+    compared = against.get("workflow_key") if isinstance(against, dict) else None
+    return "" if compared == workflow_key(before, declared.workflow) else "it was not compared with what is live"
+
+
+def _why_not_newest(report: ReportV1, declared: Eval, newest: Newest | None) -> str:
+    """Each Dataset without a number must be the newest; suites are told by the Report's inputs."""
+    if newest is None:
+        return ""
+    said = {f"dataset:{report.facts.get('dataset', '')}", *report.inputs}
+    for dataset in (declared.dataset, *declared.suites.values()):
+        whole = dataset if "@" in dataset else f"{dataset}@{newest(dataset)}"
+        if f"dataset:{whole}" not in said:
+            return f"it is not over {whole}"
+    return ""

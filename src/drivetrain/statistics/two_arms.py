@@ -229,8 +229,11 @@ class TwoArms:
         live, candidate = self.live, self.candidate
         if not live.weights or not candidate.weights:
             return 0.0, 1.0
-        mean = (live.weights_mean + candidate.weights_mean) / (live.weights + candidate.weights)
-        pooled = (live.spread(mean) + candidate.spread(mean)) / (live.weights_sq + candidate.weights_sq)
+        within = live.spread(live.mean) + candidate.spread(candidate.mean)
+        between = (candidate.mean - live.mean) ** 2
+        pooled = within / (live.weights_sq + candidate.weights_sq)
+        # As if one unit of each arm had been like the other arm's: where nothing varies, one more could still differ.
+        pooled += 2 * between / (live.units_effective + candidate.units_effective)
         parts = []
         for arm, factor in ((live, scale), (candidate, 1.0)):
             units = max(arm.units_effective, 1.0)

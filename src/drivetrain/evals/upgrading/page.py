@@ -144,7 +144,8 @@ def _verdict(found: Upgrade) -> Section:
             f"About {more:,} more examples would settle it with a chance of 80 %, if they go on as these."
         )  # fmt: skip
     if (spent := found.spent) is not None:
-        lines.append(f"Asking the candidate {spent.asked:,} times cost {usd_text(spent.nano_usd)}.")
+        judged = f", judging {usd_text(spent.judged_nano_usd)}" if spent.judged_nano_usd else ""
+        lines.append(f"Asking the candidate {spent.asked:,} times cost {usd_text(spent.nano_usd)}{judged}.")
         if spent.saved_calls:
             why = {"settled": "It ended early", "budget": "The budget ended it"}.get(spent.stopped, "It ended")
             lines.append(

@@ -16,10 +16,12 @@ from drivetrain.evals.cases import Case
 from drivetrain.evals.rows import RowV1
 from drivetrain.evals.running import Progress, Runner
 from drivetrain.evals.scoring import Answer
+from drivetrain.evals.upgrading.judged import Judge, Judgements, Shown
 from drivetrain.evals.upgrading.marking import Marker
 from drivetrain.evals.upgrading.pairs import Marked, Pair, Side
 from drivetrain.evals.upgrading.verdict import Asked, Frame, verdict_of
 
+NOT_JUDGED = Judgements({}, 0)
 PENDING = Score(value=0.0)
 """Pairs are marked here, not by the runner."""
 
@@ -40,18 +42,34 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
     """`settled`, `budget`, or empty where every row was asked."""
     reused: int
     """Answers of a run that was killed."""
+    judged_nano_usd: int
+    """What judging cost."""
+    unjudged: int
+    """Pairs of which a judge said nothing that can be read: they are left out."""
     passing: dict[str, int]
     """Code -> rows that got no answer for a reason outside the candidate, such as a provider that was down."""
 
 
 def replay(
     waiting: Sequence[Waiting], runner: Runner, mark: Marker, asked: Asked, frame: Frame,
-    *, over: Callable[[], bool], progress: Progress,
+    *, over: Callable[[], bool], progress: Progress, judge: Judge | None = None,
 ) -> Replayed:  # fmt: skip
-    """Asks until it is settled. waiting: in the order of `shuffled`. over: whether the budget kept a row back."""
+    """Asks until it is settled. waiting: in the order of `shuffled`. over: whether the budget kept a row back. judge:
+    of pairs whose truth is `judge`."""
     marked: list[Marked] = []
     passing: dict[str, int] = {}
-    reused, at = 0, 0
+    reused, judged, unjudged, at = 0, 0, 0, 0
+
+    def replayed(stopped: str) -> Replayed:
+        return Replayed(
+            marked=tuple(marked),
+            stopped=stopped,
+            reused=reused,
+            passing=passing,
+            judged_nano_usd=judged,
+            unjudged=unjudged,
+        )
+
     while at < len(waiting):
         end = _look(waiting, at + asked.look_every)
         some, answers = waiting[at:end], _Answers()
@@ -61,18 +79,18 @@ def replay(
             passing[code] = passing.get(code, 0) + many
         rows = {one.row: one for one in ran.rows}
         known = [one for one in some if one.case.row in rows and rows[one.case.row].error not in ran.passing]
-        marked += [
-            mark(msgspec.structs.replace(one.pair, after=side_after(rows[one.case.row], answers.of(one.case))))
-            for one in known
-        ]  # fmt: skip
+        shown = [Shown(one.case, one.pair, rows[one.case.row], answers.of(one.case)) for one in known]
+        said = judge([one for one in shown if one.pair.truth == "judge"]) if judge is not None else NOT_JUDGED
+        judged += said.cost_nano_usd
+        unjudged += sum(one.pair.truth == "judge" and one.pair.id not in said.scores for one in shown)
+        marked += [mark(pair) for one in shown if (pair := _with_after(one, said)) is not None]
         at = end
         progress("asking", at / len(waiting))
         if over():
-            return Replayed(marked=tuple(marked), stopped="budget", reused=reused, passing=passing)
+            return replayed("budget")
         if marked and verdict_of(marked, asked, frame).settled:
-            stopped = "settled" if at < len(waiting) else ""
-            return Replayed(marked=tuple(marked), stopped=stopped, reused=reused, passing=passing)
-    return Replayed(marked=tuple(marked), stopped="", reused=reused, passing=passing)
+            return replayed("settled" if at < len(waiting) else "")
+    return replayed("")
 
 
 def side_after(row: RowV1, answer: Answer) -> Side:
@@ -82,6 +100,21 @@ def side_after(row: RowV1, answer: Answer) -> Side:
         finish_reason=answer.finish_reason, cost_nano_usd=row.cost_nano_usd + row.saved_nano_usd,
         latency_us=row.latency_us, tokens=row.tokens_output, call_id=row.call_id,
     )  # fmt: skip
+
+
+def _with_after(shown: Shown, said: Judgements) -> Pair | None:
+    """The whole pair; None where a judge should have said something of it and has not."""
+    pair = msgspec.structs.replace(shown.pair, after=side_after(shown.row, shown.after))
+    if pair.truth != "judge":
+        return pair
+    scores = said.scores.get(pair.id)
+    if scores is None:
+        return None
+    before, after = (
+        msgspec.structs.replace(side, score=score)
+        for side, score in zip((pair.before, pair.after), scores, strict=True)
+    )
+    return msgspec.structs.replace(pair, before=before, after=after)
 
 
 class _Answers:

@@ -50,6 +50,8 @@ class Spent(msgspec.Struct, frozen=True, kw_only=True):
     """Pairs that there could have been."""
     asked: int
     nano_usd: int
+    judged_nano_usd: int = 0
+    """What judges cost besides."""
     saved_calls: int = 0
     saved_nano_usd: int = 0
     """What those would have cost, by the mean of those that were asked."""

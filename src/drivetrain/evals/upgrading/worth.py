@@ -33,8 +33,6 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
     """Share of Calls whose input was asked before."""
     answers: tuple[str, ...] = ()
     """Texts that were answered, for counting only."""
-    registered: tuple[str, ...] = ()
-    """Trained models of the registry with this workflow's labels."""
 
 
 def engineering_of(hours: float, nano_usd_per_hour: int) -> tuple[Item, ...]:
@@ -110,13 +108,12 @@ def instead_of(
         )  # fmt: skip
     kinds, share = labels_share(traffic.answers, LABEL_CALLS_MIN)
     if not is_trained(variant.model) and kinds and kinds <= LABELS_MAX and share >= LABEL_SHARE_MIN:
-        ready = f"; registered: {listed(traffic.registered)}" if traffic.registered else ""
         found.append(
             Item(
                 what="a trained variant",
                 nano_usd=round(monthly * share),
                 detail=f"{kinds:,} different answers, those with {LABEL_CALLS_MIN} examples or more are {share:.0%} of "
-                f"Calls: saves at most so much in {DAYS} days{ready}",
+                f"Calls: saves at most so much in {DAYS} days",
             )
         )
     return tuple(found)
