@@ -223,11 +223,12 @@ def test_a_project_s_own_function_sees_its_own_types_and_modules(tmp_path: Path)
         assert one(said(value={"intent": "spam"}), "spam", {}).value == 1
         assert one(said(value={"intent": "other"}), "spam", {}) == dt.Score(value=0.0, cause=causes.LABEL)
     other = {**snapshot.files, "workflows/words.py": b'KNOWN = ("ham",)\n'}
-    assert eval_key(declared, snapshot.files) == eval_key(declared, dict(snapshot.files))
+    before = eval_key(declared, snapshot)
+    assert before == eval_key(declared, snapshot)
     unload(snapshot)
     (tmp_path / "workflows" / "words.py").write_bytes(other["workflows/words.py"])
     edited = load(tmp_path)
-    assert eval_key(edited.evals["triage-golden"], edited.files) != eval_key(declared, snapshot.files)
+    assert eval_key(edited.evals["triage-golden"], edited) != before
     unload(edited)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from drivetrain.evals.eval_key import eval_key
 from drivetrain.evals.json_schema import fits, mistakes
 from drivetrain.evals.reading import READINGS, inside_fences, reading, unread_share
 from drivetrain.evals.scoring import Answer, compiled, reread
+from drivetrain.project.snapshot import GatewaySettings, LedgerSettings, Snapshot
 
 
 def said(text: str = "", value: Any = None, **more: str) -> Answer:
@@ -329,6 +331,15 @@ def test_a_mistake_in_a_schema_is_told(schema: Any, word: str) -> None:
 # Keys.
 
 
+def declares(*workflows: dt.Workflow[Any, Any]) -> Snapshot:
+    """A Snapshot with these workflows alone."""
+    return Snapshot(
+        hash="0" * 64, name="shop", environment="dev", root=Path(), files={}, templates={},
+        workflows={one.name: one for one in workflows}, direct=frozenset(), providers={}, models={}, keys={}, teams=(),
+        gateway=GatewaySettings(), ledger=LedgerSettings(),
+    )  # fmt: skip
+
+
 def test_the_key_of_an_eval_changes_with_all_that_is_proved_and_with_nothing_else() -> None:
     def right(output: str) -> bool:
         return output == "a"
@@ -338,7 +349,7 @@ def test_the_key_of_an_eval_changes_with_all_that_is_proved_and_with_nothing_els
 
     def make(**changed: Any) -> str:
         said = {"dataset": "golden", "scorers": [scorers.exact("intent"), right], "gates": ["accuracy >= 0.9"]}
-        return eval_key(dt.Eval("triage-golden", workflow="triage", **{**said, **changed}), {})
+        return eval_key(dt.Eval("triage-golden", workflow="triage", **{**said, **changed}), declares())
 
     base = make()
     assert len(base) == 16
@@ -352,4 +363,5 @@ def test_the_key_of_an_eval_changes_with_all_that_is_proved_and_with_nothing_els
     keys = [make(**one) for one in changes]
     assert len({base, *keys}) == len(changes) + 1
     declared = dt.Eval("a", dataset="d", scorers=[scorers.judge("critic")])
-    assert eval_key(declared, {}, {"critic": "1"}) != eval_key(declared, {}, {"critic": "2"})
+    judges = [dt.Workflow("critic", route=[dt.Rule("all", when=bool, then=word)]) for word in ("good", "bad")]
+    assert eval_key(declared, declares(judges[0])) != eval_key(declared, declares(judges[1]))

@@ -127,7 +127,7 @@ class Shop:
         try:
             kept: dict[str, str | int | float | bool] = {
                 "eval": "triage-golden", "workflow": "triage", "workflow_key": workflow_key(snapshot, "triage"),
-                "eval_key": eval_key(snapshot.evals["triage-golden"], snapshot.files), "dataset": "golden@1",
+                "eval_key": eval_key(snapshot.evals["triage-golden"], snapshot), "dataset": "golden@1",
                 "snapshot": snapshot.hash, "passed": True, "gates": 1,
             }  # fmt: skip
         finally:

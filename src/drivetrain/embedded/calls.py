@@ -19,11 +19,11 @@ from drivetrain.core.errors import DrivetrainError, RequestError, did_you_mean
 from drivetrain.core.policies import Decided
 from drivetrain.embedded.applying import keep, person
 from drivetrain.embedded.runtime import Runtime
+from drivetrain.embedded.serving import to_serve
 from drivetrain.execution.admission import Admitted
 from drivetrain.execution.call import CallResult, Execution
 from drivetrain.execution.plan import WorkflowPlan
 from drivetrain.project.files import find_root
-from drivetrain.project.load import load
 from drivetrain.providers.answers import message_of
 
 _lock = threading.Lock()
@@ -31,10 +31,11 @@ _projects: dict[tuple[int, Path, str | None], Project] = {}
 
 
 class Project:
-    """A loaded project, serving calls from any thread of this process."""
+    """A loaded project, serving calls from any thread of this process: what is live, or the folder where nothing was
+    ever released."""
 
     def __init__(self, root: Path, environment: str | None) -> None:
-        self.snapshot = load(root, environment)
+        self.snapshot = to_serve(root, environment).snapshot
         keep(self.snapshot)
         self._waiting: set[Future[CallResult]] = set()
         self._loop = asyncio.new_event_loop()

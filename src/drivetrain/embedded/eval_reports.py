@@ -85,7 +85,7 @@ def standings(project: Path | None) -> list[Standing]:
         state = "not run"
         if newest is not None:
             facts = newest.report.facts
-            keys = workflow_key(snapshot, declared.workflow), eval_key(declared, snapshot.files)
+            keys = workflow_key(snapshot, declared.workflow), eval_key(declared, snapshot)
             if (facts["workflow_key"], facts["eval_key"]) != keys:
                 state = "outdated"
             elif not facts["passed"]:

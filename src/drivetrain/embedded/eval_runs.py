@@ -153,7 +153,7 @@ class _EvalRun:
         self.progress, self.now_ns = progress, now_ns
         self.workflow = snapshot.workflows[declared.workflow]
         self.key = workflow_key(snapshot, declared.workflow)
-        self.eval_key = eval_key(declared, snapshot.files)
+        self.eval_key = eval_key(declared, snapshot)
         self.gates = [parse_gate(one) for one in declared.gates]
         self.repeats = _at_least_one(wish.repeats, declared.repeats, "--repeats")
         self.concurrency = _at_least_one(wish.concurrency, declared.concurrency, "--concurrency")

@@ -14,22 +14,23 @@ import msgspec
 
 from drivetrain.core.evals import Eval, Scorer
 from drivetrain.core.scorers import scorers_of
+from drivetrain.evals.workflow_key import workflow_key
 from drivetrain.policies.functions import source_of
+from drivetrain.project.snapshot import Snapshot
 
 KEY_CHARS = 16
 
 
-def eval_key(declared: Eval, files: Mapping[str, bytes], judge_keys: Mapping[str, str] | None = None) -> str:
-    """16 hex digits over an eval's Dataset, scorers (functions by their source) and gates, and how rows are asked.
-
-    files: the Snapshot's. judge_keys: the workflow key of each judge, by its name, so that another judge is another
-    eval; who compares keys gives it always or never.
-    """
+def eval_key(declared: Eval, snapshot: Snapshot) -> str:
+    """16 hex digits over an eval's Dataset, scorers (functions by their source, judges by their workflows' keys) and
+    gates, and how rows are asked. snapshot: the one that declares it."""
+    files, scorers = snapshot.files, scorers_of(declared)
+    judges = sorted({one.workflow for one in scorers if one.workflow})
     parts: list[Any] = [
         declared.dataset, declared.workflow, list(declared.gates), sorted(declared.inputs.items()),
         declared.expected if isinstance(declared.expected, str) else sorted(declared.expected.items()),
         list(declared.slices), sorted(declared.suites.items()), declared.repeats,
-        [_scorer(one, files) for one in scorers_of(declared)], sorted((judge_keys or {}).items()),
+        [_scorer(one, files) for one in scorers], [(name, workflow_key(snapshot, name)) for name in judges],
     ]  # fmt: skip
     digest = hashlib.sha256()
     for part in parts:

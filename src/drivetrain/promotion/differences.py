@@ -58,7 +58,7 @@ def eval_changes(before: Snapshot, after: Snapshot) -> Iterator[ChangeV1]:
         elif old.workflow != new.workflow:
             yield change(old.workflow, "evals", f"eval {name} is of {new.workflow} now")
             yield change(new.workflow, "evals", f"eval {name} was of {old.workflow}")
-        elif eval_key(old, before.files) != eval_key(new, after.files):
+        elif eval_key(old, before) != eval_key(new, after):
             yield from (change(new.workflow, "evals", f"eval {name}: {what}") for what in _eval(old, new))
 
 

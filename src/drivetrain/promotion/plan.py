@@ -104,7 +104,7 @@ def evidence_needed(before: Snapshot | None, after: Snapshot) -> tuple[EvidenceV
     for name, declared in sorted(after.evals.items()):
         if not declared.gates:
             continue
-        key, own = _key(after, declared.workflow), eval_key(declared, after.files)
+        key, own = _key(after, declared.workflow), eval_key(declared, after)
         if before is None or (key, own) != _keys_of(before, name, declared.workflow):
             found.append(EvidenceV1(eval=name, workflow=declared.workflow, key=key, eval_key=own))
     return tuple(found)
@@ -113,7 +113,7 @@ def evidence_needed(before: Snapshot | None, after: Snapshot) -> tuple[EvidenceV
 def _keys_of(snapshot: Snapshot, name: str, workflow: str) -> tuple[str, str]:
     """The workflow's key and the eval's; empty where the Snapshot has no such eval."""
     declared = snapshot.evals.get(name)
-    return (_key(snapshot, workflow), eval_key(declared, snapshot.files)) if declared is not None else ("", "")
+    return (_key(snapshot, workflow), eval_key(declared, snapshot)) if declared is not None else ("", "")
 
 
 def _key(snapshot: Snapshot, workflow: str) -> str:
