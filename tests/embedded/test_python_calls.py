@@ -254,3 +254,14 @@ def test_a_recorded_python_call_can_be_replayed_once_the_project_has_changed(pro
     project.edit("workflows/triage.j2", "billing", "invoices")
     ran = project.drivetrain("replay", "--json")
     assert json.loads(ran.out) == {"same": 1, "different": [], "skipped": 0}, ran.err
+
+
+def test_where_something_was_released_calls_take_that_whatever_the_folder_says(project: Project) -> None:
+    assert project.drivetrain("propose", "-m", "first").code == 0
+    assert project.drivetrain("promote", "1").code == 0
+    file = project.root / "workflows" / "triage.py"
+    assert 'intent="spam"' in file.read_text()
+    file.write_text(file.read_text().replace('intent="spam"', 'intent="billing"'))
+    asked = project.python(TRIAGE + "print(triage(Ticket(text='  ')).intent)")
+    assert (asked.code, asked.out.strip()) == (0, "spam"), asked.err
+    assert project.drivetrain("run", "triage", "--input", '{"text": " "}').out.startswith('{"intent":"spam"')
