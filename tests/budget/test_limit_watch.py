@@ -89,7 +89,7 @@ def test_a_log_that_vanishes_or_is_cut_takes_nothing_back(project: Project, caps
         shutil.copytree(project.data, kept)
         for left in project.data.glob("control.db*"):
             left.unlink()
-        await within(2, lambda: "had 1 changes" in watch.problem)
+        await within(2, lambda: "record 1 is missing" in watch.problem)
         assert _amount(watch) == 100 * CENT, "the declared, higher amount came back"
         shutil.copy(kept / "control.db", project.data / "control.db")
         await within(2, lambda: watch.problem == "")

@@ -62,7 +62,7 @@ def test_run_show_list_compare_and_junit(world: World) -> None:
     assert [(one["eval"], one["state"]) for one in listed] == [("golden", "failed")]
     shown = world.drivetrain("eval", "show", "golden", "--markdown")
     assert shown.code == 0
-    assert "| accuracy >= 0.99 | FAILED |" in shown.out
+    assert r"| accuracy \>= 0.99 | FAILED |" in shown.out
     missing = world.drivetrain("eval", "run", "goldn")
     assert (missing.code, "Traceback" in missing.err) == (1, False)
     assert "golden" in missing.err

@@ -153,7 +153,7 @@ from drivetrain import scorers
 from drivetrain.evals.scoring import Answer, compiled
 
 def hang(output):
-    os.write(1, f"{os.getpid()} {os.getppid()}\\n".encode())
+    os.write(2, f"{os.getpid()} {os.getppid()}\\n".encode())
     time.sleep(3600)
 
 compiled(scorers.function(hang, timeout_ms=60_000))(Answer(text="a"), None, {})
@@ -161,12 +161,12 @@ compiled(scorers.function(hang, timeout_ms=60_000))(Answer(text="a"), None, {})
 
 
 def test_a_killed_run_leaves_no_process_behind() -> None:
-    run = subprocess.Popen([sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE, text=True)
-    assert run.stdout is not None
-    children = [int(one) for one in run.stdout.readline().split()]
+    run = subprocess.Popen([sys.executable, "-c", ORPHANS], stderr=subprocess.PIPE, text=True)
+    assert run.stderr is not None
+    children = [int(one) for one in run.stderr.readline().split()]
     run.kill()
     run.wait()
-    run.stdout.close()
+    run.stderr.close()
     assert len(children) == 2
     assert all(_ends(one) for one in children)
 

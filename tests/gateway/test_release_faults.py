@@ -104,8 +104,9 @@ def test_a_candidate_that_cannot_be_loaded_leaves_everything_to_live(simulator: 
         releases = Releases(served.root)
         releases.release(releases.store({}).hash)
         new = releases.store(project(simulator.url, "new"))
+        planned = releases.planned(new.hash)
         (new.snapshots_folder / new.hash / "files" / "workflows" / "code.py").write_text("CHANGED = 1\n")
-        releases.release(new.hash, ["said"], 1.0)
+        releases.release(new.hash, ["said"], 1.0, planned=planned)
         releases.beat()
         assert eventually(lambda: "is not served, the old one is served on" in served.stderr), served.stderr
         assert said(served) == "old"

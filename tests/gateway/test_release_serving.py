@@ -93,9 +93,10 @@ def test_a_release_that_cannot_be_loaded_is_told_and_the_old_one_served(simulato
         releases.release(good)
         assert eventually(lambda: all_serve(releases, 1))
         bad = releases.store(project(simulator.url, "tampered"))
+        planned = releases.planned(bad.hash)
         changed = bad.snapshots_folder / bad.hash / "files" / "drivetrain.toml"
         changed.write_text(changed.read_text().replace("tampered", "worse"))
-        releases.release(bad.hash)
+        releases.release(bad.hash, planned=planned)
         assert eventually(lambda: "is not served, the old one is served on" in served.stderr)
         assert "do not have the hash" in served.stderr
         assert said(served.port) == "good"

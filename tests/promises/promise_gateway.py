@@ -64,10 +64,11 @@ class Gateway:
 
     @property
     def worker_pids(self) -> list[int]:
-        return [pid for pid in self._children() if b"roll" not in _command_line(pid)]
+        """Of those that serve: they are forks of the supervisor, and processes beside it are started by a module."""
+        return [pid for pid in self._children() if not _is_beside(_command_line(pid))]
 
     def _children(self) -> list[int]:
-        """Workers, and the process that rolls records into the lake while there is one."""
+        """Workers, and the processes beside them: what rolls records, the watcher, the shadow, model workers."""
         try:
             children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
         except OSError:
@@ -159,6 +160,10 @@ def gateway(
         if made.alive:
             made.stop()
         shutil.rmtree(root, ignore_errors=True)
+
+
+def _is_beside(command_line: bytes) -> bool:
+    return any(name in command_line for name in (b"drivetrain.embedded.", b"drivetrain.gateway.modelling", b"roll"))
 
 
 def _command_line(pid: int) -> bytes:

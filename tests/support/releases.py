@@ -14,7 +14,6 @@ from drivetrain.core.releases import (
     PROPOSED,
     ROLLOUT,
     ActiveRollout,
-    ChangeV1,
     Live,
     ProposalV1,
     ReleaseV1,
@@ -24,7 +23,8 @@ from drivetrain.core.releases import (
 )
 from drivetrain.project.load import load, unload
 from drivetrain.project.snapshot import Snapshot
-from drivetrain.project.stored import store
+from drivetrain.project.stored import load_stored, store
+from drivetrain.promotion.plan import Plan, plan_of
 from drivetrain.promotion.state import live, read
 
 BY = "alice"
@@ -52,23 +52,42 @@ class Releases:
         unload(snapshot)
         return snapshot
 
-    def release(self, digest: str, workflows: Sequence[str] = ("said",), *shares: float) -> int:
-        """Its number. shares: of a canary's stages; without any it is live at once."""
+    def release(
+        self, digest: str, workflows: Sequence[str] = ("said",), *shares: float, planned: Plan | None = None
+    ) -> int:
+        """Its number. workflows: what it changes, at least. shares: of a canary's stages; without any it is live at
+        once. planned: as it was when the stored Snapshot was whole still."""
         now = read(self._log.records(), self.environment)
         stages = tuple(StageV1(share_ppm=int(share * 1e6), minutes=60, units=1_000_000) for share in shares)
+        planned = planned or self.planned(digest)
+        assert set(workflows) <= set(planned.keys), planned.keys
         proposal = ProposalV1(
             number=now.next_proposal, environment=self.environment, snapshot=digest, base=now.live.release,
-            base_snapshot=now.live.snapshot, by=BY, keys=dict.fromkeys(workflows, "k"),
-            changes=tuple(ChangeV1(workflow=one, aspect="prompts", what="another") for one in workflows),
+            base_snapshot=now.live.snapshot, by=BY, keys=planned.keys, changes=planned.changes, rules=planned.rules,
         )  # fmt: skip
         self._append(PROPOSED, proposal.number, proposal)
         made = ReleaseV1(
             number=now.next_release, environment=self.environment, way="promote", snapshot=digest,
             previous=now.live.release, by=BY, proposal=proposal.number, proposal_hash=proposal.hash,
-            workflows=tuple(sorted(workflows)), rollout=RolloutV1(id=ID, stages=stages) if stages else None,
+            workflows=tuple(sorted(planned.keys)), rollout=RolloutV1(id=ID, stages=stages) if stages else None,
         )  # fmt: skip
         self._append(PROMOTED, made.number, made)
         return made.number
+
+    def planned(self, digest: str) -> Plan:
+        """What a stored Snapshot changes."""
+        now = read(self._log.records(), self.environment).live
+        folder = self.root / ".drivetrain" / "snapshots"
+        after = load_stored(folder, digest, self.root)
+        before = load_stored(folder, now.snapshot, self.root) if now.release else None
+        try:
+            return plan_of(
+                before, after, release=now.release, in_force=now.rules if now.release else None, proof=lambda _: ""
+            )
+        finally:
+            for one in (before, after):
+                if one is not None:
+                    unload(one)
 
     def roll_back(self, to: int, digest: str) -> int:
         """Its number."""

@@ -13,7 +13,6 @@ from drivetrain.core.releases import (
     PROPOSED,
     ROLLOUT,
     WHOLE,
-    ChangeV1,
     ProposalV1,
     ReleaseV1,
     RolloutEventV1,
@@ -47,18 +46,18 @@ def release(root: Path, snapshot: Snapshot, *workflows: str, number: int, rolled
     """Make `snapshot` Release `number` of its environment, at once or by `rolled`, on top of all before it."""
     place = place_of(root)
     live = _live(place)
+    planned = Releases(root, place.environment).planned(snapshot.hash)
+    assert set(workflows) <= set(planned.keys), planned.keys
     proposal = ProposalV1(
         number=number, environment=place.environment, snapshot=snapshot.hash, base=live[0], base_snapshot=live[1],
-        by=BY, keys=dict.fromkeys(workflows, "0" * 16),
-        changes=tuple(ChangeV1(workflow=one, aspect="variants", what="another model") for one in workflows)
-        or (ChangeV1(aspect="settings", what="the first"),),
+        by=BY, keys=planned.keys, changes=planned.changes, rules=planned.rules,
     )  # fmt: skip
     append(place, PROPOSED, proposal)
     append(
         place, PROMOTED,
         ReleaseV1(
             number=number, environment=place.environment, way="promote", snapshot=snapshot.hash, previous=live[0],
-            by=BY, proposal=number, proposal_hash=proposal.hash, workflows=tuple(sorted(workflows)), rollout=rolled,
+            by=BY, proposal=number, proposal_hash=proposal.hash, workflows=tuple(sorted(planned.keys)), rollout=rolled,
         ),
     )  # fmt: skip
 

@@ -70,10 +70,22 @@ class SqliteControlLog:
         self._anchor_path = keys_folder / "control.anchor"
         self._lock_path = keys_folder / "control.lock"
         self._now_ns = now_ns
-        self._key = key_file(keys_folder / "control.key")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        key_path = keys_folder / "control.key"
+        keys_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._locked():
-            if not path.exists() and not self._anchor_path.exists():
+            began = key_path.exists()
+            is_gone = not path.exists() and not self._anchor_path.exists()
+            if began and is_gone:
+                raise DrivetrainError(
+                    f"The control log is gone: its key is there, and neither {path.name} nor its anchor is. To begin "
+                    "another would hide what was done.",
+                    looked=[str(path), str(self._anchor_path), str(key_path)],
+                    do="Restore both from your backup. Where there never was a log, since its first start was killed, "
+                    f"remove {key_path}.",
+                )
+            self._key = key_file(key_path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if is_gone:
                 # Before the first record, so that a missing anchor is a finding from the first record on.
                 self._write_anchor(0, GENESIS)
             with self._opened() as connection:

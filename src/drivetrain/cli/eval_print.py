@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from drivetrain.cli.places import plain
-from drivetrain.cli.tables import Column, print_table
+from drivetrain.cli.tables import print_cells
+from drivetrain.core.markup import Table, markdown_table, markdown_text
 from drivetrain.core.money import usd
 
 if TYPE_CHECKING:
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 PARTS_SHOWN = 30
 """Slices and suites in the table; JSON has all."""
-CITED_SHOWN = 5
-"""Rows of one cause."""
+CITED_SHOWN = 3
+"""Rows of one cause; JSON has more."""
 STATES = {"passed": "passed", "failed": "FAILED", "not enough evidence": "NOT ENOUGH EVIDENCE"}
 
 
@@ -28,9 +29,9 @@ def show_run(report: ReportV1, markdown: bool, project: Path | None) -> None:
     body, facts = report.body, report.facts
     page.title(f"eval {facts['eval']} of {report.subject}", report.verdict)
     page.table(
-        "Gates", ["gate", "state", "why"],
-        [[one["gate"], STATES.get(one["state"], one["state"]), one["why"]] for one in body["gates"]],
+        "Gates", ["gate", "state"], [[one["gate"], STATES.get(one["state"], one["state"])] for one in body["gates"]],
     )  # fmt: skip
+    page.lines("Why", [f"{one['gate']}: {one['why']}" for one in body["gates"]])
     page.table(
         "Scores", ["scorer", "mean#", "95 %", "rows#", "unread#"],
         [
@@ -119,36 +120,30 @@ class _Page:
         self._markdown = markdown
 
     def title(self, title: str, verdict: str) -> None:
-        typer.echo(plain(f"# {title}\n\n{verdict}" if self._markdown else f"{title}\n{verdict}"))
+        if self._markdown:
+            typer.echo(f"# {markdown_text(title)}\n\n{markdown_text(verdict)}")
+        else:
+            typer.echo(plain(f"{title}\n{verdict}"))
 
     def lines(self, title: str, lines: list[str]) -> None:
         if not lines:
             return
         self._head(title)
         for line in lines:
-            typer.echo(plain(f"{'- ' if self._markdown else '  '}{line}"))
+            typer.echo(f"- {markdown_text(line)}" if self._markdown else plain(f"  {line}"))
 
     def table(self, title: str, head: list[str], rows: list[list[str]]) -> None:
         """head: names of columns; those that end in `#` hold numbers."""
         if not rows:
             return
         self._head(title)
-        names = [one.removesuffix("#") for one in head]
-        if not self._markdown:
-            columns = [Column(plain(name), right=one.endswith("#")) for name, one in zip(names, head, strict=True)]
-            print_table(columns, [[plain(cell) for cell in row] for row in rows])
-            return
-        typer.echo(f"| {' | '.join(names)} |\n|{'|'.join('--:' if one.endswith('#') else '---' for one in head)}|")
-        for row in rows:
-            typer.echo(plain(f"| {' | '.join(_cell(cell) for cell in row)} |"))
+        if self._markdown:
+            typer.echo(markdown_table(Table(tuple(head), tuple(map(tuple, rows)))), nl=False)
+        else:
+            print_cells(head, rows)
 
     def _head(self, title: str) -> None:
-        typer.echo(plain(f"\n## {title}\n" if self._markdown else f"\n{title}"))
-
-
-def _cell(text: str) -> str:
-    """What Markdown keeps within its cell."""
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+        typer.echo(f"\n## {markdown_text(title)}\n" if self._markdown else plain(f"\n{title}"))
 
 
 def _took(body: dict[str, Any]) -> list[str]:

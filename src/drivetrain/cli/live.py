@@ -72,7 +72,7 @@ def history_command(project: Project = None, env: Env = None, as_json: Json = Fa
         typer.echo(f"Nothing was released in `{found.live.environment}`. `drivetrain propose` makes a proposal.")
         return
     if found.releases:
-        _print_releases(list(found.releases.values()))
+        _print_releases(found)
     for one in waiting:
         _tell_waiting(found, one)
 
@@ -114,7 +114,7 @@ def _tell_workers(found: Live, workers: Sequence[Served]) -> None:
         typer.echo(plain(f"  {one.worker} serves Release {one.release}{why}"))
 
 
-def _print_releases(releases: list[Released]) -> None:
+def _print_releases(found: State) -> None:
     columns = [
         Column("release", right=True), Column("state"), Column("way"), Column("by"), Column("since", drop=1),
         Column("snapshot", drop=2), Column("workflows", drop=4), Column("reason", drop=3),
@@ -122,11 +122,17 @@ def _print_releases(releases: list[Released]) -> None:
     rows = [
         [
             str(one.release.number), one.state, _way(one), plain(one.release.by), iso(one.since_ns or one.at_ns),
-            one.release.snapshot[:16], plain(", ".join(one.release.workflows)), plain(one.release.reason[:60]),
+            one.release.snapshot[:16], plain(", ".join(one.release.workflows)), plain(_reason(found, one)[:60]),
         ]
-        for one in reversed(releases)
+        for one in reversed(found.releases.values())
     ]  # fmt: skip
     print_table(columns, rows)
+
+
+def _reason(found: State, one: Released) -> str:
+    """The Release's own reason, else that of the proposal that it released."""
+    proposed = found.proposals.get(one.release.proposal)
+    return one.release.reason or (proposed.proposal.reason if proposed is not None else "")
 
 
 def _way(one: Released) -> str:

@@ -84,6 +84,8 @@ def propose_command(
     if proposal.evidence:
         typer.echo("Gates:")
         tell_evidence(proposal.evidence)
+    for name in dict.fromkeys(one.eval for one in proposal.evidence if not one.report):
+        typer.echo(plain(f"Needed first: `drivetrain eval run {name}` passes."))
     typer.echo(f"Next: `drivetrain approve {proposal.number}` by others, or `drivetrain promote {proposal.number}`.")
 
 

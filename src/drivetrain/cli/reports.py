@@ -17,8 +17,9 @@ import typer
 from drivetrain.cli.dataset import datasets_of
 from drivetrain.cli.ending import fail, print_json
 from drivetrain.cli.places import plain
-from drivetrain.cli.tables import Column, print_table
-from drivetrain.core.errors import DrivetrainError
+from drivetrain.cli.tables import Column, print_cells, print_table
+from drivetrain.core.errors import DrivetrainError, did_you_mean
+from drivetrain.core.reports import REPORT_KINDS
 from drivetrain.core.times import iso
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ RENDERERS: dict[str, tuple[str, str]] = {
     "upgrade": ("drivetrain.cli.upgrade", "show_upgrade"),
     "eval": ("drivetrain.cli.eval_print", "show_run"),
     "eval-compare": ("drivetrain.cli.eval_print", "show_compared"),
+    "rollout": ("drivetrain.cli.rollout_print", "show_rollout"),
 }
 """Kind -> where its `Shown` is; any other kind is shown as its verdict, facts and body."""
 VERDICT_CHARS_MAX = 100
@@ -49,13 +51,15 @@ _ID = re.compile(r"[0-9a-f]+")
 @app.command("list")
 def list_command(
     *,
-    kind: Annotated[str, typer.Option(help="Only of this kind: train, policy-replay or explain.")] = "",
+    kind: Annotated[str, typer.Option(help=f"Only of this kind: {', '.join(REPORT_KINDS)}.")] = "",
     subject: Annotated[str, typer.Option(help="Only about this, such as model:triage.")] = "",
     project: Project = None,
     as_json: Json = False,
 ) -> None:
     """List Reports, newest first."""
     try:
+        if kind and kind not in REPORT_KINDS:
+            raise DrivetrainError(f"`{kind[:80]}` is no kind of Report.", do=did_you_mean(kind, REPORT_KINDS))
         found = _reports(project).list(kind, subject)
     except DrivetrainError as error:
         fail(error)
@@ -114,8 +118,7 @@ def show_training(report: ReportV1, markdown: bool, project: Path | None) -> Non
         for line in section.lines:
             typer.echo(f"  {plain(line)}")
         if section.rows:
-            columns = [Column(plain(one.removesuffix("#")), right=one.endswith("#")) for one in section.head]
-            print_table(columns, [[plain(cell) for cell in row] for row in section.rows])
+            print_cells(section.head, section.rows)
 
 
 def show_any(report: ReportV1, markdown: bool, project: Path | None) -> None:

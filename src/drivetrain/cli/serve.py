@@ -23,7 +23,7 @@ def serve_command(
     """Serve what is live: the Release, or the project's folder where nothing was ever released."""
     from drivetrain.embedded.applying import apply
     from drivetrain.embedded.featuring import unmaterialized
-    from drivetrain.embedded.serving import to_serve
+    from drivetrain.embedded.starting import to_serve
     from drivetrain.gateway.key_watch import has_keys
     from drivetrain.gateway.supervisor import serve
     from drivetrain.project.files import find_root
@@ -56,6 +56,7 @@ def serve_command(
     raise typer.Exit(
         serve(
             snapshot,
+            live,
             host=host or snapshot.gateway.host,
             port=snapshot.gateway.port if port is None else port,
             workers=workers,

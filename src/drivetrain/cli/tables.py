@@ -8,6 +8,9 @@ from collections.abc import Sequence
 
 import msgspec
 
+from drivetrain.cli.places import plain
+from drivetrain.core.markup import column_of
+
 GAP = 2
 """Blanks between columns."""
 PIPE_WIDTH = 10_000
@@ -51,6 +54,18 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, wid
     for row in rows:
         table.add_row(*(Text(row[place]) for place in shown))
     Console(width=max(width if width < PIPE_WIDTH else 0, _total(widths, shown) + GAP)).print(table)
+
+
+def print_cells(head: Sequence[str], rows: Sequence[Sequence[str]], *, cell_chars_max: int | None = None) -> None:
+    """A table of a page: names of columns that end in `#` hold numbers, and no cell steers the terminal."""
+    named = [column_of(one) for one in head]
+    columns = [Column(plain(name), right=is_number) for name, is_number in named]
+    print_table(columns, [[_flat(cell, cell_chars_max) for cell in row] for row in rows])
+
+
+def _flat(text: str, chars_max: int | None) -> str:
+    flat = plain(" ".join(text.split()))
+    return flat if chars_max is None or len(flat) <= chars_max else f"{flat[: chars_max - 3]}..."
 
 
 def _total(widths: Sequence[int], shown: Sequence[int]) -> int:

@@ -13,7 +13,7 @@ import typer
 
 from drivetrain.cli.ending import fail, print_json
 from drivetrain.cli.places import moment_ns, plain
-from drivetrain.cli.tables import Column, print_table
+from drivetrain.cli.tables import print_cells
 from drivetrain.core.errors import DrivetrainError
 
 if TYPE_CHECKING:
@@ -151,8 +151,7 @@ def print_page(page: Page) -> None:
         for line in section.lines:
             typer.echo(f"  {plain(line)}")
         for table in section.tables:
-            columns = [Column(plain(one.removesuffix("#")), right=one.endswith("#")) for one in table.head]
-            print_table(columns, [[_cell(cell) for cell in row] for row in table.rows])
+            print_cells(table.head, table.rows, cell_chars_max=CELL_CHARS_MAX)
 
 
 def _progress() -> Callable[[str, float], None]:
@@ -205,8 +204,3 @@ def _money(text: str, option: str) -> int | None:
         raise DrivetrainError(
             f"`{option} {text[:40]}` is no amount of USD.", do="Write a number such as 2.50."
         ) from None
-
-
-def _cell(text: str) -> str:
-    flat = plain(" ".join(text.split()))
-    return flat if len(flat) <= CELL_CHARS_MAX else f"{flat[: CELL_CHARS_MAX - 3]}..."

@@ -14,10 +14,14 @@ from drivetrain.core.money import NO_USAGE, Usage
 from drivetrain.core.policies import DecisionV1
 
 RETAINED_NONE, RETAINED_HASH, RETAINED_FULL = 0, 1, 2
+EVAL, JUDGE = "eval", "judge"
+"""The doors of Calls that evals, upgrades and probes ask, and of those that judge their answers."""
 SHADOW = "shadow"
 """The door of a candidate's Calls on copies of traffic."""
-DOORS_ASIDE = frozenset({"eval", "judge", SHADOW})
+DOORS_ASIDE = frozenset({EVAL, JUDGE, SHADOW})
 """Doors of Calls whose answers no caller gets: no Outcome is the truth about them, whatever their input's key."""
+CHAT_DOORS = frozenset({"chat", "direct"})
+"""Doors by which requests come in OpenAI's shape."""
 
 
 class Attribution(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -31,6 +35,11 @@ class Attribution(msgspec.Struct, frozen=True, array_like=True, gc=False):
     user: str = ""
     tags: tuple[str, ...] = ()
     """`name` or `name=value`, sorted."""
+
+    @property
+    def unit(self) -> str:
+        """Who stays in one arm of a canary, and is counted once: the user, else the key, else the tenant."""
+        return self.user or self.key or self.tenant
 
 
 class AttemptV1(msgspec.Struct, frozen=True, array_like=True, gc=False):

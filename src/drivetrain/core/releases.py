@@ -222,6 +222,10 @@ class RolloutEventV1(msgspec.Struct, frozen=True, kw_only=True, tag="rollout.1")
     """In one sentence: which guard, on which evidence."""
     evidence: dict[str, float] = {}
     """Figures: each arm's units, Calls and mean, the difference and its interval, the level."""
+    rollout: str = ""
+    """Id of the rollout that a signature is about."""
+    signature: str = ""
+    """Of a person who has a key; guards sign nothing."""
 
 
 class ActiveRollout(msgspec.Struct, frozen=True, kw_only=True):

@@ -19,7 +19,7 @@ from drivetrain.core.errors import DrivetrainError, RequestError, did_you_mean
 from drivetrain.core.policies import Decided
 from drivetrain.embedded.applying import keep, person
 from drivetrain.embedded.runtime import Runtime
-from drivetrain.embedded.serving import to_serve
+from drivetrain.embedded.starting import to_serve
 from drivetrain.execution.admission import Admitted
 from drivetrain.execution.call import CallResult, Execution
 from drivetrain.execution.plan import WorkflowPlan

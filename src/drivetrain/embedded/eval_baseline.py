@@ -22,7 +22,7 @@ from drivetrain.project.snapshot import Snapshot
 from drivetrain.project.stored import load_stored
 
 LIVE = "live"
-ITSELF = "itself, since nothing was live or has passed before"
+NOTHING_BEFORE = "nothing was live before, and nothing has passed"
 LOADED_MAX = 5
 """Of the past, so many Snapshots are tried: an older one than that is no baseline of today's."""
 

@@ -23,7 +23,7 @@ from drivetrain.core.money import nano_usd
 from drivetrain.core.reports import ReportV1
 from drivetrain.core.scorers import scorers_of
 from drivetrain.embedded.applying import person
-from drivetrain.embedded.eval_baseline import ITSELF, Baseline, baseline_of
+from drivetrain.embedded.eval_baseline import NOTHING_BEFORE, Baseline, baseline_of
 from drivetrain.embedded.evaluating import Asker, asking
 from drivetrain.embedded.modelling import reports_in
 from drivetrain.embedded.releasing import live_of
@@ -132,6 +132,8 @@ class _Paired(msgspec.Struct, frozen=True):
     baseline: Run | None = None
     against: Against | None = None
     stopped: str = ""
+    alone: str = ""
+    """Why it is its own baseline, so that nothing can be worse; empty where it is not."""
 
 
 class _AskedRows(msgspec.Struct, frozen=True):
@@ -184,8 +186,8 @@ class _EvalRun:
                 paired = self._compare(wanted, run, cases, scorers)
             elif not paired.stopped and any(map(needs_baseline, self.gates)):
                 # The first run of all is what later ones are measured by.
-                paired = _Paired(run)
-                self.notices.append(f"It is compared with {ITSELF}.")
+                paired = _Paired(run, alone=NOTHING_BEFORE)
+                self.notices.append(f"It is compared with itself: {NOTHING_BEFORE}.")
             return self._end(
                 run, paired, ran, judges, _AskedRows(cases, references, self._partial(cases, whole, wanted))
             )
@@ -197,7 +199,8 @@ class _EvalRun:
         calibrations = judges.calibrations(run, asked.cases) if judges is not None else {}
         if not stopped:
             gates = judge_gates(
-                self.gates, run, baseline, scorers=scorers_of(self.declared), calibrations=calibrations
+                self.gates, run, baseline, scorers=scorers_of(self.declared), calibrations=calibrations,
+                alone=paired.alone,
             )  # fmt: skip
         if ran.passing:
             told = ", ".join(f"{count:,} by `{code}`" for code, count in sorted(ran.passing.items()))
@@ -226,9 +229,9 @@ class _EvalRun:
         """The baseline on the same rows; what of it was asked before is not asked again."""
         key = workflow_key(wanted.snapshot, self.declared.workflow)
         before = self.spent
-        stopped = ""
+        stopped = alone = ""
         if key == self.key:
-            baseline = run
+            baseline, alone = run, f"the workflow answers as {wanted.what} does"
             self.notices.append(f"The workflow answers as {wanted.what} does: nothing differs.")
         else:
             ran, _ = self._ask(wanted.snapshot, key, cases, scorers)
@@ -238,7 +241,7 @@ class _EvalRun:
         against = Against(
             what=wanted.what, workflow_key=key, snapshot=wanted.snapshot.hash, spent_nano_usd=self.spent - before
         )
-        return _Paired(baseline, against, stopped)
+        return _Paired(baseline, against, stopped, alone)
 
     def _ask(
         self, snapshot: Snapshot, key: str, cases: Sequence[Case], scorers: Mapping[str, CompiledScorer]

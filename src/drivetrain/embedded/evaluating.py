@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from drivetrain.core.calls import Answers, Attribution
+from drivetrain.core.calls import CHAT_DOORS, EVAL, Answers, Attribution
 from drivetrain.core.codec import JSON
 from drivetrain.core.errors import DrivetrainError, RequestError, did_you_mean
 from drivetrain.core.evals import CONCURRENCY_DEFAULT
@@ -26,18 +26,15 @@ from drivetrain.datasets.payloads import answer_text
 from drivetrain.embedded.applying import keep
 from drivetrain.embedded.run_budget import RUN_BUDGET, RunBudget
 from drivetrain.embedded.runtime import Runtime
-from drivetrain.execution.admission import Admitted, parse_body
+from drivetrain.execution.admission import Admitted, unstreamed_body
 from drivetrain.execution.call import CallResult, Execution
 from drivetrain.execution.environment import Asked, Environment
 from drivetrain.execution.plan import WorkflowPlan
 from drivetrain.project.snapshot import Snapshot
 
-EVAL, JUDGE = "eval", "judge"
-"""Doors of Calls that nobody waits for."""
 ANEW = Asked(cache_read=False, cache_write=False)
 """An answer is wanted from the route as it is, and callers get none that they did not ask for."""
 NOBODY: Mapping[str, str] = {}
-CHAT_DOORS = frozenset({"chat", "direct"})
 UNUSABLE = frozenset({"unusable_answer", "no_acceptable_answer"})
 """Codes of Calls in which a model answered, and what it said could not be used."""
 SAID_MAX = 1_000
@@ -232,7 +229,7 @@ def input_of(plan: WorkflowPlan, door: str, raw: bytes) -> bytes:
     """
     if door not in CHAT_DOORS:
         return raw
-    body = {name: value for name, value in parse_body(raw).items() if name not in ("stream", "stream_options")}
+    body = unstreamed_body(raw)
     if plan.input_decoder is None:
         return JSON.encode(body)
     return JSON.encode(plan.chat.admit(body, raw).value)

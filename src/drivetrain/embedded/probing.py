@@ -18,12 +18,13 @@ import msgspec
 
 from drivetrain.adapters.files import key_file
 from drivetrain.adapters.sqlite import SqliteControlLog
+from drivetrain.core.calls import EVAL
 from drivetrain.core.codec import MalformedJson, parse_json
 from drivetrain.core.declarations import Variant
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.reports import ReportV1
 from drivetrain.embedded.applying import person
-from drivetrain.embedded.evaluating import EVAL, Asker, asking
+from drivetrain.embedded.evaluating import Asker, asking
 from drivetrain.embedded.modelling import reports_in
 from drivetrain.embedded.probe_baselines import Baselines
 from drivetrain.embedded.probe_rows import Frozen, frozen_rows

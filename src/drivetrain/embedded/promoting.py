@@ -24,13 +24,13 @@ from drivetrain.core.releases import (
 from drivetrain.core.rollouts import Rollout
 from drivetrain.embedded.applying import keep, person
 from drivetrain.embedded.modelling import reports_in
-from drivetrain.embedded.releasing import ReleasePlace, newest_numbers, records_of, stored_snapshot
+from drivetrain.embedded.releasing import ReleasePlace, doubts_about, newest_numbers, records_of, stored_snapshot
 from drivetrain.ports.control import ControlRecord
 from drivetrain.project.load import load, unload
 from drivetrain.project.snapshot import Snapshot
 from drivetrain.promotion import approving, releasing
 from drivetrain.promotion.approving import proposed, rules_for
-from drivetrain.promotion.evidence import missing, proof_in, untold
+from drivetrain.promotion.evidence import missing, proof_in, unfit, untold
 from drivetrain.promotion.plan import Plan, Proof, plan_of
 from drivetrain.promotion.rollouts import declared_rollouts, record_event, rollout_of
 from drivetrain.promotion.signing import read_key
@@ -126,6 +126,10 @@ def promote(
             evidence, before=before, after=after, in_force=in_force,
             report=lambda id: reports.get(id).report, newest=newest_numbers(after),
         )  # fmt: skip
+        looked: tuple[str, ...] = ()
+        if lacks:
+            unproved = [one for one in evidence if not one.report]
+            looked = unfit(reports.list("eval"), unproved, before=before, after=after, newest=newest_numbers(after))
         rollouts = [] if now else declared_rollouts(proposal, before, after)
     if canary and not rollouts:
         if not proposal.base:
@@ -138,7 +142,7 @@ def promote(
         return rollout_of(rollouts, environment=place.environment, release=release, proposal_hash=proposal.hash)
 
     return releasing.promote(
-        desk, number, evidence=evidence, missing=lacks, rolled=rolled, override=override, reason=reason
+        desk, number, evidence=evidence, missing=lacks, looked=looked, rolled=rolled, override=override, reason=reason
     )
 
 
@@ -157,10 +161,17 @@ def roll_back(
     if active is not None and to is None:
         event = RolloutEventV1(
             environment=place.environment, release=active.release, event="aborted", stage=active.stage,
-            by=name_of(desk, state.live.rules), verdict=reason,
+            by=name_of(desk, state.live.rules), verdict=reason, rollout=active.rollout.id,
         )  # fmt: skip
-        return record_event(desk.log, place.environment, event)
-    unload(stored_snapshot(place, releasing.earlier(state, to).release.snapshot))
+        return record_event(desk.log, place.environment, event, desk.key)
+    restored = releasing.earlier(state, to).release
+    with _stored(place, restored.snapshot) as after:
+        found = doubts_about(place, restored.number, after)
+    if found:
+        raise DrivetrainError(
+            f"Release {restored.number} is not what its records say, so nobody would serve it: {'; '.join(found)}.",
+            do="Go back to another one with `--to`; `drivetrain history` lists them.",
+        )
     return releasing.roll_back(desk, to, reason)
 
 

@@ -7,6 +7,7 @@ is live; how it is changed is in `promoting`.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,16 +17,22 @@ from drivetrain.adapters.sqlite import SqliteControlLog
 from drivetrain.backup import layout
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.releases import Live
+from drivetrain.core.reports import ReportV1
 from drivetrain.ports.control import ControlRecord
 from drivetrain.project.files import SETTINGS_FILE, find_root
 from drivetrain.project.problems import Problems
 from drivetrain.project.settings import DEFAULT_ENVIRONMENT, environment_name, overlay, parse, read
 from drivetrain.promotion import state
-from drivetrain.promotion.standing import State
+from drivetrain.promotion.standing import Released, State
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from drivetrain.project.snapshot import Snapshot
     from drivetrain.promotion.evidence import Newest
+
+
+GetReport = Callable[[str], ReportV1]
 
 
 class ReleasePlace(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,7 +97,8 @@ def state_of(place: ReleasePlace, at_ns: int | None = None) -> State:
 
 def records_of(place: ReleasePlace) -> list[ControlRecord]:
     """Every record of the control log, proved. Raises: DrivetrainError as `live_of`."""
-    if not (place.data_folder / "control.db").exists() and not (place.keys_folder / "control.anchor").exists():
+    kept = (place.data_folder / "control.db", place.keys_folder / "control.anchor", place.keys_folder / "control.key")
+    if not any(one.exists() for one in kept):
         return []
     log = place.log()
     found = log.verify()
@@ -125,55 +133,80 @@ def stored_snapshot(place: ReleasePlace, digest: str, *, models: bool = True) ->
     return snapshot
 
 
-def doubts(
-    place: ReleasePlace, found: State, release: int, after: Snapshot, before: Snapshot | None
-) -> tuple[str, ...]:
+def doubts(found: State, release: int, after: Snapshot, before: Snapshot | None, report: GetReport) -> tuple[str, ...]:
     """What keeps a Release from being what its records say, in words; empty where nothing does.
 
-    Asked when a Release was made and is about to be served, beside what is served. At a start it is told only: another
-    version of this package may plan in other words. after: its Snapshot; before: the one that its proposal was made
-    against, None where it was the first.
+    A rollback is what the Release is that it restores. after: its Snapshot; before: the one that its proposal was made
+    against, None where it was the first. report: the Report of an id; may raise DrivetrainError.
     """
-    from drivetrain.embedded.modelling import reports_in
     from drivetrain.promotion.evidence import missing, untold
 
-    made = found.releases[release].release
-    if made.snapshot != after.hash:
+    made = original(found, release).release
+    if made.snapshot != after.hash or found.releases[release].release.snapshot != after.hash:
         return ("it is of another Snapshot",)
-    if made.way == "rollback":
-        return ()
     proposal = found.proposals[made.proposal].proposal
     in_force = found.releases[proposal.base].rules if proposal.base else proposal.rules
     hidden = untold(proposal, before=before, after=after, in_force=in_force)
-    if made.way == "override":
-        return hidden
-    reports = reports_in(place.data_folder, place.keys_folder)
     unproved = missing(
-        (*proposal.evidence, *made.evidence), before=before, after=after, in_force=in_force,
-        report=lambda id: reports.get(id).report,
-    )  # fmt: skip
+        (*proposal.evidence, *made.evidence), before=before, after=after, in_force=in_force, report=report
+    )
+    if made.way == "override":
+        said = {one.partition(": ")[0] for one in made.lacks}
+        unproved = tuple(one for one in unproved if one.partition(": ")[0] not in said)
     return (*hidden, *unproved)
 
 
-def doubts_about(place: ReleasePlace, release: int, after: Snapshot) -> tuple[str, ...]:
+def original(found: State, release: int) -> Released:
+    """The Release itself, or the one that it restores in the end."""
+    made = found.releases[release]
+    while made.release.way == "rollback":
+        made = found.releases[made.release.restores]
+    return made
+
+
+def doubts_about(
+    place: ReleasePlace,
+    release: int,
+    after: Snapshot,
+    *,
+    held: Mapping[str, Snapshot] | None = None,
+    proved: Collection[int] = (),
+) -> tuple[str, ...]:
     """As `doubts`, of a Release by its number; loads what was live before it, and lets go of it.
 
-    after: its Snapshot, loaded. Raises: DrivetrainError where the log or a stored Snapshot was changed.
+    after: its Snapshot, loaded. held: Snapshots that are loaded already, by hash. proved: Releases about which there
+    were none; to go back to them takes no look at them. Raises: DrivetrainError where the log was changed.
     """
+    from drivetrain.embedded.modelling import reports_in
     from drivetrain.project.load import unload
 
     found = state_of(place)
     if release not in found.releases:
         return (f"the control log knows no Release {release} of `{place.environment}` that counts",)
-    made = found.releases[release].release
-    proposal = found.proposals[made.proposal].proposal if made.proposal else None
-    if proposal is None or not proposal.base_snapshot:
-        return doubts(place, found, release, after, None)
-    before = stored_snapshot(place, proposal.base_snapshot, models=False)
+    made = original(found, release)
+    if made.release.number in proved and made.release.snapshot == after.hash:
+        return ()
+    reports = reports_in(place.data_folder, place.keys_folder)
+    base = found.proposals[made.release.proposal].proposal.base_snapshot
+    before = (held or {}).get(base)
+    loaded = None
     try:
-        return doubts(place, found, release, after, before)
+        if base and before is None:
+            before = loaded = stored_snapshot(place, base, models=False)
+        return doubts(found, release, after, before, lambda id: reports.get(id).report)
+    except DrivetrainError as error:
+        return (f"what it changed cannot be looked at: {error}",)
     finally:
-        unload(before)
+        if loaded is not None:
+            unload(loaded)
+
+
+def doubted(release: int, why: Iterable[str]) -> DrivetrainError:
+    """Why a Release is not served, for the person who must act."""
+    return DrivetrainError(
+        f"Release {release} is not what its records say: {'; '.join(why)}.",
+        do="`drivetrain history` tells who made it. Go back with `drivetrain rollback`, or propose it anew.",
+    )
 
 
 def newest_numbers(snapshot: Snapshot) -> Newest:

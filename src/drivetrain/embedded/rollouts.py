@@ -60,7 +60,7 @@ def steer(place: ReleasePlace, event: str, reason: str, key: Path | None = None)
         return RolloutEventV1(
             environment=place.environment, release=active.release, event=what,
             stage=active.stage + 1 if what == "stage" else active.stage, by=name_of(desk, state.live.rules),
-            verdict=reason.strip(),
+            verdict=reason.strip(), rollout=active.rollout.id,
         )  # fmt: skip
 
     written = write(desk, make)

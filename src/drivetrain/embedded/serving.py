@@ -3,9 +3,10 @@
 Owns which Snapshots are in memory and which of them answer. Another `Live` comes from a `LiveWatch`; what it names and
 is not in memory is loaded in a thread, its models are prepared, and then one assignment on the loop makes the change:
 no request sees half of it, and Calls that run keep what they began with. Snapshots of before stay in memory for a
-while, so going back loads nothing. What cannot be loaded is told, and what was served before is served on.
+while, so going back loads nothing. A Release is served once it was found to be what its records say. What is not, and
+what cannot be loaded, is told, and what was served before is served on.
 
-`to_serve` is how a gateway starts; `Serving` is how a worker follows; `served_by` is how others see what workers serve.
+`Serving` is how a worker follows; `served_by` is how others see what workers serve. How it starts is in `starting`.
 """
 
 from __future__ import annotations
@@ -20,19 +21,14 @@ from pathlib import Path
 
 import msgspec
 
-from drivetrain.adapters.sqlite_control_feed import SqliteControlFeed
 from drivetrain.core.errors import DrivetrainError, report_fault
-from drivetrain.core.releases import RELEASE_KINDS, Live
+from drivetrain.core.releases import Live
 from drivetrain.embedded.live_watch import LiveWatch
+from drivetrain.embedded.releasing import ReleasePlace, doubted, doubts_about
 from drivetrain.embedded.runtime import Ready, Runtime
-from drivetrain.embedded.snapshot_loading import TakesTooLong, loaded
-from drivetrain.project.files import SETTINGS_FILE
-from drivetrain.project.load import load, unload
-from drivetrain.project.problems import Problems
-from drivetrain.project.settings import environment_name, overlay, parse, read
-from drivetrain.project.snapshot import LedgerSettings, Snapshot
-from drivetrain.project.stored import load_stored
-from drivetrain.promotion.state import live as live_by
+from drivetrain.embedded.snapshot_loading import TakesTooLong, apart, loaded
+from drivetrain.project.load import unload
+from drivetrain.project.snapshot import Snapshot
 
 KEPT_MAX = 4
 """Snapshots in memory, those that are served included: enough for a candidate, what is live, and two ways back."""
@@ -69,65 +65,6 @@ class Served(msgspec.Struct, frozen=True, kw_only=True):
     """Since when."""
 
 
-class ToServe(msgspec.Struct, frozen=True):
-    """What a gateway starts with."""
-
-    snapshot: Snapshot
-    live: Live
-
-
-def to_serve(root: Path, environment: str | None = None) -> ToServe:
-    """The live Release's stored Snapshot; the project's folder only where nothing was ever released.
-
-    Raises: DrivetrainError where the Release cannot be loaded, ProjectError with every mistake in the folder.
-    """
-    root = root.resolve()
-    environment, ledger = _whereabouts(root, environment)
-    path = root / ledger.folder / "control.db"
-    feed = SqliteControlFeed(path)
-    try:
-        live = live_by(feed.read(RELEASE_KINDS), environment)
-    finally:
-        feed.close()
-    if not live.release:
-        return ToServe(load(root, environment), live)
-    snapshot = load_release(root, live)
-    if snapshot.data_folder != root / ledger.folder:
-        raise DrivetrainError(
-            f"Release {live.release} keeps its records in {snapshot.data_folder}, and the project's folder says "
-            f"{root / ledger.folder}.",
-            looked=[str(root / SETTINGS_FILE), str(path)],
-            do="Set [ledger] folder back, or move the records and release that setting.",
-        )
-    return ToServe(snapshot, live)
-
-
-def load_release(root: Path, live: Live) -> Snapshot:
-    """The stored Snapshot of what is live, proved to be what was approved. Raises: DrivetrainError."""
-    folder = root / ".drivetrain" / "snapshots"
-    try:
-        return load_stored(folder, live.snapshot, root)
-    except DrivetrainError as error:
-        raise DrivetrainError(
-            f"Release {live.release} is live in `{live.environment}`, and its Snapshot {live.snapshot[:16]} cannot be "
-            f"loaded.\n{error}",
-            looked=[str(folder)],
-            do="Restore it from your backup, or run `drivetrain rollback`.",
-        ) from error
-
-
-def _whereabouts(root: Path, environment: str | None) -> tuple[str, LedgerSettings]:
-    """Environment and ledger by the folder's settings, whatever else is wrong with it."""
-    problems = Problems()
-    try:
-        parsed = parse((root / SETTINGS_FILE).read_bytes(), problems)
-    except OSError:
-        parsed = None
-    name = environment_name(parsed, environment, os.environ)
-    settings = read(overlay(parsed, name, problems), root, problems) if parsed is not None else None
-    return name, settings.ledger if settings is not None else LedgerSettings()
-
-
 class Serving:
     """One worker's Snapshots, kept at what is live. On its event loop; made once the runtime is prepared.
 
@@ -145,7 +82,7 @@ class Serving:
         swapped: Callable[[], None],
         tell: Callable[[Served], None],
     ) -> None:
-        """live: what the runtime's Snapshot was loaded for."""
+        """live: what the runtime's Snapshot was loaded for; it was found to be what its records say."""
         self.failures = 0
         """Changes of what is live that this worker could not follow."""
         self._runtime = runtime
@@ -153,15 +90,22 @@ class Serving:
         self._swapped = swapped
         self._tell = tell
         self._worker = worker
-        self._root = runtime.ready.snapshot.root
+        first = runtime.ready.snapshot
+        self._root = first.root
+        self._place = ReleasePlace(
+            root=first.root, environment=first.environment, data_folder=first.data_folder,
+            keys_folder=first.keys_folder,
+        )  # fmt: skip
+        self._proved = {live.release}
+        """Releases that are what their records say; 0 is the folder."""
         self._kept: dict[str, Ready] = {runtime.ready.snapshot.hash: runtime.ready}
         """By hash; what was served last stands last."""
         self._wanted, self._watched = watch.live, watch.watched
         self._loading: asyncio.Task[None] | None = None
-        self._failed: dict[str, str] = {}
-        """Hash -> why it is wanted and not served."""
-        self._resting: set[str] = set()
-        """Hashes of those that are not tried now."""
+        self._failed: dict[int, str] = {}
+        """Release -> why it is wanted and not served."""
+        self._resting: set[int] = set()
+        """Releases that are not tried now."""
         self._hanging: set[str] = set()
         """Hashes of those that are not tried again in this process."""
         self._retry: asyncio.TimerHandle | None = None
@@ -172,16 +116,17 @@ class Serving:
     async def begin(self, *, must: bool) -> None:
         """Serve what is live before the first request, and follow it from then on.
 
-        must: raises DrivetrainError where the live Release cannot be loaded; else what was given is served.
+        must: raises DrivetrainError where what was given is live and cannot be served; else it is told.
         """
+        given = self.live.release
         self._step()
         while self._loading is not None:
             candidate = self._is_followed
             await asyncio.wait({self._loading}, timeout=CANDIDATE_S if candidate else None)
             if candidate:
                 break
-        why = self._failed.get(self._wanted.snapshot, "")
-        if why and must:
+        why = self._failed.get(self._wanted.release, "")
+        if why and must and self._wanted.release == given:
             raise DrivetrainError(why)
         self._watch.start(self.hear, self._runtime.loop)
 
@@ -223,53 +168,79 @@ class Serving:
 
     def _step(self) -> None:
         """Serve what is wanted where it is in memory; else see to it that it is loaded."""
-        wanted = self._wanted
-        named = {wanted.snapshot, wanted.active.snapshot if wanted.active is not None else ""}
-        self._failed = {digest: why for digest, why in self._failed.items() if digest in named}
-        ready = self._runtime.ready if not wanted.snapshot else self._kept.get(wanted.snapshot)
-        candidate = self._kept.get(wanted.active.snapshot) if wanted.active is not None else None
+        wanted, active = self._wanted, self._wanted.active
+        named = {wanted.release, active.release if active is not None else 0}
+        self._failed = {release: why for release, why in self._failed.items() if release in named}
+        ready = self._runtime.ready if not wanted.snapshot else self._held(wanted.release, wanted.snapshot)
+        candidate = self._held(active.release, active.snapshot) if active is not None else None
         if ready is not None:
             try:
                 self._swap(ready, candidate, wanted)
             except DrivetrainError as error:
-                self._fail(wanted.snapshot, str(error))
-        missing = [wanted.snapshot] if ready is None else []
-        if wanted.active is not None and candidate is None:
-            missing.append(wanted.active.snapshot)
-        missing = [one for one in missing if one not in self._resting and one not in self._hanging]
-        if self._loading is not None and self._loading.get_name() not in missing:
+                self._fail(wanted.release, wanted.snapshot, str(error))
+        missing = [(wanted.release, wanted.snapshot)] if ready is None else []
+        if active is not None and candidate is None:
+            missing.append((active.release, active.snapshot))
+        missing = [one for one in missing if one[0] not in self._resting and one[1] not in self._hanging]
+        if self._loading is not None and self._loading.get_name() not in [_named(*one) for one in missing]:
             self._loading.cancel()  # nobody wants it any more, and another may be waiting
             self._loading = None
         if missing and self._loading is None:
-            self._loading = self._runtime.loop.create_task(self._load(missing[0]), name=missing[0])
+            self._loading = self._runtime.loop.create_task(self._load(*missing[0]), name=_named(*missing[0]))
 
-    async def _load(self, digest: str) -> None:
-        """One Snapshot into memory, and on from there."""
+    def _held(self, release: int, digest: str) -> Ready | None:
+        """What can be swapped in at once: in memory, and found to be what it is said to be."""
+        return self._kept.get(digest) if release in self._proved else None
+
+    async def _load(self, release: int, digest: str) -> None:
+        """One Release's Snapshot into memory where it is not there, proved, and on from there."""
         folder = self._runtime.ready.snapshot.snapshots_folder
-        ready: Ready | None = None
+        made: Ready | None = None
         try:
-            ready = await loaded(folder, digest, self._root)
-            if ready.snapshot.data_folder != self._runtime.ready.snapshot.data_folder:
-                raise DrivetrainError("It keeps its records elsewhere.", do="Restart the gateway to move them.")
-            await self._runtime.prepare(ready.snapshot, *(one.snapshot for one in self._kept.values()))
+            ready = self._kept.get(digest)
+            if ready is None:
+                ready = made = await loaded(folder, digest, self._root)
+                if ready.snapshot.data_folder != self._runtime.ready.snapshot.data_folder:
+                    raise DrivetrainError("It keeps its records elsewhere.", do="Restart the gateway to move them.")
+            await self._prove(release, ready.snapshot)
+            if made is not None:
+                await self._runtime.prepare(ready.snapshot, *(one.snapshot for one in self._kept.values()))
         except DrivetrainError as error:
             if isinstance(error, TakesTooLong):
                 self._hanging.add(digest)
-            self._give_up(digest, ready, str(error))
+            self._give_up(release, digest, made, str(error))
+        except asyncio.CancelledError:
+            if made is not None:
+                unload(made.snapshot)
+            raise
         except Exception as fault:  # noqa: BLE001  a fault of ours must not end the following
             report_fault("loading a Snapshot", fault)
-            self._give_up(digest, ready, "Drivetrain failed at loading it.")
+            self._give_up(release, digest, made, "Drivetrain failed at loading it.")
         else:
             self._loading = None
+            self._proved.add(release)
             self._kept[digest] = ready
             self._keep_few()
         self._step()
 
-    def _give_up(self, digest: str, ready: Ready | None, why: str) -> None:
+    async def _prove(self, release: int, snapshot: Snapshot) -> None:
+        """Raises: DrivetrainError where the Release is not what its records say."""
+        if release in self._proved:
+            return
+        held = {digest: one.snapshot for digest, one in self._kept.items()}
+        proved = frozenset(self._proved)
+        why = await apart(
+            lambda: doubts_about(self._place, release, snapshot, held=held, proved=proved),
+            f"Release {release} could not be compared with what was live before it", snapshot.snapshots_folder,
+        )  # fmt: skip
+        if why:
+            raise doubted(release, why)
+
+    def _give_up(self, release: int, digest: str, made: Ready | None, why: str) -> None:
         self._loading = None
-        if ready is not None:
-            unload(ready.snapshot)
-        self._fail(digest, why)
+        if made is not None:
+            unload(made.snapshot)
+        self._fail(release, digest, why)
 
     def _swap(self, ready: Ready, candidate: Ready | None, live: Live) -> None:
         """The change itself. Raises: DrivetrainError, and what was served is served on."""
@@ -292,7 +263,9 @@ class Serving:
             if one is not None:
                 self._kept.pop(one.snapshot.hash, None)
                 self._kept[one.snapshot.hash] = one
-                self._failed.pop(one.snapshot.hash, None)
+        self._failed.pop(live.release, None)
+        if candidate is not None and live.active is not None:
+            self._failed.pop(live.active.release, None)
         self._keep_few()
         self.served = self._told()
         self._tell(self.served)
@@ -318,15 +291,15 @@ class Serving:
             at_ns=time.time_ns(),
         )
 
-    def _fail(self, digest: str, why: str) -> None:
-        if digest not in self._failed:
+    def _fail(self, release: int, digest: str, why: str) -> None:
+        if release not in self._failed:
             self.failures += 1
-        if self._failed.get(digest) != why:
+        if self._failed.get(release) != why:
             print(
                 f"drivetrain: snapshot {digest[:16]} is not served, the old one is served on.\n{why}", file=sys.stderr
             )
-        self._failed[digest] = why
-        self._resting.add(digest)
+        self._failed[release] = why
+        self._resting.add(release)
         self.served = self._told()
         self._tell(self.served)
         if self._retry is None:
@@ -348,6 +321,11 @@ class Serving:
         gone = self._kept.pop(digest, None)
         if gone is not None:
             self._runtime.loop.call_later(OLD_SNAPSHOT_S, unload, gone.snapshot)
+
+
+def _named(release: int, digest: str) -> str:
+    """Of what is being loaded."""
+    return f"{release}/{digest}"
 
 
 # The run folder.

@@ -14,14 +14,14 @@ from collections import deque
 
 import msgspec
 
-from drivetrain.core.calls import SHADOW
+from drivetrain.core.calls import CHAT_DOORS, SHADOW
 from drivetrain.core.codec import JSON, MalformedJson, parse_json
 from drivetrain.core.errors import RequestError
 from drivetrain.core.limits import Limit, Refusal
 from drivetrain.core.times import NS_PER_S
 from drivetrain.embedded.runtime import Runtime
 from drivetrain.embedded.shadow_socket import Received
-from drivetrain.execution.admission import Admitted, parse_body
+from drivetrain.execution.admission import Admitted, unstreamed_body
 from drivetrain.execution.call import CallResult, Execution
 from drivetrain.execution.environment import Asked, Environment
 from drivetrain.execution.plan import WorkflowPlan
@@ -42,7 +42,6 @@ BROKE_S = 60.0
 STORE_PAUSE_S = 1.0
 """The same where the store of budgets does not answer."""
 ASKED = Asked(cache_read=False, cache_write=False, deadline_ms=DEADLINE_MS)
-CHAT_DOORS = frozenset({"chat", "direct"})
 ANSWERED, FAILED, REFUSED, LATE, UNAFFORDABLE = "answered", "failed", "refused", "late", "unaffordable"
 SAME, DIFFERENT, SAME_ACTION, OTHER_ACTION = "same", "different", "same_action", "other_action"
 
@@ -219,7 +218,7 @@ def admitted_again(plan: WorkflowPlan, door: str, raw: bytes) -> Admitted:
     """
     if door not in CHAT_DOORS:
         return plan.admit_input(raw)
-    body = {name: value for name, value in parse_body(raw).items() if name not in ("stream", "stream_options")}
+    body = unstreamed_body(raw)
     admitted = plan.chat.admit(body, raw)
     kept = body if plan.input_decoder is None else admitted.value
     return msgspec.structs.replace(admitted, raw=JSON.encode(kept))

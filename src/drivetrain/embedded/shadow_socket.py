@@ -7,21 +7,16 @@ version, so none of it is ever stored. The gateway's workers send, `embedded/sha
 
 from __future__ import annotations
 
-import hashlib
-import os
 import socket
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
 from drivetrain.core.calls import Attribution
-from drivetrain.core.errors import DrivetrainError
+from drivetrain.ports.sockets import socket_folder
 
 SOCKET_NAME = "shadow.sock"
-SOCKET_PATH_MAX = 100
-"""Bytes of a Unix socket's path: the kernel takes 107, macOS 103."""
 DATAGRAM_BYTES_MAX = 192 * 1024
 """What the kernel takes in one by default is 208 KiB; a copy that is larger is not sent."""
 RECEIVE_BYTES = 8 * 1024 * 1024
@@ -69,23 +64,8 @@ _DECODER = msgspec.msgpack.Decoder(Batch)
 
 
 def socket_path(run_folder: Path) -> Path:
-    """Where the shadow listens; made such that only this user reaches it.
-
-    In the project's run folder, or, where its path is too long for a socket, in a folder of its own for temporary
-    files. Raises: DrivetrainError where that folder is somebody else's.
-    """
-    folder = run_folder.resolve()
-    if len(os.fsencode(folder)) + len(SOCKET_NAME) + 1 > SOCKET_PATH_MAX:
-        mark = hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
-        folder = Path(tempfile.gettempdir()) / f"drivetrain-{os.getuid()}-{mark}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        seen = folder.lstat()
-        if seen.st_uid != os.getuid() or seen.st_mode & 0o077 or folder.is_symlink():
-            raise DrivetrainError(
-                f"{folder} is not this user's alone, so no shadow can listen there.",
-                do="Remove it, or keep the project's data folder at a shorter path.",
-            )
-    return folder / SOCKET_NAME
+    """Where the shadow listens. Raises: DrivetrainError as `socket_folder` does."""
+    return socket_folder(run_folder) / SOCKET_NAME
 
 
 def listening(path: Path) -> socket.socket:

@@ -23,7 +23,7 @@ import msgspec
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.releases import ActiveRollout, Live
 from drivetrain.embedded.live_watch import LiveWatch, live_watch
-from drivetrain.embedded.releasing import ReleasePlace, place_of
+from drivetrain.embedded.releasing import ReleasePlace, doubted, doubts_about, place_of
 from drivetrain.embedded.runtime import Runtime
 from drivetrain.embedded.serving import lives
 from drivetrain.embedded.shadow_calls import ShadowCalls, ShadowCounts, count, shadowed
@@ -192,6 +192,9 @@ def shadow(place: ReleasePlace, *, parent: int) -> int:
             f"The candidate keeps its records in {snapshot.data_folder}, not in {place.data_folder}.",
             do="Release that setting without a rollout.",
         )
+    why = doubts_about(place, active.release, snapshot)
+    if why:
+        raise doubted(active.release, why)
     new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
     if sys.platform != "win32":
         import uvloop

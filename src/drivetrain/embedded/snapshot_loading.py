@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.embedded.runtime import Ready, made_ready
@@ -23,6 +24,9 @@ SWITCH_S = 0.0005
 """A loading thread lets the loop go on this often, instead of every 5 ms: Calls wait for it at each of their steps."""
 
 
+T = TypeVar("T")
+
+
 class TakesTooLong(DrivetrainError):
     """A Snapshot that was not loaded within `LOAD_S`: to try it again would leave another thread behind."""
 
@@ -33,46 +37,57 @@ async def loaded(folder: Path, digest: str, root: Path) -> Ready:
     Where nobody waits for it any more, it is unloaded again. Raises: DrivetrainError.
     """
 
-    def load() -> Ready:
+    return await apart(
+        lambda: made_ready(load_stored(folder, digest, root)), f"Snapshot {digest[:16]} could not be loaded",
+        folder / digest, unused=lambda ready: unload(ready.snapshot),
+    )  # fmt: skip
+
+
+async def apart(work: Callable[[], T], what: str, where: Path, *, unused: Callable[[T], None] | None = None) -> T:
+    """What `work` returns or raises, from a thread of its own.
+
+    what, where: for people, where it takes longer than `LOAD_S`. unused: called with what it returns where nobody waits
+    for it any more. Raises: TakesTooLong, and whatever `work` does.
+    """
+
+    def run() -> T:
         with _INTERVAL.short():
-            return made_ready(load_stored(folder, digest, root))
+            return work()
 
     try:
         async with asyncio.timeout(LOAD_S):
-            return await _in_thread(load)
+            return await _in_thread(run, unused)
     except TimeoutError:
         raise TakesTooLong(
-            f"Snapshot {digest[:16]} could not be loaded within {LOAD_S:.0f} s.",
-            looked=[str(folder / digest)],
-            do="Look at what its modules do when they are imported.",
+            f"{what} within {LOAD_S:.0f} s.", looked=[str(where)], do="Look at what its modules do when imported."
         ) from None
 
 
-async def _in_thread(load: Callable[[], Ready]) -> Ready:
-    """What `load` returns or raises, from a thread for which no shutdown waits: the project's code may hang."""
+async def _in_thread(work: Callable[[], T], unused: Callable[[T], None] | None) -> T:
+    """As `apart`, without its time; no shutdown waits for the thread: the project's code may hang."""
     loop = asyncio.get_running_loop()
-    future: asyncio.Future[Ready] = loop.create_future()
+    future: asyncio.Future[T] = loop.create_future()
 
-    def settle(ready: Ready | None, error: BaseException | None) -> None:
+    def done(found: T) -> None:
         if not future.done():
-            if ready is not None:
-                future.set_result(ready)
-            else:
-                future.set_exception(error or RuntimeError("nothing was loaded"))
-        elif ready is not None:
-            unload(ready.snapshot)
+            future.set_result(found)
+        elif unused is not None:
+            unused(found)
+
+    def failed(error: BaseException) -> None:
+        if not future.done():
+            future.set_exception(error)
 
     def run() -> None:
-        ready: Ready | None = None
-        failed: BaseException | None = None
-        try:
-            ready = load()
-        except BaseException as error:  # noqa: BLE001  it belongs to who waits
-            failed = error
         with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(settle, ready, failed)
+            try:
+                found = work()
+            except BaseException as error:  # noqa: BLE001  it belongs to who waits
+                loop.call_soon_threadsafe(failed, error)
+            else:
+                loop.call_soon_threadsafe(done, found)
 
-    threading.Thread(target=run, name="loading a snapshot", daemon=True).start()
+    threading.Thread(target=run, name="beside the loop", daemon=True).start()
     return await future
 
 

@@ -191,7 +191,7 @@ class LoggedCalls:
     def _open(self, call: Call) -> Opened | None:
         try:
             recorded = open_payloads(call, self._vault)
-            raw = self._input(call.door, recorded.request)
+            raw = self._input(recorded.request)
         except (DrivetrainError, MalformedJson):
             return None
         text = answer_text(recorded.answers)
@@ -213,7 +213,7 @@ class LoggedCalls:
             question=value if isinstance(value, str) else input_text(recorded.request), expected=expected, truth=truth,
         )  # fmt: skip
 
-    def _input(self, door: str, request: bytes) -> bytes:
+    def _input(self, request: bytes) -> bytes:
         """The request as an input that the workflow takes. Raises: DrivetrainError where it is none."""
         body = parse_json(request)
         if not isinstance(body, dict) or "messages" not in body:

@@ -28,6 +28,8 @@ INPUT, TEXT, MESSAGES = "input", "text", "messages"
 NEED_EXPECTED = frozenset({"exact", "normalised", "f1", "within", "json_fields", "similarity"})
 """Kinds of scorers that compare with what is right."""
 ROW_CHARS = 16
+SLICE_CHARS_MAX = 200
+"""Of one value: what is longer is a text, and no slice."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -123,7 +125,7 @@ class _Reader:
             row=row, asked=f"{asked}.{seen[asked]}", raw=raw, expected=expected,
             values={name: value for name, value in plain.items() if name not in (SPLIT, SPLIT_GROUP, WEIGHT)},
             group=_hashed(f"{self._dataset.name}\0{whose}") if whose not in (None, "") else "",
-            suite=self._suite, slices={name: _shown(plain.get(name)) for name in self._slices},
+            suite=self._suite, slices={name: self._slice_of(name, plain.get(name), number) for name in self._slices},
             weight=float(weight) if weight is not None else 1.0,
             subject=str(plain.get(self._subject) or "") if self._subject else "",
         )  # fmt: skip
@@ -244,6 +246,16 @@ class _Reader:
                     do="Slice by what people have in common; rows of one person are counted together anyway.",
                 )
         return [name for name in self._declared.slices if name in self._columns]
+
+    def _slice_of(self, column: str, value: Any, number: int) -> str:
+        text = _shown(value)
+        if len(text) > SLICE_CHARS_MAX:
+            raise DrivetrainError(
+                f"Row {number} of `{self._shown}`: `{column}`, by which eval `{self._declared.name}` is sliced, has "
+                f"{len(text):,} characters; at most {SLICE_CHARS_MAX} are taken.",
+                do="Slice by a column of few, short values: Reports tell slices by them.",
+            )
+        return text
 
     def _known(self, column: str, why: str) -> None:
         if column not in self._columns:

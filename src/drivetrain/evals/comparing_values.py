@@ -115,7 +115,10 @@ def _number(value: Any, *, of_answer: bool) -> float:
     found = number_of(value) if isinstance(value, str) else value
     if isinstance(found, bool) or not isinstance(found, int | float) or found - found != 0:
         raise Incomparable("it is no number", of_answer=of_answer)
-    return float(found)
+    try:
+        return float(found)
+    except OverflowError:
+        raise Incomparable("it is a number beyond all that is counted", of_answer=of_answer) from None
 
 
 def matches(value: Any, wanted: Any, options: Options) -> float:

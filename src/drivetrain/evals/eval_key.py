@@ -6,19 +6,14 @@ Called where runs are kept and where Releases look for their evidence.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
 from drivetrain.core.evals import Eval, Scorer
 from drivetrain.core.scorers import scorers_of
-from drivetrain.evals.workflow_key import workflow_key
+from drivetrain.evals.workflow_key import digest_of, workflow_key
 from drivetrain.policies.functions import source_of
 from drivetrain.project.snapshot import Snapshot
-
-KEY_CHARS = 16
 
 
 def eval_key(declared: Eval, snapshot: Snapshot) -> str:
@@ -32,11 +27,7 @@ def eval_key(declared: Eval, snapshot: Snapshot) -> str:
         list(declared.slices), sorted(declared.suites.items()), declared.repeats,
         [_scorer(one, files) for one in scorers], [(name, workflow_key(snapshot, name)) for name in judges],
     ]  # fmt: skip
-    digest = hashlib.sha256()
-    for part in parts:
-        said = msgspec.json.encode(part, order="deterministic", enc_hook=repr)
-        digest.update(len(said).to_bytes(8, "big") + said)
-    return digest.hexdigest()[:KEY_CHARS]
+    return digest_of(parts)
 
 
 def _scorer(scorer: Scorer, files: Mapping[str, bytes]) -> list[Any]:

@@ -79,6 +79,8 @@ class Evidence(msgspec.Struct, frozen=True):
     names: tuple[str, ...]
     judges: frozenset[str]
     calibrations: Mapping[str, Calibration]
+    alone: str = ""
+    """Why there is nothing that the run could be worse than, in words; empty where there is."""
 
     def rows(self, suite: str) -> list[RowV1]:
         """Of a suite, or of the eval's own Dataset."""
@@ -128,6 +130,15 @@ def _keeps(gate: Gate, bound: float, seen: float) -> bool:
 def no_baseline(gate: Gate, head: str = "") -> GateResult:
     """That there is nothing to compare with."""
     return unsettled(gate, f"{head}there is no baseline run to compare with")
+
+
+def nothing_worse(gate: Gate, judged: Evidence) -> GateResult:
+    """That a comparison holds, since there is nothing to be worse than. It has no figure, and shows nothing."""
+    rows = len({(row.suite, row.row) for row in judged.rows(gate.suite)})
+    return GateResult(
+        gate=gate.text, state=PASSED, level=gate.level or LEVEL, bound=gate.bound, n=rows,
+        why=f"{judged.alone}, so there is nothing to be worse than.",
+    )  # fmt: skip
 
 
 def unsettled(gate: Gate, why: str, slices: tuple[SliceResult, ...] = ()) -> GateResult:

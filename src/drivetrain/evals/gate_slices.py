@@ -24,6 +24,8 @@ from drivetrain.statistics.multiple import holm
 
 SLICE_ROWS_MIN = 20
 """Of a slice, in pairs: with fewer, one row is more than five points and says nothing of the slice."""
+VALUE_CHARS = 60
+"""Of a slice's value in a sentence."""
 
 
 def judge_slices(gate: Gate, judged: Evidence) -> GateResult:
@@ -55,7 +57,7 @@ def judge_slices(gate: Gate, judged: Evidence) -> GateResult:
     worse = [one for one in told if one.state == "worse"]
     unsure = [one for one in told if one.state == "unsure"]
     state = FAILED if worse else UNSETTLED if unsure else PASSED
-    at = f"the worst slice is {worst.column} = {worst.value}: {points(worst.difference)}"
+    at = f"the worst slice is {_named(worst)}: {points(worst.difference)}"
     at += f" ({points(worst.low)} to {points(worst.high)} at {level:.0%}, {worst.rows} rows)"
     if worse:
         sure = sum(one.is_beyond_chance for one in worse)
@@ -102,6 +104,12 @@ def _told_slices(gate: Gate, pairs: Mapping[tuple[str, str], PairedEstimate]) ->
     return tuple(sorted(told, key=order))
 
 
+def _named(one: SliceResult) -> str:
+    """On one line: a sentence is no place for what a value does with line breaks."""
+    value = " ".join(one.value.split())
+    return f"{one.column} = {value if len(value) <= VALUE_CHARS else value[:VALUE_CHARS] + '...'}"
+
+
 def _few(slices: Sequence[SliceResult]) -> str:
-    named = ", ".join(f"{one.column} = {one.value} ({one.rows})" for one in slices[:3])
-    return f"{named}{' ...' if len(slices) > 3 else ''}"
+    named = ", ".join(f"{_named(one)} ({one.rows})" for one in slices[:3])
+    return f"{named}{f' and {len(slices) - 3} more' if len(slices) > 3 else ''}"

@@ -178,7 +178,11 @@ class _Line:
             raise self._wrong("`p95 latency` or `mean latency`: which one is asked for")
         self.place += 1
         self._words("latency")
-        return 0.0 if head == "mean" else float(head[1:]) / 100
+        found = 0.0 if head == "mean" else float(head[1:]) / 100
+        if head != "mean" and not found:
+            self.place = 0
+            raise self._wrong("`p95 latency` or another share of calls above 0")
+        return found
 
     def _of_scorer(self) -> str:
         if not self._next_is("of"):

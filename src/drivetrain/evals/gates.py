@@ -25,6 +25,7 @@ from drivetrain.evals.gate_results import (
     SliceResult,
     held,
     no_baseline,
+    nothing_worse,
     shown,
     unsettled,
 )  # fmt: skip
@@ -56,7 +57,7 @@ from drivetrain.evals.measures import (
     score_of,
     share,
 )  # fmt: skip
-from drivetrain.evals.rows import RowV1, Run
+from drivetrain.evals.rows import PASSING, RowV1, Run
 
 ROWS_TOLD_MAX = 200
 """Ids that a result names; how many there are is told in any case."""
@@ -71,19 +72,20 @@ __all__ = [
 
 def judge_gates(
     gates: Sequence[str | Gate], run: Run, baseline: Run | None = None, *, scorers: Sequence[Scorer] = (),
-    calibrations: Mapping[str, Calibration] | None = None,
+    calibrations: Mapping[str, Calibration] | None = None, alone: str = "",
 ) -> tuple[GateResult, ...]:  # fmt: skip
     """Each gate's result, in order.
 
     scorers: the eval's, see `core.scorers.scorers_of`; without them they are those that the rows name, the first one
-    first, and none is a judge. calibrations: judge's name -> how it agrees with people. Raises: DrivetrainError for a
-    gate that cannot be read.
+    first, and none is a judge. calibrations: judge's name -> how it agrees with people. alone: why there is nothing
+    that the run could be worse than, as `nothing was live before`: then what is compared holds.
+    Raises: DrivetrainError for a gate that cannot be read.
     """
     parsed = [parse_gate(one) if isinstance(one, str) else one for one in gates]
     names = tuple(one.name for one in scorers) or tuple(dict.fromkeys(name for row in run.rows for name in row.scores))
     judged = Evidence(
         run, baseline, names[0] if names else "", names, frozenset(one.name for one in scorers if one.kind == "judge"),
-        calibrations or {},
+        calibrations or {}, alone,
     )  # fmt: skip
     found = [_judge(gate, judged) for gate in parsed]
     return tuple(_carried(gate, result, parsed, found, judged) for gate, result in zip(parsed, found, strict=True))
@@ -99,7 +101,29 @@ def _judge(gate: Gate, judged: Evidence) -> GateResult:
     unscored = sum(score_of(row, name) is None for row in rows)
     if unscored and gate.kind in (SCORE, UNREAD, *PAIRED):
         return unsettled(gate, f"{unscored} of {len(rows)} answers have no score of `{name}`")
+    if judged.alone and gate.kind in PAIRED:
+        return nothing_worse(gate, judged)
+    if gate.kind in PAIRED and (failed := _failed_before(rows, name, judged.baseline)):
+        return unsettled(
+            gate, f"{failed} answers of the baseline failed for a reason outside it, so that it looks worse than it is; "
+            "run it again: no other row is asked"
+        )  # fmt: skip
     return _KINDS[gate.kind](gate, judged)
+
+
+def _failed_before(rows: Sequence[RowV1], name: str, baseline: Run | None) -> int:
+    """Answers of the baseline that count as 0 by an outage or by its scorer, where the run's own counted by what they
+    say: against such a baseline anything is better."""
+    if baseline is None:
+        return 0
+    fine = {key_of(row) for row in rows} - {key_of(row) for row in rows if _failed_outside(row, name)}
+    return sum(key_of(row) in fine and _failed_outside(row, name) for row in baseline.rows)
+
+
+def _failed_outside(row: RowV1, name: str) -> bool:
+    if row.status != "answered":
+        return row.error in PASSING
+    return name in row.scores and row.scores[name].cause == causes.SCORER
 
 
 def _score(gate: Gate, judged: Evidence) -> GateResult:
@@ -228,18 +252,23 @@ def _carried(
     a judge that passed in the same run; a failed one stays failed, since a poor judge is no reason to let through.
     """
     name = judged.scorer(gate)
-    if result.state != PASSED or not _is_of_scores(gate) or name not in judged.judges:
+    if not _shows(result) or not _is_of_scores(gate) or name not in judged.judges:
         return result
     calibration = judged.calibrations.get(name)
     if calibration is not None and carries_gates(calibration):
         return result
     poor = "was never compared with people" if calibration is None else calibration.why
     for other, beside in zip(gates, results, strict=True):
-        if beside.state == PASSED and _is_of_scores(other) and judged.scorer(other) not in judged.judges:
+        if _shows(beside) and _is_of_scores(other) and judged.scorer(other) not in judged.judges:
             why = f"{result.why} The judge `{name}` {poor}; `{other.text}` carries the gate with it."
             return msgspec.structs.replace(result, why=why)
     why = f"{result.why} But the judge `{name}` {poor}, and no gate over another score carries it."
     return msgspec.structs.replace(result, state=UNSETTLED, why=why)
+
+
+def _shows(result: GateResult) -> bool:
+    """Whether a gate passed by a figure, and not because there was nothing to compare with."""
+    return result.state == PASSED and result.value is not None
 
 
 def _is_of_scores(gate: Gate) -> bool:

@@ -94,7 +94,8 @@ class Isolated:
         except OSError:
             frame = None
         if frame is not None:
-            return msgspec.msgpack.decode(frame, type=Told)
+            with contextlib.suppress(msgspec.MsgspecError, RecursionError):
+                return msgspec.msgpack.decode(frame, type=Told)
         self._end()
         self._start()
         return Told("died")
@@ -157,8 +158,7 @@ def _keep(parent: socket.socket, work: Work, timeout_s: float) -> None:
         _kill(worker)
         worker = None
         _send(parent, msgspec.msgpack.encode(Told(state)))
-    if worker is not None:
-        _kill(worker)
+    os.killpg(0, signal.SIGKILL)  # its worker, whatever that has started and left behind, and itself
 
 
 def _fork_worker(work: Work) -> tuple[int, socket.socket]:
@@ -178,12 +178,16 @@ def _kill(worker: tuple[int, socket.socket]) -> None:
 
 
 def _serve(keeper: socket.socket, work: Work) -> None:
-    """The worker: answers one message after the other."""
+    """The worker: answers one message after the other. What the work prints is no part of the command's output."""
+    mine = os.getpid()
+    _mute()
     while (said := _receive(keeper)) is not None:
         try:
             told = Told("done", work(msgspec.msgpack.decode(said)))
         except Exception as fault:  # noqa: BLE001 - whatever a user's function raises is told by its type
             told = Told("raised", type(fault).__name__)
+        if os.getpid() != mine:
+            return  # a fork that the work made: one answer to one message
         try:
             frame = msgspec.msgpack.encode(told)
         except (msgspec.MsgspecError, OverflowError, TypeError, ValueError, RecursionError):
@@ -191,6 +195,14 @@ def _serve(keeper: socket.socket, work: Work) -> None:
         if not frame or len(frame) > MESSAGE_BYTES_MAX:
             frame = msgspec.msgpack.encode(Told("unsent"))
         _send(keeper, frame)
+
+
+def _mute() -> None:
+    """Standard input is empty from here on, and standard output goes nowhere."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, 0)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
 
 
 def _send(connection: socket.socket, frame: bytes) -> None:

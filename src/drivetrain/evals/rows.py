@@ -9,6 +9,14 @@ import msgspec
 
 from drivetrain.core.evals import Score
 
+PASSING = frozenset({
+    "upstream_auth", "upstream_model_not_found", "upstream_error", "upstream_timeout", "upstream_unreachable",
+    "rate_limit_exceeded", "provider_unavailable", "stream_interrupted", "deadline_exceeded", "shutting_down", "closed",
+    "limits_unavailable", "budget_exceeded", "concurrency_limit_exceeded", "ledger_unavailable", "unknown_price",
+    "features_unavailable", "internal_error",
+})  # fmt: skip
+"""Codes of Calls that say nothing of the workflow's answer: another run asks these rows again."""
+
 
 class RowV1(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="eval.row.1"):
     """One answer to one row."""

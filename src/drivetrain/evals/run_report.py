@@ -276,8 +276,7 @@ def _verdict(
     first = failed[0]
     more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
     state = "has not enough evidence" if first.state == UNSETTLED else "fails"
-    why = first.why.rstrip(".")
-    return f"`{run.eval}`: gate `{first.gate}`{more} {state}: {why}; {told}."
+    return f"`{run.eval}`: gate `{first.gate}`{more} {state}: {first.why} In all: {told or 'nothing was answered'}."
 
 
 def _quantile(values: Sequence[int], percent: int) -> float:

@@ -11,11 +11,11 @@ from typing import Any, Protocol
 
 import msgspec
 
-from drivetrain.core.codec import MSGPACK, MalformedJson, parse_json
+from drivetrain.core.codec import JSON, MSGPACK, MalformedJson, parse_json
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.evals import Score
 from drivetrain.evals.cases import Case
-from drivetrain.evals.rows import RowV1
+from drivetrain.evals.rows import PASSING, RowV1
 from drivetrain.evals.run_files import AnsweredV1, Kept
 from drivetrain.evals.scoring import Answer
 from drivetrain.execution.call import CallResult
@@ -24,13 +24,6 @@ from drivetrain.providers.answers import Unusable, message_of
 
 SEALED_AS = "eval"
 """The kind under which an answer is sealed, bound to its Call."""
-PASSING = frozenset({
-    "upstream_auth", "upstream_model_not_found", "upstream_error", "upstream_timeout", "upstream_unreachable",
-    "rate_limit_exceeded", "provider_unavailable", "stream_interrupted", "deadline_exceeded", "shutting_down", "closed",
-    "limits_unavailable", "budget_exceeded", "concurrency_limit_exceeded", "ledger_unavailable", "unknown_price",
-    "features_unavailable", "internal_error",
-})  # fmt: skip
-"""Codes of Calls that say nothing of the workflow's answer: another run asks these rows again."""
 LINE = 20
 """Rows between two reports of how far a run is."""
 Progress = Callable[[str, float], None]
@@ -209,7 +202,7 @@ class Runner:
             raw = opened
         elif raw:
             return None
-        answer = _ANSWER.decode(raw) if raw else Answer(text="", value=None, error=entry.row.error, finish_reason="")
+        answer = _unpacked(raw) if raw else Answer(text="", value=None, error=entry.row.error, finish_reason="")
         row = msgspec.structs.replace(
             entry.row, row=case.row, group=case.group, suite=case.suite, slices=case.slices, weight=case.weight,
             repeat=repeat,
@@ -221,11 +214,28 @@ class Runner:
             return
         case, row = answered.case, answered.row
         subject = case.subject or self._team or "-"
-        sealed = self._vault.seal(subject, row.call_id, SEALED_AS, MSGPACK.encode(answered.answer))
+        sealed = self._vault.seal(subject, row.call_id, SEALED_AS, _packed(answered.answer))
         self._kept.add(AnsweredV1(asked=case.asked, repeat=row.repeat, row=row, sealed=sealed))
 
 
 _ANSWER: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
+_WIDE = "json in place of integers beyond 64 bits"
+"""The only key of a kept value that msgpack cannot hold as it is."""
+
+
+def _packed(answer: Answer) -> bytes:
+    try:
+        return MSGPACK.encode(answer)
+    except OverflowError:
+        kept = {_WIDE: JSON.encode(answer.value)}
+        return MSGPACK.encode(msgspec.structs.replace(answer, value=kept))
+
+
+def _unpacked(raw: bytes) -> Answer:
+    answer = _ANSWER.decode(raw)
+    if isinstance(answer.value, dict) and answer.value.keys() == {_WIDE}:
+        return msgspec.structs.replace(answer, value=parse_json(answer.value[_WIDE]))
+    return answer
 
 
 def row_of(case: Case, repeat: int, result: CallResult) -> RowV1:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ from drivetrain.evals.json_schema import fits
 from drivetrain.evals.reading import Read, Reading, reading, unwrapped
 
 NOTE_CHARS_MAX = 200
+CAUSE = re.compile(r"\w[\w .-]{0,39}")
+"""What a cause may be: failures are grouped by it, and Reports keep it, so it is no place for what somebody said."""
 ISOLATED = ("function", "matches", "json_schema")
 DEFAULT_READING = {"within": "number", "json_fields": "json", "json_schema": "json"}
 NEEDS_NOTHING_EXPECTED = ("function", "json_schema", "matches")
@@ -132,6 +135,8 @@ class CompiledScorer:
             return COMPARERS[self.scorer.kind](value, wanted, self.scorer.options)
         except Incomparable as fault:
             return _of_incomparable(fault)
+        except RecursionError:  # a model may nest as deeply as a parser lets it
+            return _of_incomparable(Incomparable("it is nested too deeply", of_answer=True))
 
     def _same_shape(self, value: Any, wanted: Any) -> tuple[Any, Any]:
         """A whole answer beside a plain value: its only field, or the only one that is expected."""
@@ -270,6 +275,8 @@ def _pattern_work(scorer: Scorer) -> Callable[[Any], Any]:
             return compare(message[0], message[1], scorer.options)
         except Incomparable as fault:
             return _of_incomparable(fault)
+        except RecursionError:
+            return _of_incomparable(Incomparable("it is nested too deeply", of_answer=True))
 
     return work
 
@@ -320,6 +327,8 @@ def _of_value(said: Any) -> float | Score:
             score = msgspec.convert(said, Score)
         except msgspec.ValidationError:
             return _scorer_failed("it gave no score")
+        if score.cause and CAUSE.fullmatch(score.cause) is None:
+            return _scorer_failed("it gave a cause that is no word of at most 40 characters")
         checked = _of_value(score.value)
         note = score.note[:NOTE_CHARS_MAX]
         return checked if isinstance(checked, Score) else msgspec.structs.replace(score, value=checked, note=note)

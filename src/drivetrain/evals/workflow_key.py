@@ -25,7 +25,7 @@ _INCLUSION = re.compile(r"\{%[-+]?\s*(?:include|extends|import|from)\b")
 
 def route_key(snapshot: Snapshot, workflow: str) -> str:
     """16 hex digits over all that decides how a workflow answers, its policy left out."""
-    return _digest(_route_parts(snapshot, workflow))
+    return digest_of(_route_parts(snapshot, workflow))
 
 
 def workflow_key(snapshot: Snapshot, workflow: str) -> str:
@@ -40,7 +40,7 @@ def workflow_key(snapshot: Snapshot, workflow: str) -> str:
         parts += ["policy", policy.name, compile_policy(policy, snapshot.files, clock_ns=lambda: 0).version]
         parts += [policy.otherwise, policy.explore, policy.limit_ms, list(policy.actions)]
     parts += [[type(one).__name__, one] for one in declared.degrade]
-    return _digest(parts)
+    return digest_of(parts)
 
 
 def _route_parts(snapshot: Snapshot, workflow: str) -> list[Any]:
@@ -79,7 +79,8 @@ def _templates(declared: Workflow[Any, Any], templates: Mapping[str, str]) -> li
     return sorted(found.items())
 
 
-def _digest(parts: list[Any]) -> str:
+def digest_of(parts: list[Any]) -> str:
+    """16 hex digits over plain values and Structs; the length of each part counts."""
     digest = hashlib.sha256()
     for part in parts:
         said = msgspec.json.encode(part, order="deterministic", enc_hook=repr)

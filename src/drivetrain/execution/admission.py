@@ -77,6 +77,11 @@ def parse_body(raw: bytes) -> dict[str, Any]:
     return body
 
 
+def unstreamed_body(raw: bytes) -> dict[str, Any]:
+    """A chat request's body, without its wish for a stream. Raises: RequestError."""
+    return {name: value for name, value in parse_body(raw).items() if name not in ("stream", "stream_options")}
+
+
 def too_deep() -> RequestError:
     """A 400 for what our own stack cannot walk; parsers and encoders stop at about a thousand levels."""
     return bad_request("the body is nested too deeply", code="invalid_json")

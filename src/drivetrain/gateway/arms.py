@@ -20,11 +20,6 @@ REFUSED = "canary refused: "
 """Begins the note of a Call that live answered because the candidate refused its input; the error's code follows."""
 
 
-def unit_of(attribution: Attribution) -> str:
-    """Who stays in one arm."""
-    return attribution.user or attribution.key or attribution.tenant
-
-
 def is_candidates(rollout: str, unit: str, share_ppm: int) -> bool:
     """Whether the candidate has this unit at this share."""
     digest = blake2b(f"{rollout}\x00{unit}".encode(), digest_size=8).digest()
@@ -57,7 +52,7 @@ class Arms:
     def plan(self, live: WorkflowPlan, attribution: Attribution) -> WorkflowPlan | None:
         """The candidate's plan where it answers this unit; None where live does. Costs about 1 us."""
         candidate = self._plans.get(live.name)
-        if candidate is None or not is_candidates(self._rollout, unit_of(attribution), self._share_ppm):
+        if candidate is None or not is_candidates(self._rollout, attribution.unit, self._share_ppm):
             return None
         return candidate
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.releases import Live
 from drivetrain.embedded.live_watch import UNWATCHED_S, live_watch
-from drivetrain.embedded.serving import load_release, served_by
+from drivetrain.embedded.serving import served_by
+from drivetrain.embedded.starting import load_release
 from drivetrain.project.load import unload
 from drivetrain.project.snapshot import Snapshot
 
@@ -24,10 +25,10 @@ SETTLED_S = 5.0
 class Followed:
     """One gateway's view of what is live. Raises (constructor): DrivetrainError where the log cannot be read."""
 
-    def __init__(self, snapshot: Snapshot, run_folder: Path) -> None:
+    def __init__(self, snapshot: Snapshot, live: Live, run_folder: Path) -> None:
         self.snapshot = snapshot
         """What a new worker starts from."""
-        self.live = Live(environment=snapshot.environment)
+        self.live = live
         """What `snapshot` was loaded for."""
         self._run_folder = run_folder
         self._watch = live_watch(snapshot.environment, snapshot.data_folder, run_folder)
@@ -38,7 +39,7 @@ class Followed:
         """Whether the canary's watcher showed life, as it was told."""
         self._refused: set[str] = set()
         """Records that do not count, as they were told."""
-        if self.newest.snapshot == snapshot.hash:
+        if self.newest.release == live.release:
             self.live, self._due_s = self.newest, None
         self._tell_refused()
 
@@ -59,10 +60,12 @@ class Followed:
             return False
         before, live = self.snapshot, self.newest
         self._due_s = None
+        if live.release != self.live.release and all(
+            one.release != live.release for one in served_by(self._run_folder)
+        ):
+            self._due_s = now_s + SETTLED_S  # no worker serves it: it might hang here, or is not what it is said to be
+            return False
         if live.snapshot and live.snapshot != before.hash:
-            if all(one.snapshot != live.snapshot for one in served_by(self._run_folder)):
-                self._due_s = now_s + SETTLED_S  # no worker could load it; it might hang here
-                return False
             try:
                 self.snapshot = load_release(before.root, live)
             except DrivetrainError as error:

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from drivetrain.core.errors import DrivetrainError
+from drivetrain.ports.sockets import socket_folder
 
 if TYPE_CHECKING:
     from drivetrain.inference.worker import ModelCounts
@@ -39,26 +37,11 @@ SILENT_S = 10.0
 """One that has not told its counters for so long is killed: it tells them twice a second."""
 START_S = 60.0
 """Until it first tells them: importing its libraries takes about a second on a machine that is not busy."""
-SOCKET_PATH_MAX = 100
-"""Bytes of a Unix socket's path: the kernel takes 107, macOS 103."""
 
 
 def socket_paths(run_folder: Path, count: int = MODEL_WORKERS) -> list[Path]:
-    """Where each model worker listens; made such that only this user reaches it.
-
-    In the project's run folder, or, where its path is too long for a socket, in a folder of its own under /tmp.
-    """
-    folder = run_folder.resolve()
-    if len(os.fsencode(folder)) + 12 > SOCKET_PATH_MAX:
-        mark = hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
-        folder = Path(tempfile.gettempdir()) / f"drivetrain-{os.getuid()}-{mark}"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        seen = folder.lstat()
-        if seen.st_uid != os.getuid() or seen.st_mode & 0o077 or folder.is_symlink():
-            raise DrivetrainError(
-                f"{folder} is not this user's alone, so no model worker can listen there.",
-                do="Remove it, or keep the project's data folder at a shorter path.",
-            )
+    """Where each model worker listens. Raises: DrivetrainError as `socket_folder` does."""
+    folder = socket_folder(run_folder)
     return [folder / f"m{index}.sock" for index in range(count)]
 
 

@@ -24,6 +24,7 @@ from collections.abc import Callable
 import msgspec
 
 from drivetrain.core.errors import DrivetrainError, report_fault
+from drivetrain.core.releases import Live
 from drivetrain.gateway.following import Followed
 from drivetrain.gateway.key_watch import has_keys
 from drivetrain.gateway.metrics import forget_ended
@@ -62,8 +63,12 @@ CLOSING_S = 10.0
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
-def serve(snapshot: Snapshot, *, host: str, port: int, workers: int, announce: Callable[[str, int], None]) -> int:
-    """Serves until told to end; the exit code. announce: called with host and port once requests are answered.
+def serve(
+    snapshot: Snapshot, live: Live, *, host: str, port: int, workers: int, announce: Callable[[str, int], None]
+) -> int:
+    """Serves until told to end; the exit code.
+
+    live: what `snapshot` was loaded for. announce: called with host and port once requests are answered.
 
     Raises: DrivetrainError where it cannot listen, or where no key protects an address beyond this machine.
     """
@@ -78,7 +83,7 @@ def serve(snapshot: Snapshot, *, host: str, port: int, workers: int, announce: C
     # sockets of their own, so that the others get what one that is gone would have got; this one holds the port.
     holder = bound_socket("127.0.0.1" if host == "localhost" else host, port, shared=workers > 1)
     bound = holder.getsockname()[1]
-    return Supervisor(snapshot, holder, workers, lambda: announce(host, bound)).run()
+    return Supervisor(snapshot, live, holder, workers, lambda: announce(host, bound)).run()
 
 
 class Place(msgspec.Struct):
@@ -103,14 +108,16 @@ class Place(msgspec.Struct):
 class Supervisor:
     """Runs workers until it is told to end, in a process that does nothing else."""
 
-    def __init__(self, snapshot: Snapshot, holder: socket.socket, workers: int, announce: Callable[[], None]) -> None:
+    def __init__(
+        self, snapshot: Snapshot, live: Live, holder: socket.socket, workers: int, announce: Callable[[], None]
+    ) -> None:
         self._snapshot = snapshot
         self._holder = holder
         self._announce = announce
         self._announced = False
         self._places = [Place(index) for index in range(workers)]
         self._rolling = Rolling(snapshot)
-        self._followed = Followed(snapshot, run_folder(snapshot))
+        self._followed = Followed(snapshot, live, run_folder(snapshot))
         self._ended, self._alive = os.pipe()
         """Workers see it end with this process, however it ends."""
         folder = run_folder(snapshot)

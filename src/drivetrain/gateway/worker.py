@@ -150,7 +150,7 @@ async def _serve(
     def swapped() -> None:
         gateway.reload()
         gateway.arms = _arms(serving)
-        gateway.copies.use(serving.live.active)
+        gateway.copies.use(serving.live.active if serving.candidate is not None else None)
 
     def tell_others(served: Served) -> None:
         with contextlib.suppress(OSError):  # a full disk is told by the ledger

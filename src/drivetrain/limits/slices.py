@@ -131,11 +131,6 @@ class Hold:
         self.weighed = bool(accounts.money or accounts.tokens)
         """Whether each attempt's worst case is wanted."""
 
-    @property
-    def is_recorded(self) -> bool:
-        """Whether a `ReservedV1` frame must be written before an attempt is sent."""
-        return bool(self.accounts.money)
-
     def frame(self, call_id: str) -> ReservedV1:
         """The frame of the present reservation; written before the attempt is sent."""
         return ReservedV1(call_id, self.number, self.accounts.names, self.reserved, self.charged)

@@ -228,7 +228,7 @@ def _import_help(error: BaseException, message: str, package: Package) -> str:
         return f"Did you mean `{near}`?" if near else f"Install `{missing.partition('.')[0]}`, or correct its name."
     if isinstance(error, ImportError):
         names = re.search(r"cannot import name '([^']+)'", message)
-        module = _module_of(error, package)
+        module = _names_in_module(error)
         return did_you_mean(names[1], module) if names and module else ""
     argument = re.search(r"[Uu]nexpected keyword argument '([^']+)'", message)
     if isinstance(error, TypeError) and argument:
@@ -239,7 +239,7 @@ def _import_help(error: BaseException, message: str, package: Package) -> str:
     return ""
 
 
-def _module_of(error: ImportError, package: Package) -> list[str]:
+def _names_in_module(error: ImportError) -> list[str]:
     module = sys.modules.get(error.name or "")
     return [] if module is None else [name for name in vars(module) if not name.startswith("_")]
 

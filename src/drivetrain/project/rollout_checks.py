@@ -22,6 +22,7 @@ UNITS_MAX = 1_000_000
 LEVEL_MIN = 0.5
 OUTCOMES = ("score", "outcome")
 """Guards of a metric."""
+STAGE_HELP = "Write for example dt.Stage(share=0.05, minutes=10)."
 
 
 class RolloutCheck:
@@ -156,10 +157,6 @@ class RolloutCheck:
 
     def _note(self, what: str, *arguments: str, value: str = "", do: str = "") -> None:
         self._notes.note(what, "rollout", *arguments, value=value, do=do)
-
-
-GUARD_HELP = 'Write for example dt.Guard(watch="errors").'
-STAGE_HELP = "Write for example dt.Stage(share=0.05, minutes=10)."
 
 
 def _is_number(value: object) -> bool:

@@ -250,14 +250,6 @@ def read(document: Document, root: Path, problems: Problems) -> Settings:
     )
 
 
-def check_model(table: Table, key: str | int, model: str, providers: frozenset[str]) -> bool:
-    """Whether `model` is `provider/model` of a declared provider; else notes what is wrong."""
-    mistake = model_mistake(model, providers)
-    if mistake is not None:
-        table.note(key, mistake[0], value=shown(model), do=mistake[1])
-    return mistake is None
-
-
 def model_mistake(model: str, providers: frozenset[str] | None) -> tuple[str, str] | None:
     """What is wrong with a reference to a model, and what to do; None where nothing is.
 

@@ -27,7 +27,7 @@ from drivetrain.core.releases import (
     WithdrawalV1,
 )
 from drivetrain.promotion.rights import lacking, may_override, person, stranger
-from drivetrain.promotion.signing import Signed
+from drivetrain.promotion.signing import Signed, unsigned
 from drivetrain.promotion.standing import Proposed, State
 
 Body = ProposalV1 | ApprovalV1 | WithdrawalV1 | ReleaseV1 | RolloutEventV1
@@ -67,7 +67,7 @@ def refusal(state: State, body: Body) -> str:
 
 def refusal_of_signature(state: State, body: Body, is_signed: Callable[[Signed, str], bool]) -> str:
     """Why `body` does not count by its signature: whoever has a key must sign; empty where it counts."""
-    if isinstance(body, RolloutEventV1):
+    if isinstance(body, RolloutEventV1) and body.by == GUARDS:
         return ""
     declared = person(_rules(state, body), body.by)
     if declared is None or not declared.key or is_signed(body, declared.key):
@@ -211,6 +211,10 @@ def _of_event(state: State, body: RolloutEventV1) -> str:
         return f"`{body.event}` is no event of a rollout"
     if body.by != GUARDS and (why := stranger(state.live.rules, body.by)):
         return why
+    if (body.signature or body.rollout) and body.rollout != active.rollout.id:
+        return "it is of another rollout"
+    if body.signature and unsigned(body) in [unsigned(one) for _, one in state.releases[active.release].events]:
+        return "the very same was signed before, and counts once; say another reason"
     last = len(active.rollout.stages) - 1
     if active.paused and body.event in ("stage", "completed", "paused"):
         return "it is paused"

@@ -11,11 +11,12 @@ import msgspec
 
 from drivetrain.core.declarations import Check, Rule, Variant
 from drivetrain.core.limits import Limit
+from drivetrain.core.markup import Table
 from drivetrain.core.models import is_trained
 from drivetrain.core.money import usd
 from drivetrain.core.rollouts import Rollout
 from drivetrain.policies.compile import as_policy
-from drivetrain.promotion.dossier_material import NOT_DECLARED, NOT_RECORDED, Material, Section, Table, day, words
+from drivetrain.promotion.dossier_material import NOT_DECLARED, NOT_RECORDED, Material, Section, day, words
 
 PURPOSE_CHARS_MAX = 2_000
 HASH_CHARS = 16

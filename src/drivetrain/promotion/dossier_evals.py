@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from drivetrain.core.markup import Table
 from drivetrain.evals.run_report import Compared, Failures, Figure, Part
-from drivetrain.promotion.dossier_material import Material, Table, day
+from drivetrain.promotion.dossier_material import Material, day
 from drivetrain.registry.reports import Stored
 
 GROUPS_MAX = 200

@@ -9,6 +9,7 @@ import msgspec
 
 from drivetrain.core.datasets import DatasetV1
 from drivetrain.core.declarations import Workflow
+from drivetrain.core.markup import Table
 from drivetrain.core.models import ModelVersionV1
 from drivetrain.core.times import iso
 from drivetrain.lake.costs import CostRow
@@ -85,16 +86,6 @@ class Material(msgspec.Struct, frozen=True, kw_only=True):
     def is_released(self) -> bool:
         """Whether a Release is live."""
         return self.state.live.release > 0
-
-
-class Table(msgspec.Struct, frozen=True, kw_only=True):
-    """Columns whose name ends in `#` hold numbers."""
-
-    title: str = ""
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    none: str = NOT_RECORDED
-    """Said where there is no row."""
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True):

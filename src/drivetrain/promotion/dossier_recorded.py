@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from drivetrain.core.markup import Table
 from drivetrain.core.money import usd
 from drivetrain.core.releases import EvidenceV1
 from drivetrain.lake.costs import CostRow
 from drivetrain.promotion.dossier_changes import Change, changes_of
 from drivetrain.promotion.dossier_evals import eval_tables, newest_evals
-from drivetrain.promotion.dossier_material import NOT_RECORDED, Material, Section, Table, day, words
+from drivetrain.promotion.dossier_material import NOT_RECORDED, Material, Section, day, words
 from drivetrain.promotion.standing import Released
 
 CHANGES_MAX = 200

@@ -18,6 +18,7 @@ from drivetrain.project.snapshot import Snapshot
 from drivetrain.promotion.plan import Proof, changed_keys, changes_between, evidence_needed
 from drivetrain.promotion.rights import lacking_evidence
 from drivetrain.registry.reports import Stored
+from drivetrain.version import VERSION
 
 KIND = "eval"
 
@@ -72,6 +73,24 @@ def why_not(
     return _why_not_compared(report, declared, before) or _why_not_newest(report, declared, newest)
 
 
+def unfit(
+    stored: Iterable[Stored], needed: Iterable[EvidenceV1], *, before: Snapshot | None, after: Snapshot, newest: Newest
+) -> tuple[str, ...]:
+    """Why the newest Report of each gate does not prove it, in words; none of gates without a Report, or with proof.
+
+    stored: Reports, newest first. before: what is live; None: nothing.
+    """
+    reports = list(stored)
+    found = []
+    for gate in needed:
+        own = (one for one in reports if (one.report.facts.get("eval"), one.report.facts.get("workflow")) == _of(gate))
+        one = next(own, None)
+        why = why_not(one.report, gate, before=before, after=after, newest=newest) if one is not None else ""
+        if one is not None and why:
+            found.append(f"the newest Report of eval {gate.eval}, {one.id}, does not prove it: {why}")
+    return tuple(found)
+
+
 def untold(proposal: ProposalV1, *, before: Snapshot | None, after: Snapshot, in_force: RulesV1) -> tuple[str, ...]:
     """Where a proposal says less than its Snapshot does, in words: somebody wrote it who did not plan it.
 
@@ -88,6 +107,12 @@ def untold(proposal: ProposalV1, *, before: Snapshot | None, after: Snapshot, in
     for one in dict.fromkeys((one.workflow, one.aspect) for one in changes):
         if one not in told:
             found.append(f"the proposal does not tell that {one[1]} of {one[0] or 'the project'} changes")
+    if not found and after.versions.drivetrain == VERSION and set(proposal.changes) != set(changes):
+        # Another version may say the same in other words.
+        wrong = min({*proposal.changes} ^ {*changes}, key=lambda one: (one.workflow, one.aspect, one.what))
+        found.append(
+            f"the proposal does not say what changes as it is: {wrong.aspect} of {wrong.workflow or 'the project'}"
+        )
     if proposal.keys != changed_keys(before, after, changes):
         found.append("the proposal's workflows are not the ones that change")
     return tuple(found)
@@ -123,6 +148,10 @@ def missing(
         if why:
             found.append(f"eval {needed.eval} of {needed.workflow}: Report {one.report} does not prove it: {why}")
     return tuple(found)
+
+
+def _of(gate: EvidenceV1) -> tuple[str, str]:
+    return gate.eval, gate.workflow
 
 
 def _why_not_compared(report: ReportV1, declared: Eval, before: Snapshot | None) -> str:

@@ -13,10 +13,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from drivetrain.core.markup import markdown_text
 from drivetrain.core.models import ModelVersionV1
 from drivetrain.core.times import iso
 from drivetrain.promotion.dossier_material import NOT_DECLARED, NOT_RECORDED
-from drivetrain.promotion.dossier_pages import escaped
 from drivetrain.registry.reports import Stored
 
 LICENCES = frozenset({
@@ -112,10 +112,10 @@ def _text(version: ModelVersionV1, used_by: Mapping[str, str], report: Stored | 
         ]),
         ("Limitations", list(limitations(version, report))),
     ]  # fmt: skip
-    lines = [f"# {escaped(version.name)} {version.number}"]
+    lines = [f"# {markdown_text(version.name)} {version.number}"]
     for title, said in parts:
         lines += ["", f"## {title}", ""] if title else [""]
-        lines += [f"- {escaped(one)}" if title else escaped(one) for one in said]
+        lines += [f"- {markdown_text(one)}" if title else markdown_text(one) for one in said]
     return "\n".join(lines) + "\n"
 
 

@@ -26,13 +26,15 @@ def promote(
     *,
     evidence: Sequence[EvidenceV1] = (),
     missing: Sequence[str] = (),
+    looked: Sequence[str] = (),
     rolled: Rolled = at_once,
     override: bool = False,
     reason: str = "",
 ) -> Written[ReleaseV1]:
     """A proposal becomes a Release.
 
-    evidence: Reports found since it was proposed. missing: what `evidence.missing` tells of it. override: release it
+    evidence: Reports found since it was proposed. missing: what `evidence.missing` tells of it. looked: Reports
+    that were found and prove nothing, and why. override: release it
     all the same, with what it lacks written down. Raises: DrivetrainError where it may not be.
     """
 
@@ -42,7 +44,11 @@ def promote(
         if override and not lacks:
             raise DrivetrainError(f"Proposal {number} lacks nothing.", do="Promote it without `--override`.")
         if missing and not override:
-            raise DrivetrainError(f"Proposal {number} cannot be released: {'; '.join(missing)}.")
+            raise DrivetrainError(
+                f"Proposal {number} cannot be released: {'; '.join(missing)}.",
+                looked=looked,
+                do="Run `drivetrain eval run` on the project as it was proposed, then promote it." if looked else "",
+            )
         release = state.next_release
         return ReleaseV1(
             number=release, environment=desk.environment, way="override" if override else "promote",

@@ -19,6 +19,7 @@ from drivetrain.core.releases import (
 from drivetrain.core.rollouts import Rollout, Stage
 from drivetrain.ports.control import OrderedControlLog
 from drivetrain.project.snapshot import Snapshot
+from drivetrain.promotion.signing import PersonKey
 from drivetrain.promotion.writing import Desk, Written, write
 
 ID_CHARS = 16
@@ -50,9 +51,14 @@ def rollout_of(rollouts: Sequence[Rollout], *, environment: str, release: int, p
     )
 
 
-def record_event(log: OrderedControlLog, environment: str, event: RolloutEventV1) -> Written[RolloutEventV1]:
-    """What happened to the rollout that is under way, in the control log. Raises: DrivetrainError where it cannot."""
-    return write(Desk(log=log, environment=environment, user=event.by), lambda _: event)
+def record_event(
+    log: OrderedControlLog, environment: str, event: RolloutEventV1, key: PersonKey | None = None
+) -> Written[RolloutEventV1]:
+    """What happened to the rollout that is under way, in the control log. Raises: DrivetrainError where it cannot.
+
+    key: of the person whose event it is.
+    """
+    return write(Desk(log=log, environment=environment, user=event.by, key=key), lambda _: event)
 
 
 def _shadow(rollouts: Sequence[Rollout]) -> Iterable[StageV1]:

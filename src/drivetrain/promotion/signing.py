@@ -12,6 +12,7 @@ import hashlib
 import os
 import stat
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -25,9 +26,10 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from drivetrain.core.errors import DrivetrainError
-from drivetrain.core.releases import ApprovalV1, ProposalV1, ReleaseV1, WithdrawalV1
+from drivetrain.core.releases import ApprovalV1, ProposalV1, ReleaseV1, RolloutEventV1, WithdrawalV1
 
-Signed = ProposalV1 | ApprovalV1 | WithdrawalV1 | ReleaseV1
+Signed = ProposalV1 | ApprovalV1 | WithdrawalV1 | ReleaseV1 | RolloutEventV1
+One = TypeVar("One", bound=Signed)
 KEY_FILE_BYTES_MAX = 16 * 1024
 """A private key has some hundred bytes; another file was named by mistake."""
 PUBLIC_BYTES = 32
@@ -52,8 +54,12 @@ class PersonKey:
 
 def said(body: Signed) -> bytes:
     """What a signature is over: the hash of all but the signature, its type included, as `ProposalV1.hash` is made."""
-    unsigned = msgspec.structs.replace(body, signature="")
-    return hashlib.sha256(msgspec.json.encode(unsigned, order="deterministic")).hexdigest().encode()
+    return hashlib.sha256(msgspec.json.encode(unsigned(body), order="deterministic")).hexdigest().encode()
+
+
+def unsigned(body: One) -> One:
+    """The same without its signature, which has several spellings."""
+    return msgspec.structs.replace(body, signature="")
 
 
 def is_signed(body: Signed, public: str) -> bool:

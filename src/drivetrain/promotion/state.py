@@ -50,6 +50,19 @@ def read(records: Iterable[ControlRecord], environment: str) -> State:
     return state
 
 
+def lives(records: Iterable[ControlRecord], environment: str) -> list[Live]:
+    """What was live, one after the other, with what was rolled out beside it last; the last one is live now."""
+    found: list[Live] = []
+    state = State(live=Live(environment=environment))
+    for record in records:
+        state = after(state, record)
+        if found and found[-1].release == state.live.release:
+            found[-1] = state.live
+        elif state.live.release:
+            found.append(state.live)
+    return found
+
+
 def read_at(records: Sequence[ControlRecord], environment: str, at_ns: int) -> State:
     """As `read`, of the log as it was at a time: up to the last record that is not younger."""
     until = max((place for place, one in enumerate(records, start=1) if one.at_ns <= at_ns), default=0)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from drivetrain.core.calls import Call
+from drivetrain.core.calls import DOORS_ASIDE, SHADOW, Call
 from drivetrain.core.releases import WHOLE, ActiveRollout
 from drivetrain.promotion.guards import Finding, Seen, Watcher, answered_ms, failed, is_refused_by_candidate
 from drivetrain.statistics.two_arms import Units
@@ -25,7 +25,7 @@ WORKFLOWS_APART_MAX = 8
 """Workflows of one Release that are watched each by itself; beyond it they are counted together."""
 OUTCOME_CALLS_MAX = 100_000
 """Calls that late Outcomes are awaited for; about 300 bytes each. The oldest ones are let go first."""
-ELSEWHERE = frozenset({"python", "shadow", "eval", "judge"})
+ELSEWHERE = DOORS_ASIDE | {"python"}
 """Doors whose Calls no coin gave to an arm."""
 SHADOWED = ("errors", "cost")
 """Guards that hold while the candidate is a shadow: there it runs in another process, where times differ."""
@@ -97,7 +97,7 @@ class Watch:
         refused = is_refused_by_candidate(call) and not self._is_shadow
         if refused:
             candidate = True
-        place = self._units[candidate].place(unit_of(call))
+        place = self._units[candidate].place(call.attribution.unit)
         self._calls[candidate] += 1
         seen = Seen(
             candidate, place, True if refused else failed(call), None if refused else answered_ms(call),
@@ -226,7 +226,7 @@ class Watch:
 
     def _arm(self, call: Call) -> bool | None:
         """Whether the candidate answered; None where neither arm did."""
-        if self._is_shadow and call.door == "shadow" and call.snapshot == self._candidate:
+        if self._is_shadow and call.door == SHADOW and call.snapshot == self._candidate:
             return True
         if call.door in ELSEWHERE:
             return None
@@ -240,9 +240,6 @@ class Watch:
         for one in self._watchers:
             seen[one.name] = seen.get(one.name, False) or one.has_seen_both
         return [name for name, both in seen.items() if not both]
-
-    def _of_outcomes(self, metric: str) -> list[Watcher]:
-        return [one for one in self._watchers if one.is_of_outcomes and one.guard.metric == metric]
 
     def _remember(self, call: Call, candidate: bool, place: int) -> None:
         self._known[call.call_id] = _Known(candidate, place, call.workflow, call.business_key, {})
@@ -273,8 +270,3 @@ class _Known(msgspec.Struct, gc=False):
     business_key: str
     values: dict[str, tuple[int, float]]
     """Metric -> arrival and value that hold."""
-
-
-def unit_of(call: Call) -> str:
-    """Whose Call it is, as arms are chosen: its user, else its key, else its tenant."""
-    return call.attribution.user or call.attribution.key or call.attribution.tenant

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from drivetrain.core.errors import DrivetrainError
-from drivetrain.core.releases import APPROVED, PROMOTED, PROPOSED, ROLLOUT, WITHDRAWN, RolloutEventV1, RulesV1
+from drivetrain.core.releases import APPROVED, PROMOTED, PROPOSED, ROLLOUT, WITHDRAWN, RulesV1
 from drivetrain.ports.control import ControlRecord, OrderedControlLog
 from drivetrain.promotion.counting import Body, kind_of, refusal, refusal_of_signature
 from drivetrain.promotion.signing import PersonKey, is_signed
@@ -84,7 +84,7 @@ def write(desk: Desk, make: Callable[[State], One]) -> Written[One]:
     for _ in range(TRIES_MAX):
         state = standing(desk)
         body = make(state)
-        if desk.key is not None and not isinstance(body, RolloutEventV1):
+        if desk.key is not None:
             body = msgspec.structs.replace(body, signature=desk.key.signature(body))
         why = refusal(state, body) or refusal_of_signature(state, body, is_signed)
         if why:

@@ -7,6 +7,7 @@ about something that is not published yet carries a mark until it is, so that wh
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,9 @@ class Reports:
         """Keeps a Report and records its lineage; its id. Putting it again changes nothing. Raises: DrivetrainError."""
         if report.kind not in REPORT_KINDS:
             raise DrivetrainError(f"`{report.kind}` is no kind of Report.", do=did_you_mean(report.kind, REPORT_KINDS))
+        for name, value in report.facts.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise DrivetrainError(f"The Report's fact `{name[:80]}` is no finite number: {value}.")
         content = msgspec.json.encode(report, order="deterministic")
         if len(content) > REPORT_BYTES_MAX:
             raise DrivetrainError(

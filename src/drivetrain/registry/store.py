@@ -8,6 +8,7 @@ scoring are others'. Called by imports, training and the commands.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import time
@@ -130,6 +131,7 @@ class Registry:
                 f"`{draft.format[:50]}` is no format of a model.", do=did_you_mean(draft.format, FORMATS)
             )
         check_signature(draft.signature)
+        check_figures(draft)
         with self.workplaces.folder() as work:
             begun = work / "version"
             try:
@@ -369,6 +371,17 @@ def check_name(name: str) -> None:
             f"{name[:100]!r} is no name for a model.",
             do="A name starts with a small letter and has at most 64 of a-z, 0-9, `_` and `-`.",
         )
+
+
+def check_figures(draft: Draft) -> None:
+    """Raises: DrivetrainError for a metric or a threshold that is no finite number: a manifest cannot hold it."""
+    for what, figures in (("metric", draft.metrics), ("threshold", draft.thresholds)):
+        for name, value in figures.items():
+            if not math.isfinite(value):
+                raise DrivetrainError(
+                    f"Model `{draft.name}` has a {what} `{name[:80]}` that is no finite number: {value}.",
+                    do="Leave it out where it cannot be computed, such as a figure of no rows or of one label only.",
+                )
 
 
 def pinned(version: ModelVersionV1) -> Pinned:

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from drivetrain.core.markup import Table, markdown_table, markdown_text
 from drivetrain.core.models import ModelVersionV1, Scored
 from drivetrain.core.recipes import Trained, TrainedModel
 from drivetrain.core.reports import ReportV1
@@ -208,16 +209,12 @@ def train_page(report: ReportV1, quotes: Mapping[int, str] | None = None) -> Pag
 
 def markdown(page: Page) -> str:
     """A page as Markdown."""
-    parts = [f"# {page.title}", _escaped(page.verdict)]
+    parts = [f"# {page.title}\n", f"{markdown_text(page.verdict)}\n"]
     for section in page.sections:
-        parts.append(f"## {section.title}")
-        parts += ["\n".join(f"- {_escaped(line)}" for line in section.lines)] if section.lines else []
-        if section.rows:
-            heads = [one.removesuffix("#") for one in section.head]
-            ruler = ["--:" if one.endswith("#") else "---" for one in section.head]
-            lines = [heads, ruler, *([_escaped(cell) for cell in row] for row in section.rows)]
-            parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
-    return "\n\n".join(parts) + "\n"
+        parts.append(f"## {section.title}\n")
+        parts += ["".join(f"- {markdown_text(line)}\n" for line in section.lines)] if section.lines else []
+        parts += [markdown_table(Table(section.head, section.rows))] if section.rows else []
+    return "\n".join(parts)
 
 
 def _judged(data: TrainingData, scored: Sequence[Scored]) -> Judged:
@@ -533,11 +530,3 @@ def _share(share: float | None) -> str:
 
 def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _escaped(text: str) -> str:
-    """One line of Markdown that stays text, whatever it quotes."""
-    plain = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
-    for sign in ("\\", "|", "*", "[", "#"):
-        plain = plain.replace(sign, f"\\{sign}")
-    return plain

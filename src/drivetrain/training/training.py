@@ -7,6 +7,7 @@ Owns the order of it, and that nothing of it is registered before all of it has 
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 import sys
 import time
@@ -173,7 +174,8 @@ class Training:
             environment_hash=report.body["environment_hash"],
             recipe=report.body["recipe"]["recipe"],
             seed=declared.seed,
-            metrics={name: float(value) for name, value in report.body["overall"].items()},
+            # A figure that overflowed is in the Report as it was told; a manifest holds finite numbers.
+            metrics={name: float(value) for name, value in report.body["overall"].items() if math.isfinite(value)},
             thresholds={
                 f"{one['risk']:g}": one["threshold"]
                 for one in report.body.get("thresholds", ())

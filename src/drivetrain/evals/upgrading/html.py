@@ -7,9 +7,9 @@ is not ours is escaped.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 
-from drivetrain.evals.upgrading.page import Page, Section, Table, short
+from drivetrain.core.markup import html_page, html_table, html_text
+from drivetrain.evals.upgrading.page import Page, Section, short
 from drivetrain.evals.upgrading.result import Upgrade
 from drivetrain.evals.upgrading.verdict import NOT_ENOUGH, ROUTE, STAY, UPGRADE
 
@@ -35,8 +35,8 @@ h3{font-size:.95rem;margin:22px 0 6px}
 .word::first-letter{text-transform:uppercase}
 .good{color:var(--good)}.bad{color:var(--bad)}.part{color:var(--part)}.open{color:var(--open)}
 .lead{font-size:1.08rem;margin:0;overflow-wrap:anywhere}
-.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(160px,1fr));gap:16px;margin-top:22px}
-.figure{border-left:3px solid var(--line);padding-left:12px}
+.figures{display:flex;flex-wrap:wrap;gap:16px;margin-top:22px}
+.figure{flex:1 1 auto;border-left:3px solid var(--line);padding-left:12px}
 .figure b{display:block;font-size:1.15rem;white-space:nowrap;font-variant-numeric:tabular-nums}
 .figure span{color:var(--soft);font-size:.86rem}
 ul{margin:0 0 12px;padding-left:20px}li{margin:3px 0;overflow-wrap:anywhere}
@@ -45,7 +45,7 @@ table{border-collapse:collapse;width:100%;font-size:.9rem;margin:10px 0 4px}
 th{text-align:left;color:var(--soft);font-weight:600;border-bottom:1px solid var(--line);padding:6px 10px 6px 0}
 td{border-bottom:1px solid var(--line);padding:6px 10px 6px 0;vertical-align:top}
 td{overflow-wrap:break-word;min-width:4.5em}
-.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+.number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 svg{width:100%;height:auto;display:block;margin:8px 0}
 svg text{fill:var(--ink);font-size:13px}svg .soft{fill:var(--soft)}
 .axis{stroke:var(--line)}.zero{stroke:var(--soft);stroke-dasharray:3 3}
@@ -65,16 +65,12 @@ def rendered(found: Upgrade, page: Page) -> str:
     """The whole file."""
     word = found.verdict.word
     parts = [
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">",
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">",
-        "<meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">",
-        f"<title>{escape(page.title)}: {escape(word)}</title><style>{STYLE}</style></head><body><main>",
-        f"<header><h1>{escape(page.title)}</h1><div class=\"word {COLOURS[word]}\">{escape(word)}</div>",
-        f"<p class=\"lead\">{escape(page.verdict)}</p>{_figures(found)}</header>",
+        f"<main>\n<header><h1>{html_text(page.title)}</h1><div class=\"word {COLOURS[word]}\">{html_text(word)}</div>",
+        f"<p class=\"lead\">{html_text(page.verdict)}</p>{_figures(found)}</header>",
         *(_section(found, one) for one in page.sections),
-        "</main></body></html>\n",
+        "</main>",
     ]  # fmt: skip
-    return "\n".join(parts)
+    return html_page(f"{page.title}: {word}", STYLE, "\n".join(parts))
 
 
 def _figures(found: Upgrade) -> str:
@@ -88,42 +84,30 @@ def _figures(found: Upgrade) -> str:
             label = {"cost": "cost per Call", "latency": "latency", "tokens": "output tokens"}[one.name]
             told.append((f"{one.difference / one.before:+.0%}", label))
     cells = "".join(
-        f'<div class="figure"><b>{escape(big)}</b><span>{escape(small)}</span></div>' for big, small in told
+        f'<div class="figure"><b>{html_text(big)}</b><span>{html_text(small)}</span></div>' for big, small in told
     )
     return f'<div class="figures">{cells}</div>'
 
 
 def _section(found: Upgrade, section: Section) -> str:
-    lines = "".join(f"<li>{escape(one)}</li>" for one in section.lines)
+    lines = "".join(f"<li>{html_text(one)}</li>" for one in section.lines)
     drawing = {"slices": _slices, "readings": _readings, "form": _shapes, "verdict": _whole}.get(section.key)
     return "".join([
-        f"<section id=\"{section.key}\"><h2>{escape(section.title)}</h2>",
+        f"<section id=\"{section.key}\"><h2>{html_text(section.title)}</h2>",
         f"<ul>{lines}</ul>" if lines else "",
         drawing(found) if drawing is not None else "",
-        *map(_table, section.tables),
+        *map(html_table, section.tables),
         *(_quote(name, quote.asked, quote.before, quote.after) for name, quote in section.quotes),
         "</section>",
     ])  # fmt: skip
 
 
-def _table(table: Table) -> str:
-    classes = [' class="n"' if one.endswith("#") else "" for one in table.head]
-    head = "".join(
-        f"<th{kind}>{escape(one.removesuffix('#'))}</th>" for one, kind in zip(table.head, classes, strict=True)
-    )
-    rows = "".join(
-        f"<tr>{''.join(f'<td{kind}>{escape(cell)}</td>' for cell, kind in zip(row, classes, strict=True))}</tr>"
-        for row in table.rows
-    )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-
-
 def _quote(name: str, asked: str, before: str, after: str) -> str:
     def block(label: str, text: str) -> str:
-        return f'<div><div class="label">{label}</div><pre>{escape(short(text)) or "(nothing)"}</pre></div>'
+        return f'<div><div class="label">{label}</div><pre>{html_text(short(text)) or "(nothing)"}</pre></div>'
 
     both = f'<div class="pair">{block("before", before)}{block("after", after)}</div>'
-    return f"<h3>{escape(name)}</h3>{block('asked', asked)}{both}"
+    return f"<h3>{html_text(name)}</h3>{block('asked', asked)}{both}"
 
 
 def _whole(found: Upgrade) -> str:
@@ -158,7 +142,7 @@ def _intervals(rows: Sequence[tuple[str, float, float, float]]) -> str:
         y = ROW * place + ROW / 2
         kind = "s-good" if low > 0 else "s-bad" if high < 0 else "s-open"
         parts += [
-            f"<text x=\"0\" y=\"{y + 4:.1f}\">{escape(name if len(name) <= 24 else name[:23] + '…')}</text>",
+            f"<text x=\"0\" y=\"{y + 4:.1f}\">{html_text(name if len(name) <= 24 else name[:23] + '…')}</text>",
             f"<line class=\"ci {kind}\" x1=\"{x(low):.1f}\" x2=\"{x(high):.1f}\" y1=\"{y:.1f}\" y2=\"{y:.1f}\"/>",
             f"<circle class=\"dot {kind}\" cx=\"{x(value):.1f}\" cy=\"{y:.1f}\" r=\"6\"/>",
             f"<text x=\"{WIDTH}\" y=\"{y + 4:.1f}\" text-anchor=\"end\">{value * 100:+.1f} points</text>",
@@ -181,7 +165,7 @@ def _shapes(found: Upgrade) -> str:
     scale = WIDTH - LEFT - RIGHT
     for place, one in enumerate(shapes):
         y = (ROW + 6) * place + 4
-        parts.append(f'<text x="0" y="{y + 18}">{escape(one.shape)}</text>')
+        parts.append(f'<text x="0" y="{y + 18}">{html_text(one.shape)}</text>')
         for kind, top, share in (("before", y, one.before), ("after", y + 13, one.after)):
             width = max(1, scale * share)
             parts.append(f'<rect class="b-{kind}" rx="3" x="{LEFT}" y="{top}" height="11" width="{width:.1f}"/>')

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from drivetrain.core.markup import Table, markdown_block, markdown_table, markdown_text
 from drivetrain.evals.reading import READINGS
 from drivetrain.evals.upgrading.changes import Change
 from drivetrain.evals.upgrading.drift import SHAPES
@@ -35,13 +36,6 @@ class Quote(msgspec.Struct, frozen=True):
     asked: str
     before: str
     after: str
-
-
-class Table(msgspec.Struct, frozen=True):
-    """Cells; a name that ends in `#` is a column of numbers."""
-
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,21 +72,17 @@ def page_of(found: Upgrade, quotes: Mapping[str, Quote] | None = None) -> Page:
 
 def markdown(page: Page) -> str:
     """The page as Markdown; nothing in it is taken for markup."""
-    parts = [f"# {_escaped(page.title)}\n\n**{_escaped(page.verdict)}**\n"]
+    parts = [f"# {markdown_text(page.title)}\n\n**{markdown_text(page.verdict)}**\n"]
     for section in page.sections:
         parts.append(f"## {section.title}\n")
         if section.lines:
-            parts.append("".join(f"- {_escaped(line)}\n" for line in section.lines))
-        for table in section.tables:
-            names = [one.removesuffix("#") for one in table.head]
-            rule = ["---:" if one.endswith("#") else "---" for one in table.head]
-            rows = [names, rule, *([_escaped(cell) for cell in row] for row in table.rows)]
-            parts.append("".join(f"| {' | '.join(row)} |\n" for row in rows))
+            parts.append("".join(f"- {markdown_text(line)}\n" for line in section.lines))
+        parts += map(markdown_table, section.tables)
         for name, quote in section.quotes:
             parts.append(
-                f"### {_escaped(name)}\n\n"
+                f"### {markdown_text(name)}\n\n"
                 + "".join(
-                    f"{label}:\n\n{_quoted(text)}\n"
+                    f"{label}:\n\n{markdown_block(short(text))}\n"
                     for label, text in (("Asked", quote.asked), ("Before", quote.before), ("After", quote.after))
                 )
             )
@@ -312,16 +302,6 @@ def _interval(value: float, low: float, high: float) -> str:
 
 def _compared(found: Comparison) -> str:
     return _interval(found.difference or 0.0, found.low, found.high)
-
-
-def _escaped(text: str) -> str:
-    """A text that is no Markdown, on one line."""
-    return "".join(f"\\{one}" if one in "\\`*_{}[]<>#|!~&" else one for one in " ".join(text.split()))
-
-
-def _quoted(text: str) -> str:
-    """A text as an indented block, in which nothing is markup."""
-    return "".join(f"    {line}\n" for line in short(text).splitlines()) or "    (nothing)\n"
 
 
 def short(text: str) -> str:

@@ -1,0 +1,42 @@
+"""What people read of Releases and rollouts: reasons, what is needed first, and a rollout's Report."""
+
+from __future__ import annotations
+
+import msgspec
+from shop import GOLDEN, Shop
+
+
+def test_the_history_gives_the_reason_of_a_proposal_where_its_release_has_none(shop: Shop) -> None:
+    shop.ok("propose", "-m", "the first of all")
+    shop.ok("promote", "1")
+    shop.edit("workflows/triage.j2", "Sort", "Route")
+    shop.ok("propose", "-m", "another verb")
+    shop.ok("promote", "2", "-m", "on Monday")
+    newest, oldest = shop.ok("history").splitlines()[1:3]
+    assert "on Monday" in newest
+    assert "another verb" not in newest
+    assert "the first of all" in oldest
+
+
+def test_a_proposal_says_which_eval_must_pass_first(shop: Shop) -> None:
+    shop.write("evals/triage.py", GOLDEN)
+    assert "Needed first: `drivetrain eval run triage-golden` passes." in shop.ok("propose")
+
+
+def test_the_report_of_a_rollout_has_a_page(shop: Shop) -> None:
+    shop.ok("propose")
+    shop.ok("promote", "1")
+    shop.edit("workflows/triage.j2", "Sort", "Route")
+    shop.ok("propose")
+    shop.ok("promote", "2", "--canary")
+    shop.ok("rollout", "abort", "-m", "it is | slow")
+    (head,) = msgspec.json.decode(shop.ok("report", "list", "--kind", "rollout", "--json"))["reports"]
+    page = shop.ok("report", "show", head["id"])
+    assert page.startswith("Rollout of release:default@2\nit is | slow\n")
+    assert "begun" in page
+    assert "aborted" in page
+    assert "cost     -                          10 %" in page, "each guard with the harm that is accepted"
+    assert "{" not in page, "no JSON"
+    said = shop.ok("report", "show", head["id"], "--markdown")
+    assert "# Rollout of release:default@2\n\nit is \\| slow\n" in said
+    assert "| guard | metric | harm that is accepted |" in said
