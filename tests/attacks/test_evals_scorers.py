@@ -191,3 +191,34 @@ def test_a_sentence_stays_one_whatever_a_slice_is_called() -> None:
     assert "\n" not in found.why
     assert len(found.why) < 400
     assert "...." not in found.why
+
+
+def test_a_baseline_that_could_not_be_asked_lets_nothing_through() -> None:
+    after = run([0.0] * 10 + [1.0] * 30)
+    fine = run([1.0] * 40)
+    down = msgspec.structs.replace(
+        fine,
+        rows=tuple(
+            msgspec.structs.replace(one, status="failed", error="upstream_unreachable", scores={})
+            if place < 20
+            else one
+            for place, one in enumerate(fine.rows)
+        ),
+    )
+    unscored = msgspec.structs.replace(
+        fine,
+        rows=tuple(
+            msgspec.structs.replace(one, scores={"exact": Score(value=0.0, cause="scorer")}) if place < 20 else one
+            for place, one in enumerate(fine.rows)
+        ),
+    )
+    assert {one.state for one in judge_gates(GATES[:3], after, fine)} == {"failed"}
+    for before in (down, unscored):
+        for found in judge_gates(GATES, after, before):
+            assert found.state == "not enough evidence", found.why
+            assert "20 answers of the baseline" in found.why
+    wrong = msgspec.structs.replace(down.rows[0], error="unusable_answer")
+    honest = msgspec.structs.replace(fine, rows=(wrong, *fine.rows[1:]))
+    assert judge_gates(GATES[1:2], fine, honest)[0].state == "passed", (
+        "what a model answered wrongly is a fair baseline"
+    )

@@ -73,7 +73,12 @@ def test_a_cell_is_one_cell_of_markdown(rows: list[tuple[str, str]]) -> None:
 def test_no_sign_of_markdown_stands_alone(text: str) -> None:
     made = markdown_text(text)
     assert made.isprintable()
-    assert not re.search(r"[`*_{}\[\]<>#|!~$&]", re.sub(r"\\.", "", made))
+    assert not re.search(r"[`*{}\[\]<>#|!~$&]|\b_|_\b|__", re.sub(r"\\.", " ", made))
+
+
+def test_ids_stay_as_they_are() -> None:
+    assert markdown_text("call_01ab_2 of dataset:golden@3") == "call_01ab_2 of dataset:golden@3"
+    assert markdown_text("_a_ __b__") == "\\_a\\_ \\_\\_b\\_\\_"
 
 
 @given(TEXTS)

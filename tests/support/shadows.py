@@ -23,6 +23,7 @@ from drivetrain.embedded.releasing import ReleasePlace, place_of
 from drivetrain.project.load import load
 from drivetrain.project.snapshot import Snapshot
 from drivetrain.project.stored import store
+from support.releases import Releases
 
 BY = "tester"
 ID = "00112233445566aa"

@@ -13,7 +13,8 @@ import re
 
 import msgspec
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|!~$&])")
+_SPECIAL = re.compile(r"([\\`*{}\[\]<>#|!~$&]|(?<![^\W_])_|_(?![^\W_]))")
+"""Signs of GitHub's Markdown; `_` within a word is none, so ids stay as they are."""
 
 
 class Table(msgspec.Struct, frozen=True):

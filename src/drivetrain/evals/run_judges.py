@@ -20,9 +20,9 @@ from drivetrain.core.scorers import scorers_of
 from drivetrain.evals.calibration import Calibration
 from drivetrain.evals.cases import Case
 from drivetrain.evals.judging import Asked, calibration_of, judge_inputs, read_verdict
-from drivetrain.evals.rows import Run
+from drivetrain.evals.rows import PASSING, Run
 from drivetrain.evals.run_files import JudgedV1, Kept
-from drivetrain.evals.running import PASSING, Answered, Asks
+from drivetrain.evals.running import Answered, Asks
 from drivetrain.evals.scoring import Answer
 from drivetrain.evals.workflow_key import workflow_key
 from drivetrain.execution.call import CallResult
