@@ -18,6 +18,7 @@ from drivetrain.embedded.serving import served_by
 from drivetrain.embedded.starting import to_serve
 from drivetrain.ports.control import ControlRecord
 from drivetrain.project.load import unload
+from drivetrain.promotion import releasing
 from drivetrain.simulator import SimulatorProcess
 from promises.promise_gateway import Gateway, chat_project, eventually, gateway, simulated
 from promotion.shop import Shop
@@ -132,6 +133,24 @@ def test_going_back_to_what_was_never_served_does_not_serve_it(simulator: Simula
             promoting.roll_back(place_of(served.root), 2, "back")
         releases.roll_back(2, evil)
         assert eventually(lambda: "Release 4 is not what its records say" in served.stderr), served.stderr
+        assert said(served) == "good"
+
+
+def test_what_was_hidden_is_not_washed_by_the_next_release(simulator: SimulatorProcess) -> None:
+    with gateway(project(simulator.url, "good")) as served:
+        releases = Releases(served.root)
+        releases.release(releases.store({}).hash)
+        assert eventually(lambda: serves(releases, 1)), served.stderr
+        forge(served.root, releases.store(project(simulator.url, "evil")).hash)
+        releases.store({"workflows/code.py": "HARMLESS = 1\n"})
+        promoting.propose(place_of(served.root), "harmless, and the policy of Release 2 is in it")
+        with pytest.raises(DrivetrainError, match="Release 2 is not what its records say, so nothing is built on it"):
+            promoting.promote(place_of(served.root), 3)
+        releasing.promote(promoting.desk_of(place_of(served.root)), 3)
+        assert eventually(lambda: "it builds on Release 2, which is not" in served.stderr), served.stderr
+        assert said(served) == "good"
+        served.stop()
+        served.start()
         assert said(served) == "good"
 
 

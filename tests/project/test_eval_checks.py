@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from small_project import SMALL, TRIAGE, Make
 
-from conftest import SMALL, TRIAGE, Make
 from drivetrain.cli.check import CheckAnswer, check_project
 from drivetrain.core.evals import Eval
 

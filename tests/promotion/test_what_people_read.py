@@ -18,9 +18,17 @@ def test_the_history_gives_the_reason_of_a_proposal_where_its_release_has_none(s
     assert "the first of all" in oldest
 
 
-def test_a_proposal_says_which_eval_must_pass_first(shop: Shop) -> None:
+def test_a_proposal_says_what_leads_from_it_to_a_release(shop: Shop) -> None:
+    assert shop.ok("propose").endswith("Next: `drivetrain promote 1`.\n")
     shop.write("evals/triage.py", GOLDEN)
-    assert "Needed first: `drivetrain eval run triage-golden` passes." in shop.ok("propose")
+    shop.edit("drivetrain.toml", "[providers", '[[releases.approvals]]\naspect = "any"\nnumber = 2\n\n[providers')
+    said = shop.ok("propose")
+    assert "It lacks:\n  eval triage-golden of triage: no Report that it passed\n" in said
+    assert "0 of 2 approvals by anybody else" in said
+    assert said.endswith(
+        "Next: `drivetrain eval run triage-golden`, then `drivetrain approve 2` by others, then "
+        "`drivetrain promote 2`.\n"
+    )
 
 
 def test_the_report_of_a_rollout_has_a_page(shop: Shop) -> None:

@@ -57,7 +57,7 @@ class Releases:
     ) -> int:
         """Its number. workflows: what it changes, at least. shares: of a canary's stages; without any it is live at
         once. planned: as it was when the stored Snapshot was whole still."""
-        now = read(self._log.records(), self.environment)
+        now = read(self.log.records(), self.environment)
         stages = tuple(StageV1(share_ppm=int(share * 1e6), minutes=60, units=1_000_000) for share in shares)
         planned = planned or self.planned(digest)
         assert set(workflows) <= set(planned.keys), planned.keys
@@ -76,7 +76,7 @@ class Releases:
 
     def planned(self, digest: str) -> Plan:
         """What a stored Snapshot changes."""
-        now = read(self._log.records(), self.environment).live
+        now = read(self.log.records(), self.environment).live
         folder = self.root / ".drivetrain" / "snapshots"
         after = load_stored(folder, digest, self.root)
         before = load_stored(folder, now.snapshot, self.root) if now.release else None
@@ -91,7 +91,7 @@ class Releases:
 
     def roll_back(self, to: int, digest: str) -> int:
         """Its number."""
-        now = read(self._log.records(), self.environment)
+        now = read(self.log.records(), self.environment)
         made = ReleaseV1(
             number=now.next_release, environment=self.environment, way="rollback", snapshot=digest,
             previous=now.live.release, by=BY, restores=to, reason="it was worse",
@@ -109,7 +109,7 @@ class Releases:
     @property
     def live(self) -> Live:
         """What the log says is live."""
-        found = live(self._log.records(), self.environment)
+        found = live(self.log.records(), self.environment)
         assert not found.refused, found.refused
         return found
 
@@ -130,9 +130,9 @@ class Releases:
         (self.run_folder / "rollout.beat").touch()
 
     @property
-    def _log(self) -> SqliteControlLog:
+    def log(self) -> SqliteControlLog:
         database, keys = self.root / ".drivetrain/data/control.db", self.root / ".drivetrain/keys"
         return SqliteControlLog(database, keys, now_ns=lambda: time.time_ns() - self._ago_ns)
 
     def _append(self, kind: str, number: int, body: msgspec.Struct) -> None:
-        self._log.append(kind=kind, actor=BY, subject=f"{self.environment}/{number}", body=msgspec.to_builtins(body))
+        self.log.append(kind=kind, actor=BY, subject=f"{self.environment}/{number}", body=msgspec.to_builtins(body))

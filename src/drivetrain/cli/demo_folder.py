@@ -91,6 +91,12 @@ class DemoFolder:
         assert text.count(ROUTE_PLACE) == 1
         self._put(ROUTE_FILE, text.replace(ROUTE_PLACE, variant))
 
+    def edit(self, name: str, before: str, after: str) -> None:
+        """Puts `after` in the place of `before`, which stands there once."""
+        text = (self.path / name).read_text(encoding="utf-8")
+        assert text.count(before) == 1, (name, before)
+        self._put(name, text.replace(before, after))
+
     def key(self, name: str) -> str:
         """The secret of one of `KEYS`."""
         return self._key_file(name).read_text(encoding="utf-8").strip()

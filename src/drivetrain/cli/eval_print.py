@@ -107,9 +107,10 @@ def show_compared(report: ReportV1, markdown: bool, project: Path | None) -> Non
     for one in body["scorers"]:
         told = [f"{word}: {_cited(one[word], one[f'{word}_rows'])}" for word in ("fixed", "broken") if one[word]]
         page.lines(f"Rows by {one['scorer']}", told)
+    left = body.get("unanswered")
     page.lines("Pairs", [
         f"{body['rows']:,} rows are in both; {body['only_first']:,} only in the first, {body['only_second']:,} only "
-        "in the second"
+        f"in the second{f'; {left:,} more are left out, as an outage kept one from its answer' if left else ''}"
     ])  # fmt: skip
 
 

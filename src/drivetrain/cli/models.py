@@ -138,7 +138,8 @@ def alias_command(
         before = f"from {moved.before} " if moved.before else ""
         typer.echo(f"{name}@{alias}: {before}to {number}, record {moved.seq} of the control log")
         typer.echo(
-            "A gateway that runs serves what it served until it loads the project anew: restart it, or send it SIGHUP.",
+            "A gateway that runs serves what it served until it loads the project anew: restart it, or send it SIGHUP. "
+            "Where a Release is live the alias counts from the next one on: `drivetrain propose`.",
             err=True,
         )
 

@@ -23,7 +23,9 @@ from drivetrain.cli.release_options import (
 from drivetrain.core.errors import DrivetrainError
 
 if TYPE_CHECKING:
+    from drivetrain.core.releases import ProposalV1
     from drivetrain.embedded.promoting import Planned
+    from drivetrain.promotion.standing import State
 
 CHANGES = 3
 """Exit code of `plan --exit-code` where something would change; 2 is a wrong option's."""
@@ -71,9 +73,12 @@ def propose_command(
 ) -> None:
     """Ask for what stands in the project's folder to be released: its Snapshot is stored, and the log says so."""
     from drivetrain.embedded import promoting
+    from drivetrain.embedded.releasing import state_of
 
     try:
-        proposal = promoting.propose(place(project, env), reason, key).body
+        where = place(project, env)
+        proposal = promoting.propose(where, reason, key).body
+        state = state_of(where)
     except DrivetrainError as error:
         fail(error)
     if as_json:
@@ -84,9 +89,25 @@ def propose_command(
     if proposal.evidence:
         typer.echo("Gates:")
         tell_evidence(proposal.evidence)
-    for name in dict.fromkeys(one.eval for one in proposal.evidence if not one.report):
-        typer.echo(plain(f"Needed first: `drivetrain eval run {name}` passes."))
-    typer.echo(f"Next: `drivetrain approve {proposal.number}` by others, or `drivetrain promote {proposal.number}`.")
+    _tell_next(state, proposal)
+
+
+def _tell_next(state: State, proposal: ProposalV1) -> None:
+    """What it lacks, and the commands that lead from here to a Release."""
+    from drivetrain.promotion.approving import rules_for
+    from drivetrain.promotion.rights import lacking_approvals, lacking_evidence
+
+    rules = rules_for(state, state.proposals[proposal.number])
+    unproved = lacking_evidence(rules, proposal.evidence)
+    unapproved = lacking_approvals(rules, proposal.changes, ())
+    tell_lacks([*unproved, *unapproved])
+    steps: list[str] = []
+    if unproved:
+        steps += dict.fromkeys(f"`drivetrain eval run {one.eval}`" for one in proposal.evidence if not one.report)
+    if unapproved:
+        steps.append(f"`drivetrain approve {proposal.number}` by others")
+    steps.append(f"`drivetrain promote {proposal.number}`")
+    typer.echo(plain(f"Next: {', then '.join(steps)}."))
 
 
 def _tell(planned: Planned) -> None:

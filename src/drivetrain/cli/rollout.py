@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 FRESH_S = 5.0
 """What the watcher showed longer ago is computed anew, from the ledger."""
+STARTS_S = 10.0
+"""A stage that is younger is no reason to warn: the watcher reads the ledger before it shows life."""
 
 app = typer.Typer(help="The rollout that is under way.", no_args_is_help=True)
 
@@ -49,7 +51,9 @@ def status_command(project: Project = None, env: Env = None, as_json: Json = Fal
         print_json(_json(active, found, seen_ns, now_ns))
         return
     _tell(state, active, found)
-    if not seen_ns:
+    if not seen_ns and now_ns - active.stage_ns < STARTS_S * NS_PER_S:
+        typer.echo("note: no watcher shows life yet; that of `drivetrain serve` does within seconds.", err=True)
+    elif not seen_ns:
         typer.echo(
             "warning: no watcher shows life, so nothing goes on or back by itself; after 30 s live answers everybody. "
             "`drivetrain serve` starts it.",

@@ -61,7 +61,9 @@ class Shelf:
         if not numbers:
             known = self.numbers()
             raise DrivetrainError(
-                f"There is no Dataset `{reference.name}`.", looked=[FOLDER], do=did_you_mean(reference.name, known)
+                f"There is no Dataset `{reference.name}`.",
+                looked=[FOLDER],
+                do=did_you_mean(reference.name, known) if known else "`drivetrain dataset create` makes one.",
             )
         number = reference.number or numbers[-1]
         if number not in numbers:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import os
 import threading
@@ -18,7 +17,7 @@ from drivetrain.core.declarations import Workflow
 from drivetrain.core.errors import DrivetrainError, RequestError, did_you_mean
 from drivetrain.core.policies import Decided
 from drivetrain.embedded.applying import keep, person
-from drivetrain.embedded.runtime import Runtime
+from drivetrain.embedded.background import BackgroundRuntime
 from drivetrain.embedded.starting import to_serve
 from drivetrain.execution.admission import Admitted
 from drivetrain.execution.call import CallResult, Execution
@@ -38,14 +37,8 @@ class Project:
         self.snapshot = to_serve(root, environment).snapshot
         keep(self.snapshot)
         self._waiting: set[Future[CallResult]] = set()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="drivetrain", daemon=True)
-        self._thread.start()
-        try:
-            self._runtime: Runtime = self._run(self._make())
-        except BaseException:
-            self._end_loop()
-            raise
+        self._background = BackgroundRuntime(self.snapshot, "drivetrain")
+        self._runtime = self._background.runtime
 
     def call(self, name: str, raw: bytes) -> CallResult:
         """The Call of workflow `name` with an input as JSON. Raises: DrivetrainError, RequestError."""
@@ -56,7 +49,7 @@ class Project:
                 looked=[str(self.snapshot.root)],
                 do=did_you_mean(name, self._runtime.plans.workflows),
             )
-        if threading.current_thread() is self._thread:
+        if self._background.is_here:
             raise DrivetrainError(
                 f"Workflow `{name}` was called by a rule or a check of its own project, which would wait for itself.",
                 do="Make it a variant of the route, or call it from the program that calls the workflow.",
@@ -65,29 +58,17 @@ class Project:
         waiting: Future[CallResult] = Future()
         self._waiting.add(waiting)
         waiting.add_done_callback(self._waiting.discard)
-        self._loop.call_soon_threadsafe(self._start, plan, admitted, waiting)
+        self._background.soon(self._start, plan, admitted, waiting)
         return waiting.result()
 
     def close(self) -> None:
         """Ends running calls and writes what is buffered."""
-        self._run(self._runtime.close())
+        self._background.close(self._leave)
+
+    def _leave(self) -> None:
         for waiting in list(self._waiting):
             message = "the project was closed while this call ran; it may have been sent"
             waiting.set_exception(RequestError(503, message, code="closed", kind="server_error"))
-        self._end_loop()
-
-    def _end_loop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    async def _make(self) -> Runtime:
-        runtime = Runtime(self.snapshot, asyncio.get_running_loop())
-        await runtime.prepare(self.snapshot)
-        return runtime
-
-    def _run(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _start(self, plan: WorkflowPlan, admitted: Admitted, waiting: Future[CallResult]) -> None:
         runtime, workflow = self._runtime, plan.workflow

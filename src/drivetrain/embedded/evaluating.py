@@ -7,14 +7,11 @@ worth, is for whoever calls it.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import queue
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future
-from typing import Any
+from concurrent.futures import Future, InvalidStateError
 
 import msgspec
 
@@ -24,8 +21,8 @@ from drivetrain.core.errors import DrivetrainError, RequestError, did_you_mean
 from drivetrain.core.evals import CONCURRENCY_DEFAULT
 from drivetrain.datasets.payloads import answer_text
 from drivetrain.embedded.applying import keep
+from drivetrain.embedded.background import BackgroundRuntime
 from drivetrain.embedded.run_budget import RUN_BUDGET, RunBudget
-from drivetrain.embedded.runtime import Runtime
 from drivetrain.execution.admission import Admitted, unstreamed_body
 from drivetrain.execution.call import CallResult, Execution
 from drivetrain.execution.environment import Asked, Environment
@@ -55,16 +52,10 @@ class Asker:
         self._waiting: set[Future[CallResult]] = set()
         self._said: dict[str, bytes] = {}
         """Call -> what was said that could not be used, until somebody asks."""
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="drivetrain-asker", daemon=True)
-        self._thread.start()
-        try:
-            self._runtime: Runtime = self._run(self._make())
-        except BaseException:
-            self._end_loop()
-            raise
+        self._background = BackgroundRuntime(snapshot, "drivetrain-asker")
+        self._runtime = self._background.runtime
         inner = self._runtime.environment.limits
-        self._budget = RunBudget(limit_nano_usd, inner, self._loop.call_soon)
+        self._budget = RunBudget(limit_nano_usd, inner, self._background.call_soon)
         self._environment: Environment = msgspec.structs.replace(self._runtime.environment, limits=self._budget)
 
     @property
@@ -107,7 +98,7 @@ class Asker:
     ) -> Future[CallResult]:
         """One Call that runs from now on; an input that is refused ends it at once, without a record."""
         plan = self.plan(workflow)
-        if threading.current_thread() is self._thread:
+        if self._background.is_here:
             raise DrivetrainError(f"Workflow `{workflow}` was asked by its own project's code, which would wait.")
         waiting: Future[CallResult] = Future()
         try:
@@ -120,7 +111,7 @@ class Asker:
         who = Attribution("", declared.team, declared.use_case, "", user, tags)
         self._waiting.add(waiting)
         waiting.add_done_callback(self._waiting.discard)
-        self._loop.call_soon_threadsafe(self._start, plan, admitted, who, door, waiting)
+        self._background.soon(self._start, plan, admitted, who, door, waiting)
         return waiting
 
     def ask_all(
@@ -163,25 +154,13 @@ class Asker:
 
     def close(self) -> None:
         """End what runs and write what is buffered."""
-        self._run(self._runtime.close(), wait_s=_END_S)
+        self._background.close(self._leave, _END_S)
+
+    def _leave(self) -> None:
         for waiting in list(self._waiting):
             message = "the run was left while this call ran; it may have been sent"
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(InvalidStateError):  # it ended meanwhile
                 waiting.set_exception(RequestError(503, message, code="closed", kind="server_error"))
-        self._end_loop()
-
-    async def _make(self) -> Runtime:
-        runtime = Runtime(self.snapshot, asyncio.get_running_loop())
-        await runtime.prepare(self.snapshot)
-        return runtime
-
-    def _run(self, work: Any, wait_s: float | None = None) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(wait_s)
-
-    def _end_loop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
     def _start(
         self, plan: WorkflowPlan, admitted: Admitted, who: Attribution, door: str, waiting: Future[CallResult]

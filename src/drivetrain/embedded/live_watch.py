@@ -121,7 +121,8 @@ class LiveWatch:
             seen_s = self._beat.stat().st_mtime
         except OSError:
             seen_s = 0.0
-        return now_s - max(seen_s, active.started_ns / 1e9) <= UNWATCHED_S
+        # What stands in the future is of a clock that was put back: it would count as life for that long.
+        return any(abs(now_s - at_s) <= UNWATCHED_S for at_s in (seen_s, active.started_ns / 1e9))
 
     def _recovered(self) -> None:
         if self._failed:

@@ -159,20 +159,26 @@ class Probes:
                 outcomes.append(Outcome(model=one.model, workflow=one.workflow, state="not asked", verdict=why))
                 continue
             left = None if limit_nano_usd is None else max(0, limit_nano_usd - spent)
-            answers, cost, out = self._ask(one, one.frozen.cases, left, is_stopped)
-            spent += cost
+            answers, cost_nano_usd, out = self._ask(one, one.frozen.cases, left, is_stopped)
+            spent += cost_nano_usd
             if out or is_stopped():
                 why = "its limit was reached before every row was asked" if out else "it was stopped before its end"
                 outcomes.append(
-                    Outcome(model=one.model, workflow=one.workflow, state="not asked", verdict=why, cost_nano_usd=cost)
+                    Outcome(
+                        model=one.model,
+                        workflow=one.workflow,
+                        state="not asked",
+                        verdict=why,
+                        cost_nano_usd=cost_nano_usd,
+                    )
                 )
             elif one.baseline is None:
-                outcomes.append(self._begin(one, one.frozen, answers, cost, reason))
+                outcomes.append(self._begin(one, one.frozen, answers, cost_nano_usd, reason))
             else:
                 # Rows of a person who was erased since are gone from the Dataset, and here.
                 rows = {row: seen for row, seen in one.baseline.rows.items() if row in one.frozen.present}
                 baseline = msgspec.structs.replace(one.baseline, rows=rows)
-                outcomes.append(self._compare(one, baseline, answers, cost, each))
+                outcomes.append(self._compare(one, baseline, answers, cost_nano_usd, each))
         return outcomes
 
     # What is asked.
@@ -241,17 +247,19 @@ class Probes:
     # What is kept.
 
     def _begin(
-        self, one: Planned, frozen: Frozen, answers: Mapping[str, list[AnswerV1]], cost: int, reason: str
+        self, one: Planned, frozen: Frozen, answers: Mapping[str, list[AnswerV1]], cost_nano_usd: int, reason: str
     ) -> Outcome:
         rows = {row: tuple(seen) for row, seen in answers.items() if len(seen) > 1}
         if len(rows) < probing.ROWS_MIN:
             why = f"only {len(rows)} of {len(frozen.cases)} rows were answered twice: no baseline was made"
-            return Outcome(model=one.model, workflow=one.workflow, state="not asked", verdict=why, cost_nano_usd=cost)
+            return Outcome(
+                model=one.model, workflow=one.workflow, state="not asked", verdict=why, cost_nano_usd=cost_nano_usd
+            )
         key = self._key(one.workflow, self._variant(one))
         made = BaselineV1(
             model=one.model, workflow=one.workflow, variant=one.variant, key=key,
             dataset=frozen.dataset, content_hash=frozen.content_hash, made_ns=self._now_ns(), made_by=person(),
-            reason=reason, rows=rows, cost_nano_usd=cost // max(1, one.calls),
+            reason=reason, rows=rows, cost_nano_usd=cost_nano_usd // max(1, one.calls),
         )  # fmt: skip
         if one.anew and reason:
             body = {"workflows": [f"workflow:{name}" for name in one.workflows], "dataset": frozen.dataset,
@@ -260,27 +268,38 @@ class Probes:
         self._baselines.write(made)
         why = f"; the one before does not hold: {one.anew}" if one.anew else ""
         verdict = f"baseline of {len(rows)} rows, {one.repeats} answers each{why}"
-        return Outcome(model=one.model, workflow=one.workflow, state="baseline", verdict=verdict, cost_nano_usd=cost)
+        return Outcome(
+            model=one.model, workflow=one.workflow, state="baseline", verdict=verdict, cost_nano_usd=cost_nano_usd
+        )
 
     def _compare(
-        self, one: Planned, baseline: BaselineV1, answers: Mapping[str, list[AnswerV1]], cost: int, level: float
+        self,
+        one: Planned,
+        baseline: BaselineV1,
+        answers: Mapping[str, list[AnswerV1]],
+        cost_nano_usd: int,
+        level: float,
     ) -> Outcome:
         number = baseline.probes + 1
         probed = probing.probe(baseline.rows, answers, number=number, level=level)
         if not probed.changed and probed.rows < probing.ROWS_MIN:
             return Outcome(
-                model=one.model, workflow=one.workflow, state="not asked", verdict=probed.verdict, cost_nano_usd=cost
+                model=one.model,
+                workflow=one.workflow,
+                state="not asked",
+                verdict=probed.verdict,
+                cost_nano_usd=cost_nano_usd,
             )
         # Counted before anybody is told, so that no probe that alarmed is forgotten and tried again for nothing.
         self._baselines.write(msgspec.structs.replace(baseline, probes=number))
-        terms: dict[str, str | int | float | bool] = {"probe": number, "level": level, "cost_nano_usd": cost}
+        terms: dict[str, str | int | float | bool] = {"probe": number, "level": level, "cost_nano_usd": cost_nano_usd}
         report = reports_in(self.snapshot.data_folder, self.snapshot.keys_folder).put(
             self._report(one, baseline, probed, terms)
         )
         state = "changed" if probed.changed else "unchanged"
         return Outcome(
             model=one.model, workflow=one.workflow, state=state, verdict=probed.verdict, report=report,
-            cost_nano_usd=cost, probed=probed,
+            cost_nano_usd=cost_nano_usd, probed=probed,
         )  # fmt: skip
 
     def _report(

@@ -115,6 +115,8 @@ def promote(
     proposal = found.proposal
     with _stored(place, proposal.snapshot) as after, _base(place, proposal.base_snapshot) as before:
         in_force = rules_for(state, found)
+        if before is not None:
+            _hold(place, state.live.release, before, "so nothing is built on it")
         hidden = untold(proposal, before=before, after=after, in_force=in_force)
         if hidden:
             raise DrivetrainError(
@@ -166,13 +168,18 @@ def roll_back(
         return record_event(desk.log, place.environment, event, desk.key)
     restored = releasing.earlier(state, to).release
     with _stored(place, restored.snapshot) as after:
-        found = doubts_about(place, restored.number, after)
+        _hold(place, restored.number, after, "so nobody would serve it")
+    return releasing.roll_back(desk, to, reason)
+
+
+def _hold(place: ReleasePlace, release: int, snapshot: Snapshot, so: str) -> None:
+    """Raises: DrivetrainError where a Release is not what its records say."""
+    found = doubts_about(place, release, snapshot)
     if found:
         raise DrivetrainError(
-            f"Release {restored.number} is not what its records say, so nobody would serve it: {'; '.join(found)}.",
-            do="Go back to another one with `--to`; `drivetrain history` lists them.",
+            f"Release {release} is not what its records say, {so}: {'; '.join(found)}.",
+            do="Go back to another one with `drivetrain rollback --to`; `drivetrain history` lists them.",
         )
-    return releasing.roll_back(desk, to, reason)
 
 
 def _planned(place: ReleasePlace, after: Snapshot) -> Planned:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 
 
 GetReport = Callable[[str], ReportV1]
+
+
+BASES_MAX = 16
+"""Releases that one builds on and that are looked at with it: each is loaded for it."""
 
 
 class ReleasePlace(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,14 +144,17 @@ def doubts(found: State, release: int, after: Snapshot, before: Snapshot | None,
     A rollback is what the Release is that it restores. after: its Snapshot; before: the one that its proposal was made
     against, None where it was the first. report: the Report of an id; may raise DrivetrainError.
     """
-    from drivetrain.promotion.evidence import missing, untold
+    from drivetrain.promotion.evidence import hurried, missing, untold
 
     made = original(found, release).release
     if made.snapshot != after.hash or found.releases[release].release.snapshot != after.hash:
         return ("it is of another Snapshot",)
     proposal = found.proposals[made.proposal].proposal
     in_force = found.releases[proposal.base].rules if proposal.base else proposal.rules
-    hidden = untold(proposal, before=before, after=after, in_force=in_force)
+    hidden = (
+        *untold(proposal, before=before, after=after, in_force=in_force),
+        *hurried(made, proposal, before=before, after=after),
+    )
     unproved = missing(
         (*proposal.evidence, *made.evidence), before=before, after=after, in_force=in_force, report=report
     )
@@ -172,33 +180,49 @@ def doubts_about(
     held: Mapping[str, Snapshot] | None = None,
     proved: Collection[int] = (),
 ) -> tuple[str, ...]:
-    """As `doubts`, of a Release by its number; loads what was live before it, and lets go of it.
+    """As `doubts`, of a Release by its number and of those that it builds on; loads these, and lets go of them.
+
+    What a Release changes is told against the one before it, so one that is not what its records say must not become
+    the ground of others.
 
     after: its Snapshot, loaded. held: Snapshots that are loaded already, by hash. proved: Releases about which there
-    were none; to go back to them takes no look at them. Raises: DrivetrainError where the log was changed.
+    were none; nothing behind them is looked at. Raises: DrivetrainError where the log was changed.
     """
     from drivetrain.embedded.modelling import reports_in
-    from drivetrain.project.load import unload
 
     found = state_of(place)
     if release not in found.releases:
         return (f"the control log knows no Release {release} of `{place.environment}` that counts",)
-    made = original(found, release)
-    if made.release.number in proved and made.release.snapshot == after.hash:
-        return ()
     reports = reports_in(place.data_folder, place.keys_folder)
-    base = found.proposals[made.release.proposal].proposal.base_snapshot
-    before = (held or {}).get(base)
-    loaded = None
-    try:
-        if base and before is None:
-            before = loaded = stored_snapshot(place, base, models=False)
-        return doubts(found, release, after, before, lambda id: reports.get(id).report)
-    except DrivetrainError as error:
-        return (f"what it changed cannot be looked at: {error}",)
-    finally:
-        if loaded is not None:
-            unload(loaded)
+    with ExitStack() as loaded:
+        number, snapshot = release, after
+        for _ in range(BASES_MAX):
+            made = original(found, number).release
+            if made.snapshot == snapshot.hash and not {number, made.number}.isdisjoint(proved):
+                return ()
+            proposal = found.proposals[made.proposal].proposal
+            try:
+                before = _base(place, proposal.base_snapshot, held or {}, loaded)
+                why = doubts(found, number, snapshot, before, lambda id: reports.get(id).report)
+            except DrivetrainError as error:
+                why = (f"what it changed cannot be looked at: {error}",)
+            if why:
+                return why if number == release else (f"it builds on Release {number}, which is not: {'; '.join(why)}",)
+            if before is None:
+                return ()
+            number, snapshot = proposal.base, before
+    return ()
+
+
+def _base(place: ReleasePlace, digest: str, held: Mapping[str, Snapshot], loaded: ExitStack) -> Snapshot | None:
+    """What a proposal was made against; None for nothing."""
+    from drivetrain.project.load import unload
+
+    if not digest or digest in held:
+        return held.get(digest)
+    snapshot = stored_snapshot(place, digest, models=False)
+    loaded.callback(unload, snapshot)
+    return snapshot
 
 
 def doubted(release: int, why: Iterable[str]) -> DrivetrainError:

@@ -200,8 +200,11 @@ class Serving:
             ready = self._kept.get(digest)
             if ready is None:
                 ready = made = await loaded(folder, digest, self._root)
-                if ready.snapshot.data_folder != self._runtime.ready.snapshot.data_folder:
+                now, then = self._runtime.ready.snapshot, ready.snapshot
+                if then.data_folder != now.data_folder:
                     raise DrivetrainError("It keeps its records elsewhere.", do="Restart the gateway to move them.")
+                if then.keys_folder != now.keys_folder:
+                    raise DrivetrainError("It keeps its keys elsewhere.", do="Restart the gateway to move them.")
             await self._prove(release, ready.snapshot)
             if made is not None:
                 await self._runtime.prepare(ready.snapshot, *(one.snapshot for one in self._kept.values()))

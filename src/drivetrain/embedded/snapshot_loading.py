@@ -82,8 +82,10 @@ async def _in_thread(work: Callable[[], T], unused: Callable[[T], None] | None) 
         with contextlib.suppress(RuntimeError):  # the loop has ended
             try:
                 found = work()
-            except BaseException as error:  # noqa: BLE001  it belongs to who waits
+            except Exception as error:  # noqa: BLE001  it belongs to who waits
                 loop.call_soon_threadsafe(failed, error)
+            except BaseException as end:  # noqa: BLE001  on the loop it would end the process
+                loop.call_soon_threadsafe(failed, DrivetrainError(f"Its code ended with {type(end).__name__}."))
             else:
                 loop.call_soon_threadsafe(done, found)
 

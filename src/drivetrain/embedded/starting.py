@@ -57,13 +57,15 @@ def to_serve(root: Path, environment: str | None = None) -> ToServe:
                 raise
             print(f"drivetrain: {error}", file=sys.stderr)
             continue
-        if snapshot.data_folder != place.data_folder:
-            raise DrivetrainError(
-                f"Release {live.release} keeps its records in {snapshot.data_folder}, and the project's folder says "
-                f"{place.data_folder}.",
-                looked=[str(root / SETTINGS_FILE), str(place.data_folder / "control.db")],
-                do="Set [ledger] folder back, or move the records and release that setting.",
-            )
+        for what, said, there in (
+            ("records", snapshot.data_folder, place.data_folder), ("keys", snapshot.keys_folder, place.keys_folder),
+        ):  # fmt: skip
+            if said != there:
+                raise DrivetrainError(
+                    f"Release {live.release} keeps its {what} in {said}, and the project's folder says {there}.",
+                    looked=[str(root / SETTINGS_FILE), str(place.data_folder / "control.db")],
+                    do=f"Set it back in [ledger], or move the {what} and release that setting.",
+                )
         why = doubts_about(place, live.release, snapshot)
         if not why:
             return ToServe(snapshot, live if live is found[-1] else msgspec.structs.replace(live, active=None))

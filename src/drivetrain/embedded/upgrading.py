@@ -19,6 +19,7 @@ from drivetrain.adapters.files import FileVault
 from drivetrain.adapters.sqlite import SqliteControlLog
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.money import Usage
+from drivetrain.core.sql import literal
 from drivetrain.core.times import NS_PER_S
 from drivetrain.datasets.datasets import Datasets
 from drivetrain.datasets.sources import FromCalls
@@ -232,7 +233,7 @@ class Upgrading:
             vault=self._vault, root=self.snapshot.root, scratch=staging_folder(self.snapshot.data_folder),
             actor=person(), now_ns=self._now_ns,
         )  # fmt: skip
-        listed = ", ".join(f"'{one.call_id}'" for one in taken)
+        listed = ", ".join(literal(one.call_id) for one in taken)
         name = f"{TAG}-{_plain_name(self.wanted.workflow)}"[:NAME_CHARS]
         made = datasets.create(name, FromCalls(f"call_id IN ({listed})"))
         frozen = Frozen(dataset=f"{made.dataset.name}@{made.dataset.number}", taken=tuple(taken))

@@ -9,6 +9,7 @@ from the ledger and the lake, and while there is none for half a minute, live an
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -58,7 +59,6 @@ class Watching:
         watch = self._watch
         if watch is None:
             return False
-        self._beat()
         if self._follower is not None:
             feed(watch, self._follower.new())
         now_ns = self._now_ns()
@@ -69,6 +69,7 @@ class Watching:
         self._tell(told)
         if step is not None:
             self._decide(watch.active, step)
+        self._beat()  # once it has done all that a watcher does
         return True
 
     def close(self) -> None:
@@ -118,8 +119,9 @@ class Watching:
 
     def _tell(self, told: Told) -> None:
         made = self._run_folder / f".{STANDING}.tmp"
-        made.write_bytes(msgspec.json.encode(told))
-        made.replace(self._run_folder / STANDING)
+        with contextlib.suppress(OSError):  # on a full disk a decision to go back must be tried all the same
+            made.write_bytes(msgspec.json.encode(told))
+            made.replace(self._run_folder / STANDING)
 
 
 def same_stage(one: ActiveRollout, other: ActiveRollout) -> bool:

@@ -102,11 +102,13 @@ def _judge(gate: Gate, judged: Evidence) -> GateResult:
     if unscored and gate.kind in (SCORE, UNREAD, *PAIRED):
         return unsettled(gate, f"{unscored} of {len(rows)} answers have no score of `{name}`")
     if judged.alone and gate.kind in PAIRED:
+        if all(row.status != "answered" for row in rows):
+            return unsettled(gate, f"none of {len(rows)} rows was answered")
         return nothing_worse(gate, judged)
     if gate.kind in PAIRED and (failed := _failed_before(rows, name, judged.baseline)):
         return unsettled(
-            gate, f"{failed} answers of the baseline failed for a reason outside it, so that it looks worse than it is; "
-            "run it again: no other row is asked"
+            gate, f"{failed} answers of the baseline failed for a reason outside it, so that it looks worse than it "
+            "is; run it again: no other row is asked"
         )  # fmt: skip
     return _KINDS[gate.kind](gate, judged)
 
@@ -166,12 +168,17 @@ def _share_of(flag: Callable[[RowV1, str], bool], what: str) -> Callable[[Gate, 
 
 
 def _cost(gate: Gate, judged: Evidence) -> GateResult:
-    """Of a Call as a provider would charge it: a cached answer counts as what it cost when it was given."""
-    rows = judged.rows(gate.suite)
+    """Of a Call as a provider would charge it: a cached answer counts as what it cost when it was given. A Call that an
+    outage ended before anything was charged tells of no cost."""
+    asked = judged.rows(gate.suite)
+    rows = [row for row in asked if row.error not in PASSING or row.cost_nano_usd or row.saved_nano_usd]
+    if not rows:
+        return unsettled(gate, f"none of {len(asked)} rows was answered, so that none tells what a Call costs")
+    left = len(asked) - len(rows)
     costs = [row.cost_nano_usd + row.saved_nano_usd for row in rows]
     found = mean([float(one) for one in costs], rows, level=gate.level or LEVEL, floor=0.0)
     assert found is not None
-    result = held(gate, found, "cost per call", "")
+    result = held(gate, found, "cost per call", f"; {left} more were not answered and tell no cost" if left else "")
     if not gate.level and len({row.weight for row in rows}) == 1:  # integers, so that no rounding decides
         total, allowed = sum(costs), gate.bound_nano_usd * len(costs)
         is_kept = total < allowed if gate.is_strict else total <= allowed

@@ -15,7 +15,7 @@ import msgspec
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.reports import ReportV1
 from drivetrain.evals.measures import LEVEL
-from drivetrain.evals.rows import RowV1, Run
+from drivetrain.evals.rows import PASSING, RowV1, Run
 from drivetrain.evals.run_report import CITED_MAX, Cited, scorers_in
 from drivetrain.statistics.comparing import Comparison, compare
 from drivetrain.statistics.means import mean_interval
@@ -67,6 +67,8 @@ class Compared(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     only_first: int
     only_second: int
+    unanswered: int = 0
+    """Rows that both have, and of which an outage left one without an answer: they are compared in nothing."""
     scorers: tuple[Scored, ...]
     slices: tuple[Slice, ...]
     changes: tuple[Change, ...]
@@ -78,18 +80,21 @@ def compare_runs(first: Run, second: Run, *, margin: float = 0.0) -> Compared:
     Raises: DrivetrainError where they have no row, or no scorer, in common.
     """
     before, after = _by_row(first), _by_row(second)
-    shared = sorted(row for row in after if row in before)
+    both = sorted(row for row in after if row in before)
+    shared = [row for row in both if all(one.error not in PASSING for one in (*before[row], *after[row]))]
     names = [name for name in scorers_in(second) if name in scorers_in(first)]
     if not shared or not names:
         what = "row" if not shared else "scorer"
         raise DrivetrainError(
-            f"The two runs have no {what} in common: {first.dataset} and {second.dataset}.",
+            f"The two runs have no {what} in common{' that both have answered' if both else ''}: {first.dataset} and "
+            f"{second.dataset}.",
             do="Compare runs of one Dataset, by the same scorers.",
         )
     own = [row for row in shared if not after[row][0].suite]
     scored = tuple(_scored(name, before, after, own or shared, margin) for name in names)
     return Compared(
-        rows=len(shared), only_first=len(before) - len(shared), only_second=len(after) - len(shared), scorers=scored,
+        rows=len(shared), only_first=len(before) - len(both), only_second=len(after) - len(both),
+        unanswered=len(both) - len(shared), scorers=scored,
         slices=_slices(names[0], before, after, shared), changes=_changes(before, after, shared),
     )  # fmt: skip
 

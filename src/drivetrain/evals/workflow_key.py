@@ -47,22 +47,23 @@ def _route_parts(snapshot: Snapshot, workflow: str) -> list[Any]:
     declared = snapshot.workflows[workflow]
     files = snapshot.files
     parts: list[Any] = [
-        snapshot.versions, snapshot.environment, _templates(declared, snapshot.templates),
-        [_code(one, files) for one in (declared.input, declared.output, *declared.validators)],
+        snapshot.versions, snapshot.environment, templates_of(declared, snapshot.templates),
+        [code_of(one, files) for one in (declared.input, declared.output, *declared.validators)],
         declared.attempts_max, declared.max_input_tokens, declared.context, declared.chat_input, declared.chat_field,
         declared.parameters, declared.features_missing, sorted(declared.entity_keys.items()),
         getattr(declared.features, "name", declared.features),
     ]  # fmt: skip
     for step in declared.route:
         if isinstance(step, Rule):
-            parts.append(["rule", step.name, _code(step.when, files), _code(step.then, files)])
+            parts.append(["rule", step.name, code_of(step.when, files), code_of(step.then, files)])
         else:
             parts.append(_variant(step, snapshot))
     return parts
 
 
-def _templates(declared: Workflow[Any, Any], templates: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Every template that the route's prompts reach; all of them where one is included by a name made at run time."""
+def templates_of(declared: Workflow[Any, Any], templates: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Every template that a route's prompts reach, path and text; all of them where one is included by a name that is
+    made at run time."""
     waiting = [
         name for step in declared.route if isinstance(step, Variant) for name in (step.prompt, step.system) if name
     ]
@@ -93,7 +94,7 @@ def _variant(step: Variant, snapshot: Snapshot) -> list[Any]:
     accepts = step.accept if isinstance(step.accept, list | tuple) else (step.accept,)
     return [
         "variant", step.name, step.model, pinned.digest if pinned is not None else "", step.prompt, step.system,
-        step.parameters, step.max_output_tokens, [_code(one, files) for one in accepts],
+        step.parameters, step.max_output_tokens, [code_of(one, files) for one in accepts],
         _placeless(snapshot.providers.get(step.model.partition("/")[0])),
         _placeless(snapshot.models.get(step.model), retires="", replacement=""),
     ]  # fmt: skip
@@ -104,10 +105,10 @@ def _placeless(facts: Provider | ModelFacts | None, **left_out: str) -> Provider
     return None if facts is None else msgspec.structs.replace(facts, line=0, **left_out)
 
 
-def _code(part: Any, files: Mapping[str, bytes]) -> Any:
-    """What a declaration's part does, as text or plain values."""
+def code_of(part: Any, files: Mapping[str, bytes]) -> Any:
+    """What a declaration's part does, as text or plain values: a function or a type is the source that it reaches."""
     if isinstance(part, Check):
-        return [part.name, _code(part.test, files)]
+        return [part.name, code_of(part.test, files)]
     if isinstance(part, type) or callable(part):
         return source_of(part, files).decode("utf-8", "replace")
-    return part if part is None else msgspec.to_builtins(part, enc_hook=repr)
+    return part if part is None else msgspec.to_builtins(part, enc_hook=repr, order="deterministic")

@@ -10,7 +10,7 @@ from typing import Any
 from drivetrain.core.errors import did_you_mean
 from drivetrain.core.rollouts import GUARDS, Guard, Rollout, Shadow, Stage
 from drivetrain.project.tables import amount_fix, amount_mistake
-from drivetrain.project.workflow_notes import WorkflowNotes, is_whole, kind, written
+from drivetrain.project.workflow_notes import WorkflowNotes, is_number, is_whole, kind, written
 
 STAGES_MAX = 20
 """More of them is a slip: ten already double a share from 0.1 % on."""
@@ -41,7 +41,7 @@ class RolloutCheck:
             )
             return
         self._unknown(rollout)
-        if not _is_number(rollout.level) or not LEVEL_MIN <= rollout.level < 1:
+        if not is_number(rollout.level) or not LEVEL_MIN <= rollout.level < 1:
             self._note(
                 f"has a wrong `level` of its rollout; it is a number from {LEVEL_MIN} to below 1.", "level",
                 value=written(rollout.level), do="Leave it out for 0.95.",
@@ -64,7 +64,7 @@ class RolloutCheck:
             if not isinstance(one, Stage):
                 self._note(f"has a stage {number} that is no Stage.", "stages", value=kind(one), do=STAGE_HELP)
                 continue
-            if not _is_number(one.share) or not 0 < one.share <= 1:
+            if not is_number(one.share) or not 0 < one.share <= 1:
                 self._note(
                     f"has a wrong share of stage {number}; it is above 0 and at most 1.", "stages",
                     value=written(one.share), do=STAGE_HELP,
@@ -109,7 +109,7 @@ class RolloutCheck:
 
     def _guard(self, one: Guard) -> None:
         most = 1.0 if one.watch in ("errors", "latency") else float("inf")
-        if not _is_number(one.margin) or not 0 <= one.margin < most:
+        if not is_number(one.margin) or not 0 <= one.margin < most:
             self._note(
                 f"has a wrong `margin` of the guard `{one.watch}`.", "guards", value=written(one.margin),
                 do="Write the harm that is accepted, such as 0.01 for one point of errors, or leave it out.",
@@ -136,7 +136,7 @@ class RolloutCheck:
                 "has a shadow that is no Shadow.", "shadow", value=kind(shadow), do="Write dt.Shadow(share=0.1)."
             )
             return
-        if not _is_number(shadow.share) or not 0 < shadow.share <= 1:
+        if not is_number(shadow.share) or not 0 < shadow.share <= 1:
             self._note(
                 "has a wrong share of its shadow; it is above 0 and at most 1.", "shadow", value=written(shadow.share)
             )
@@ -149,7 +149,7 @@ class RolloutCheck:
             )  # fmt: skip
 
     def _minutes(self, minutes: object, of: str, argument: str) -> None:
-        if not _is_number(minutes) or not 0 < float(minutes) <= MINUTES_MAX:  # type: ignore[arg-type]
+        if not is_number(minutes) or not 0 < float(minutes) <= MINUTES_MAX:
             self._note(
                 f"has wrong minutes of {of}; they are above 0 and at most {MINUTES_MAX:,}.", argument,
                 value=written(minutes),
@@ -157,7 +157,3 @@ class RolloutCheck:
 
     def _note(self, what: str, *arguments: str, value: str = "", do: str = "") -> None:
         self._notes.note(what, "rollout", *arguments, value=value, do=do)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -5,7 +5,6 @@ Called by `eval_checks`. What is inside a JSON schema is checked by the room `ev
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -16,7 +15,7 @@ from drivetrain.core.declarations import Record, Workflow
 from drivetrain.core.errors import did_you_mean
 from drivetrain.core.evals import SCORER_KINDS, Scorer
 from drivetrain.core.scorers import FIELD_KINDS, READING_NAMES
-from drivetrain.project.workflow_notes import is_record
+from drivetrain.project.workflow_notes import is_number, is_record
 
 SCORERS_MAX = 50
 """Of one eval."""
@@ -211,9 +210,9 @@ def _wrong(name: str, value: Any) -> str:
     if name in _FLAGS:
         return "" if isinstance(value, bool) else "it is true or false"
     if name in ("absolute", "relative"):
-        return "" if _is_number(value) and value >= 0 else "it is a number of at least 0"
+        return "" if is_number(value) and value >= 0 else "it is a number of at least 0"
     if name == "at_least":
-        return "" if _is_number(value) and 0 <= value <= 1 else "it is a number from 0 to 1"
+        return "" if is_number(value) and 0 <= value <= 1 else "it is a number from 0 to 1"
     if name == "pattern":
         return _wrong_pattern(value)
     if name in ("schema", "fields", "inputs"):
@@ -235,15 +234,11 @@ def _wrong_pattern(value: Any) -> str:
 
 def _wrong_scale(value: Any) -> str:
     if isinstance(value, Mapping):
-        fits = bool(value) and all(_is_number(one) and 0 <= one <= 1 for one in value.values())
+        fits = bool(value) and all(is_number(one) and 0 <= one <= 1 for one in value.values())
         return "" if fits else "each word has a worth from 0 to 1"
-    fits = isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)) and value[0] < value[1]
+    fits = isinstance(value, list) and len(value) == 2 and all(map(is_number, value)) and value[0] < value[1]
     return "" if fits else "it is the lowest and the highest number, or an object of words"
 
 
 def _help(name: str, value: Any) -> str:
     return did_you_mean(str(value), READING_NAMES) if name == "reading" else ""
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

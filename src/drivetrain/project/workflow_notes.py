@@ -6,8 +6,9 @@ Called by `checks`, `resilience_checks` and `route_checks`.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Collection
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 
@@ -93,6 +94,11 @@ def refused_by_type(value: Any, output: type[Record]) -> str:
 def is_whole(value: object, least: int, most: int) -> bool:
     """Whether something is a whole number in a range."""
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether something is a finite number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def written(value: object) -> str:

@@ -7,19 +7,17 @@ an edit cannot pass for another kind of change than it is. Called by the plan, a
 from __future__ import annotations
 
 import difflib
-import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
 
-from drivetrain.core.declarations import Check, Rule, Variant, Workflow
+from drivetrain.core.declarations import Rule, Variant, Workflow
 from drivetrain.core.evals import Eval
 from drivetrain.core.releases import ChangeV1
 from drivetrain.evals.eval_key import eval_key
-from drivetrain.evals.workflow_key import workflow_key
+from drivetrain.evals.workflow_key import code_of, templates_of, workflow_key
 from drivetrain.policies.compile import as_policy, compile_policy
-from drivetrain.policies.functions import source_of
 from drivetrain.project.snapshot import Snapshot
 
 LINE_CHARS_MAX = 200
@@ -120,7 +118,7 @@ def _workflow(
     for what in field_changes(old, new, _WORKFLOW_FIELDS):
         yield "workflow", what
     for name in ("input", "output"):
-        if _code(getattr(old, name), before) != _code(getattr(new, name), after):
+        if code_of(getattr(old, name), before.files) != code_of(getattr(new, name), after.files):
             yield "workflow", f"its {name} type changed"
     if getattr(old.features, "name", old.features) != getattr(new.features, "name", new.features):
         yield "workflow", "features changed"
@@ -129,7 +127,7 @@ def _workflow(
     yield from _route(before, old, after, new)
     for path in _changed_prompts(before, after, new):
         yield "prompts", f"{path} changed"
-    if [_code(one, before) for one in old.validators] != [_code(one, after) for one in new.validators]:
+    if [code_of(one, before.files) for one in old.validators] != [code_of(one, after.files) for one in new.validators]:
         yield "checks", "validators changed"
     was, now = _policy(before, old), _policy(after, new)
     if was != now:
@@ -203,21 +201,12 @@ def _step(step: Rule | Variant | None) -> str:
 
 
 def _rule(step: Rule | Variant, snapshot: Snapshot) -> Any:
-    return [_code(step.when, snapshot), _code(step.then, snapshot)] if isinstance(step, Rule) else None
+    return [code_of(step.when, snapshot.files), code_of(step.then, snapshot.files)] if isinstance(step, Rule) else None
 
 
 def _accepts(step: Variant, snapshot: Snapshot) -> list[Any]:
     accepts = step.accept if isinstance(step.accept, list | tuple) else (step.accept,)
-    return [_code(one, snapshot) for one in accepts]
-
-
-def _code(part: Any, snapshot: Snapshot) -> Any:
-    """What a declaration's part does, as text or plain values; as `workflow_key` has it."""
-    if isinstance(part, Check):
-        return [part.name, _code(part.test, snapshot)]
-    if isinstance(part, type) or callable(part):
-        return source_of(part, snapshot.files).decode("utf-8", "replace")
-    return _plain(part)
+    return [code_of(one, snapshot.files) for one in accepts]
 
 
 def _policy(snapshot: Snapshot, workflow: Workflow[Any, Any]) -> str:
@@ -232,24 +221,9 @@ def _changed_prompts(before: Snapshot, after: Snapshot, new: Workflow[Any, Any])
     """Paths of the templates whose text is another than it was."""
     return [
         path
-        for path, text in sorted(_prompts(after, new).items())
+        for path, text in templates_of(new, after.templates)
         if path in before.templates and before.templates[path] != text
     ]
-
-
-def _prompts(snapshot: Snapshot, workflow: Workflow[Any, Any]) -> Mapping[str, str]:
-    """Path -> text of the templates that a workflow's variants name, and of those that these name in turn."""
-    waiting = [
-        path for step in workflow.route if isinstance(step, Variant) for path in (step.prompt, step.system) if path
-    ]
-    found: dict[str, str] = {}
-    while waiting:
-        path = waiting.pop()
-        if path in found or path not in snapshot.templates:
-            continue
-        text = found[path] = snapshot.templates[path]
-        waiting += [one for one in snapshot.templates if posixpath.basename(one) in text]
-    return found
 
 
 def _eval(old: Eval, new: Eval) -> Iterator[str]:

@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Sequence
 
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.evals import Eval
-from drivetrain.core.releases import EvidenceV1, ProposalV1, RulesV1
+from drivetrain.core.releases import EvidenceV1, ProposalV1, ReleaseV1, RulesV1
 from drivetrain.core.reports import ReportV1
 from drivetrain.evals.gate_text import needs_baseline
 from drivetrain.evals.workflow_key import workflow_key
 from drivetrain.project.snapshot import Snapshot
 from drivetrain.promotion.plan import Proof, changed_keys, changes_between, evidence_needed
 from drivetrain.promotion.rights import lacking_evidence
+from drivetrain.promotion.rollouts import declared_rollouts, rollout_of
 from drivetrain.registry.reports import Stored
 from drivetrain.version import VERSION
 
@@ -99,6 +100,8 @@ def untold(proposal: ProposalV1, *, before: Snapshot | None, after: Snapshot, in
     found = []
     if proposal.snapshot != after.hash or proposal.base_snapshot != (before.hash if before is not None else ""):
         found.append("the proposal is of other Snapshots")
+    if proposal.environment != after.environment:
+        found.append(f"its Snapshot is of the environment `{after.environment}`")
     if proposal.rules != after.rules:
         found.append("the proposal's rules are not its Snapshot's")
     ruled = in_force if before is not None else RulesV1()
@@ -116,6 +119,21 @@ def untold(proposal: ProposalV1, *, before: Snapshot | None, after: Snapshot, in
     if proposal.keys != changed_keys(before, after, changes):
         found.append("the proposal's workflows are not the ones that change")
     return tuple(found)
+
+
+def hurried(release: ReleaseV1, proposal: ProposalV1, *, before: Snapshot | None, after: Snapshot) -> tuple[str, ...]:
+    """Where a Release reaches its callers with less care than its workflows declare, and does not say why, in words."""
+    declared = declared_rollouts(proposal, before, after)
+    if not declared:
+        return ()
+    if release.rollout is None:
+        return (
+            () if release.reason.strip() else ("it skips the stages that its workflows declare, and does not say why",)
+        )
+    asked = rollout_of(
+        declared, environment=release.environment, release=release.number, proposal_hash=release.proposal_hash
+    )
+    return () if release.rollout == asked else ("its stages or guards are not the ones that its workflows declare",)
 
 
 def missing(

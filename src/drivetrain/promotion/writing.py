@@ -83,7 +83,7 @@ def write(desk: Desk, make: Callable[[State], One]) -> Written[One]:
     """
     for _ in range(TRIES_MAX):
         state = standing(desk)
-        body = make(state)
+        body = _as_read(make(state))
         if desk.key is not None:
             body = msgspec.structs.replace(body, signature=desk.key.signature(body))
         why = refusal(state, body) or refusal_of_signature(state, body, is_signed)
@@ -95,3 +95,8 @@ def write(desk: Desk, make: Callable[[State], One]) -> Written[One]:
         if record is not None:
             return Written(body, record, state)
     raise DrivetrainError("Others write to the control log all the time.", do="Try again.")
+
+
+def _as_read(body: One) -> One:
+    """As it will be read: a whole number in a field of fractions comes back as another text, which nobody signed."""
+    return msgspec.json.decode(msgspec.json.encode(body), type=type(body))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -139,13 +140,26 @@ def _rows(path: Path, content: bytes) -> Iterator[_Row]:
                 yield _Row(_object(path, number, line), f"{path.name}, line {number}")
         return
     csv.field_size_limit(CELL_CHARS_MAX)
-    reader = csv.DictReader(io.StringIO(text, newline=""), restkey="", restval="")
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
-        for row in reader:
-            yield _Row({name: value for name, value in row.items() if isinstance(value, str)},
-                       f"{path.name}, line {reader.line_num}")  # fmt: skip
+        header = next((one for one in reader if one), [])
+        twice = [name for name, count in Counter(one for one in header if one).items() if count > 1]
+        if twice:
+            raise DrivetrainError(f"{path} has two columns `{twice[0][:80]}`.", do="Give each a name of its own.")
+        for cells in reader:
+            if not cells:
+                continue
+            place = f"{path.name}, line {reader.line_num}"
+            if len(cells) != len(header):
+                raise DrivetrainError(
+                    f"{place}: it has {len(cells)} cells, and the header {len(header)}.",
+                    do="Put what holds commas or line breaks into quotes.",
+                )
+            yield _Row(dict(zip(header, cells, strict=True)), place)
     except csv.Error as error:
-        raise DrivetrainError(f"{path}, line {reader.line_num}: {error}.", do="Give CSV, or JSON lines.") from None
+        raise DrivetrainError(
+            f"{path}, line {reader.line_num}: {error}.", do="Give CSV whose quotes are closed, or JSON lines."
+        ) from None
 
 
 def _object(path: Path, number: int, line: str) -> dict[str, str]:
@@ -172,7 +186,7 @@ def _long(rows: Sequence[_Row], columns: Columns) -> Sides:
     named = (columns.id, columns.model, columns.answer, columns.expected, _column(columns.correct),
              _column(columns.cleaned), columns.cost, columns.latency, columns.tokens, columns.slice,
              columns.group)  # fmt: skip
-    _known(rows, [one for one in named if one])
+    _known(rows, [one for one in named if one], [columns.id, columns.model, *_decisive(columns)])
     sides: Sides = ({}, {})
     for row in rows:
         for side, wanted in zip(sides, (columns.before, columns.after), strict=True):
@@ -192,7 +206,12 @@ def _wide(rows: Sequence[_Row], columns: Columns) -> Sides:
     shared = [one for one in (columns.id, columns.expected, columns.slice, columns.group) if one]
     doubled = [one for one in (columns.answer, _column(columns.correct), _column(columns.cleaned), columns.cost,
                                columns.latency, columns.tokens) if one]  # fmt: skip
-    _known(rows, [*shared, *(begin + one for one in doubled for begin in (columns.before, columns.after))])
+    begins = (columns.before, columns.after)
+    decisive = [begin + one for one in _decisive(columns) if one != columns.expected for begin in begins]
+    _known(
+        rows, [*shared, *(begin + one for one in doubled for begin in begins)],
+        [columns.id, *([columns.expected] if columns.expected else ()), *decisive],
+    )  # fmt: skip
     sides: Sides = ({}, {})
     for row in rows:
         for side, begin in zip(sides, (columns.before, columns.after), strict=True):
@@ -202,13 +221,27 @@ def _wide(rows: Sequence[_Row], columns: Columns) -> Sides:
     return sides
 
 
-def _known(rows: Sequence[_Row], wanted: Iterable[str]) -> None:
+def _decisive(columns: Columns) -> list[str]:
+    """Columns that decide whether an answer is right: what is not there is not taken for wrong."""
+    named = (columns.answer, columns.expected, _column(columns.correct), _column(columns.cleaned))
+    return [one for one in named if one]
+
+
+def _known(rows: Sequence[_Row], wanted: Iterable[str], needed: Sequence[str]) -> None:
+    """needed: must stand in each row, as files may differ and objects may lack one."""
     header = list(rows[0].cells)
     for name in wanted:
         if name not in header:
             raise DrivetrainError(
                 f"There is no column `{name}`. {did_you_mean(name, header)}".rstrip(),
                 do=f"The file has {', '.join(f'`{one[:80]}`' for one in header if one)}.",
+            )
+    for row in rows:
+        lacking = next((name for name in needed if name not in row.cells), None)
+        if lacking is not None:
+            raise DrivetrainError(
+                f"{row.place}: there is no `{lacking}`.",
+                do="Give every row the same columns; null says that it is empty.",
             )
 
 

@@ -5,9 +5,6 @@ from collections.abc import Callable
 
 import drivetrain as dt
 
-EFFICIENT = "sim/gpt-5-mini-2025-08-07"
-FRONTIER = "sim-anthropic/claude-opus-4-5-20251101"
-
 
 class Message(dt.Record, frozen=True):
     text: str
@@ -34,17 +31,27 @@ rules = [
 
 # By itself it answers whatever it is asked; as `sure` an unsure answer escalates to the next variant of a route.
 efficient = dt.Variant(
-    "efficient", model=EFFICIENT, system="intent_system.j2", prompt="intent.j2", max_output_tokens=256
+    "efficient",
+    model="sim/gpt-5-mini-2025-08-07",
+    system="intent_system.j2",
+    prompt="intent.j2",
+    max_output_tokens=256,
 )
 sure = dt.Variant(
     "efficient",
-    model=EFFICIENT,
+    model="sim/gpt-5-mini-2025-08-07",
     system="intent_system.j2",
     prompt="intent.j2",
     accept=dt.confidence(0.8),
     max_output_tokens=256,
 )
-frontier = dt.Variant("frontier", model=FRONTIER, system="intent_system.j2", prompt="intent.j2", max_output_tokens=64)
+frontier = dt.Variant(
+    "frontier",
+    model="sim-anthropic/claude-opus-4-5-20251101",
+    system="intent_system.j2",
+    prompt="intent.j2",
+    max_output_tokens=64,
+)
 
 intent = dt.Workflow(
     "intent",
