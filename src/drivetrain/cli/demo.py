@@ -121,6 +121,7 @@ def _run(
     as_json: bool,
 ) -> bool:
     """Sends, reads the ledger and prints; whether everything adds up and held."""
+    from drivetrain.cli.demo_change import Change, prove_and_undo
     from drivetrain.cli.demo_folder import KEYS
     from drivetrain.cli.demo_print import Place, print_report, report_json
     from drivetrain.cli.demo_report import read_report
@@ -129,19 +130,24 @@ def _run(
     from drivetrain.embedded.asking import open_lake
 
     started_s = time.monotonic()
-    trained = not isinstance(model, NoModel)
-    seen = send_all(gateway.port, {name: project.key(name) for name in KEYS}, texts, _say, trained=trained)
+    made = None if isinstance(model, NoModel) else model
+    keys = {name: project.key(name) for name in KEYS}
+    seen = send_all(gateway.port, keys, texts, _say, trained=made is not None)
+    change = prove_and_undo(project, texts, made, gateway.port, _say)
+    if isinstance(change, Change):
+        seen.calls += change.calls
+        seen.cost_nano_usd += change.cost_nano_usd
     _say(f"{seen.calls:,} calls in {time.monotonic() - started_s:.1f} s; reading the ledger")
     models = tomllib.loads(project.simulator_file.read_text(encoding="utf-8"))["models"]
     declared = {name: model["quality"]["accuracy"] for name, model in models.items() if "quality" in model}
     report = read_report(open_lake(project.path), seen, simulator.requests(), declared, texts.examples)
     place = Place(folder=project.path, url=gateway.url, key=project.key("web-chat"), running=not once)
     if as_json:
-        typer.echo(report_json(report, texts, model, place))
+        typer.echo(report_json(report, texts, model, place, change))
     else:
-        print_report(report, texts, model, place)
+        print_report(report, texts, model, place, change)
     sys.stdout.flush()
-    return report.holds
+    return report.holds and (not isinstance(change, Change) or change.holds)
 
 
 def _watch(gateway: GatewayProcess) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from drivetrain.cli.demo_change import Change, NoChange
+from drivetrain.cli.demo_change_print import print_change
 from drivetrain.cli.demo_report import COST_SHARE_MAX, TRAINED, WITHIN, Claim, DemoReport, Share
 from drivetrain.cli.demo_texts import Texts
 from drivetrain.cli.demo_training import NoModel, TrainedModelOfDemo
@@ -55,7 +57,9 @@ def sdk_snippet(place: Place) -> str:
     )
 
 
-def report_json(report: DemoReport, texts: Texts, model: TrainedModelOfDemo | NoModel, place: Place) -> bytes:
+def report_json(
+    report: DemoReport, texts: Texts, model: TrainedModelOfDemo | NoModel, place: Place, change: Change | NoChange
+) -> bytes:
     """Everything as one JSON object; money as integers of nano-USD."""
     return msgspec.json.encode(
         {
@@ -74,7 +78,9 @@ def report_json(report: DemoReport, texts: Texts, model: TrainedModelOfDemo | No
             "claim": _claim_json(report.claim) if report.claim is not None else None,
             "budget": report.budget,
             "fault": report.fault,
-            "holds": report.holds,
+            "change": {**msgspec.to_builtins(change), "holds": change.holds} if isinstance(change, Change) else None,
+            "not_changed": change.why if isinstance(change, NoChange) else "",
+            "holds": report.holds and (isinstance(change, NoChange) or change.holds),
             "spend": report.spend,
             "adds_up": report.adds_up,
             "checks": report.checks,
@@ -87,7 +93,9 @@ def report_json(report: DemoReport, texts: Texts, model: TrainedModelOfDemo | No
     )
 
 
-def print_report(report: DemoReport, texts: Texts, model: TrainedModelOfDemo | NoModel, place: Place) -> None:
+def print_report(
+    report: DemoReport, texts: Texts, model: TrainedModelOfDemo | NoModel, place: Place, change: Change | NoChange
+) -> None:
     """The report, and how to go on from it."""
     import sys
 
@@ -109,6 +117,7 @@ def print_report(report: DemoReport, texts: Texts, model: TrainedModelOfDemo | N
         _print_claim(report.claim, console)
     console.print()
     _print_trials(report, console)
+    print_change(change, console)
     console.print(_spend_table(report))
     console.print("By variant, a call counts with each variant that it tried.\n", style="dim")
     _print_checks(report, console)

@@ -30,7 +30,9 @@ from drivetrain.lake.costs import ATTEMPT_DIMENSIONS, CALL_DIMENSIONS, CostRow, 
 from drivetrain.lake.lake import Lake
 from drivetrain.statistics.means import mean_interval
 
-SPEND_BY = ("team", "workflow", "use_case", "variant")
+SPEND_BY = ("team", "workflow", "use_case", "door", "variant")
+MESSAGES_DOOR = "workflow"
+"""By which the messages come; evals and upgrades ask the same workflows by another."""
 TOKENS = ("input_tokens", "input_cached_tokens", "output_tokens", "reasoning_tokens")
 
 
@@ -86,7 +88,7 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Spend(msgspec.Struct, frozen=True, kw_only=True):
-    """What one team, workflow, use case or variant cost."""
+    """What one team, workflow, use case, door or variant cost."""
 
     name: str
     calls: int
@@ -193,14 +195,17 @@ def read_report(
     queries = LedgerQueries(lake)
     total = queries.cost().total
     tables = {name: queries.cost((name,)) for name in (*CALL_DIMENSIONS, *ATTEMPT_DIMENSIONS)}
-    parts = queries.cost(("workflow", "variant", "model"))
+    messages = {"door": MESSAGES_DOOR}
+    parts = queries.cost(("workflow", "variant", "model"), where=messages)
     # Whole Calls, added up here and not by the queries: one more opinion on them.
     ended: Counter[tuple[str, str]] = Counter()
+    calls_read = 0
     trials = TrialCounts()
     read_nano_usd = 0
     for call in Calls(lake).calls(outcomes=False, payloads=False):
         read_nano_usd += call.cost_nano_usd
-        ended[call.workflow, call.variant] += 1
+        calls_read += 1
+        ended[call.workflow, call.variant] += call.door == MESSAGES_DOOR
         trials.add(call)
     judged: Counter[tuple[str, str]] = Counter()
     right: Counter[tuple[str, str]] = Counter()
@@ -229,7 +234,7 @@ def read_report(
         return [share(workflow, row) for row in parts.rows if row.keys[0] == workflow]
 
     assert seen.told is not None
-    workflows = {row.keys[0]: row.calls for row in tables["workflow"].rows}
+    workflows = {row.keys[0]: row.calls for row in queries.cost(("workflow",), where=messages).rows}
     route = of(ROUTE)
     route_total = _together(ROUTE, route, workflows[ROUTE])
     frontier_only = _together(BASELINE_FRONTIER, of(BASELINE_FRONTIER), workflows[BASELINE_FRONTIER])
@@ -251,7 +256,7 @@ def read_report(
         checks=(
             *(_by_attribution(name, table, total) for name, table in tables.items()),
             # A Call has one answering variant, or none, so by this one Calls add up as well.
-            _check("answering variant", total, calls=ended.total(), cost_nano_usd=read_nano_usd),
+            _check("answering variant", total, calls=calls_read, cost_nano_usd=read_nano_usd),
             _check("the clients' own count", total, calls=seen.calls, cost_nano_usd=seen.cost_nano_usd),
             _check("the provider's invoice", total, tokens=_billed(invoice), cost_nano_usd=invoice["cost_nano_usd"]),
         ),

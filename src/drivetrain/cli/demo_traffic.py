@@ -45,7 +45,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Seen(msgspec.Struct, kw_only=True):
-    """What the clients counted by themselves."""
+    """What the clients counted by themselves; in the end with evals, the upgrade and the canary's clients."""
 
     calls: int = 0
     cost_nano_usd: int = 0

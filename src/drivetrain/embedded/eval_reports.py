@@ -12,6 +12,7 @@ import msgspec
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.embedded.applying import person
 from drivetrain.embedded.modelling import open_reports
+from drivetrain.embedded.releasing import place_of
 from drivetrain.evals.eval_key import eval_key
 from drivetrain.evals.run_compare import compare_report, compare_runs
 from drivetrain.evals.run_files import RunFiles
@@ -65,8 +66,7 @@ def compare_reports(
     one, other = find_report(first, root), find_report(second, root)
     if one.id == other.id:
         raise DrivetrainError(f"Both are Report {one.id}.", do="Name two runs; `drivetrain report list --kind eval`.")
-    snapshot = load(root)
-    files = RunFiles(snapshot.data_folder)
+    files = RunFiles(place_of(root).data_folder)
     runs = files.run(one.id), files.run(other.id)
     report = compare_report(
         compare_runs(*runs, margin=margin), *runs, made_ns=now_ns(), made_by=person()

@@ -156,8 +156,8 @@ class LoggedCalls:
         """What marks pairs, each by the scorer that fits its truth. Enter it before threads are started."""
         declared = self._eval_scorer() or scorers.exact()
         known: dict[tuple[str, ...], Marker] = {}
-        with compiled(declared, self._fields, output=self.workflow.output) as scorer:
-            by_eval = marker(scorer)
+        with contextlib.ExitStack() as held:
+            by_eval = marker(held.enter_context(compiled(declared, self._fields, output=self.workflow.output)))
 
             def mark(pair: Pair) -> Marked:
                 if pair.truth == "expected":
@@ -165,7 +165,7 @@ class LoggedCalls:
                 fields = tuple(pair.expected) if isinstance(pair.expected, dict) else ()
                 key = (pair.truth, *fields)
                 if key not in known:
-                    known[key] = marker(compiled(self._scorer(pair, fields), self._fields))
+                    known[key] = marker(held.enter_context(compiled(self._scorer(pair, fields), self._fields)))
                 return known[key](pair)
 
             yield mark

@@ -16,7 +16,6 @@ from typing import Any
 FORMAT, REFUSAL, LENGTH, LANGUAGE, LABEL, WRONG, SCORER, FAILED = (
     "format", "refusal", "length", "language", "label", "wrong", "scorer", "failed",
 )  # fmt: skip
-CAUSES = (FORMAT, REFUSAL, LENGTH, LANGUAGE, LABEL, WRONG, SCORER, FAILED)
 """`failed`: the Call gave no answer at all; `scorer`: the scorer failed. A user's scorer may say words of its own."""
 
 REFUSAL_CHARS = 240
