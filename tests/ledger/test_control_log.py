@@ -95,12 +95,10 @@ def test_a_chain_that_was_computed_anew_is_found(tmp_path: Path) -> None:
     (tmp_path / "data" / "control.db").unlink()
     for leftover in (tmp_path / "data").glob("control.db-*"):
         leftover.unlink()
-    anchor = (tmp_path / "keys" / "control.anchor").read_bytes()
-    (tmp_path / "keys" / "control.anchor").unlink()
-    forged = log_in(tmp_path)
+    forged = log_in(tmp_path / "elsewhere")
     for number in range(5):
         forged.append(kind="promote", actor="eve", subject="triage", body={"n": number})
-    (tmp_path / "keys" / "control.anchor").write_bytes(anchor)
+    (tmp_path / "elsewhere" / "data" / "control.db").rename(tmp_path / "data" / "control.db")
     findings = log_in(tmp_path).verify().findings
     assert any("computed anew" in one for one in findings), findings
 

@@ -8,16 +8,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
 
-from drivetrain.core.releases import PROMOTED, PROPOSED, ChangeV1, GuardV1, ProposalV1, ReleaseV1, RolloutV1, StageV1
+from drivetrain.core.releases import GuardV1, RolloutV1, StageV1
 from drivetrain.embedded.releasing import place_of, state_of
 from drivetrain.embedded.rollouts import told_by
 from drivetrain.embedded.serving import served_by
 from drivetrain.simulator import SimulatorProcess
 from promises.promise_gateway import chat_project, eventually, gateway, simulated
-from support import wire
+from support import shadows, wire
 from support.projects import workflow
 from support.releases import Releases
 
@@ -39,26 +38,11 @@ def project(url: str, *, works: bool) -> dict[str, str]:
     return chat_project(url, more=nobody + price + workflow("said", *route))
 
 
-def canary(root: Path, digest: str) -> None:
+def canary() -> RolloutV1:
     """Half of the users, guarded by errors."""
-    place = place_of(root)
-    log, now = place.log(), state_of(place)
-    proposal = ProposalV1(
-        number=now.next_proposal, environment=place.environment, snapshot=digest, base=now.live.release,
-        base_snapshot=now.live.snapshot, by="alice", keys={"said": "k"},
-        changes=(ChangeV1(workflow="said", aspect="variants", what="another model"),),
-    )  # fmt: skip
-    made = ReleaseV1(
-        number=now.next_release, environment=place.environment, way="promote", snapshot=digest,
-        previous=now.live.release, by="alice", proposal=proposal.number, proposal_hash=proposal.hash,
-        workflows=("said",),
-        rollout=RolloutV1(
-            id="0" * 16, stages=(StageV1(share_ppm=500_000, minutes=60, units=20),), guards=(GuardV1(watch="errors"),)
-        ),
-    )  # fmt: skip
-    for kind, body, number in ((PROPOSED, proposal, proposal.number), (PROMOTED, made, made.number)):
-        subject = f"{place.environment}/{number}"
-        log.append(kind=kind, actor="alice", subject=subject, body=msgspec.to_builtins(body))
+    return RolloutV1(
+        id="0" * 16, stages=(StageV1(share_ppm=500_000, minutes=60, units=20),), guards=(GuardV1(watch="errors"),)
+    )
 
 
 def asked(port: int, user: int) -> int:
@@ -87,8 +71,8 @@ def test_a_canary_goes_back_by_itself(simulator: SimulatorProcess) -> None:
     with gateway(project(simulator.url, works=True)) as served:
         releases = Releases(served.root)
         releases.release(releases.store({}).hash)
-        candidate = releases.store(project(simulator.url, works=False)).hash
-        canary(served.root, candidate)
+        candidate = releases.store(project(simulator.url, works=False))
+        shadows.release(served.root, candidate, "said", number=2, rolled=canary())
         run_folder = releases.run_folder
         assert eventually(lambda: any(one.share_ppm for one in served_by(run_folder))), served.stderr
         assert eventually(lambda: bool(watchers(served.root)))

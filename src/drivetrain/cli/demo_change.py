@@ -133,8 +133,9 @@ class Canary(msgspec.Struct, frozen=True, kw_only=True):
     calls: int
     failed: int
     """Of these, by the clients: answers that were no 200."""
+    failed_by_candidate: int
+    """Calls of the ledger that the candidate was asked and did not answer."""
     failed_by_live: int
-    """Failed Calls of the ledger that were not the candidate's."""
     dropped: int
     afterwards: int
     afterwards_well: int
@@ -142,7 +143,7 @@ class Canary(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_undone(self) -> bool:
         """Whether guards ended it, with nobody's request lost, and all is well since."""
-        unharmed = self.dropped == 0 and self.failed_by_live == 0
+        unharmed = self.dropped == self.failed_by_live == 0 and self.failed == self.failed_by_candidate
         return bool(self.guard) and unharmed and self.afterwards_well == self.afterwards > 0
 
 
@@ -268,7 +269,10 @@ def _canary(
 
     last = status["last"]
     rows = LedgerQueries(open_lake(project.path)).cost(("snapshot", "status"), where={"workflow": CHAT}).rows
-    candidate = promoted["snapshot"]
+    failed = {True: 0, False: 0}
+    for row in rows:
+        snapshot, ended = row.keys
+        failed[promoted["snapshot"].startswith(snapshot)] += row.calls if ended != "answered" else 0
     return Canary(
         release=last["release"],
         share=promoted["rollout"]["stages"][0]["share_ppm"] / 1_000_000,
@@ -279,9 +283,8 @@ def _canary(
         took_s=traffic.took_s,
         calls=traffic.calls,
         failed=traffic.calls - traffic.well,
-        failed_by_live=sum(
-            row.calls for row in rows if row.keys[1] == "failed" and not candidate.startswith(row.keys[0])
-        ),
+        failed_by_candidate=failed[True],
+        failed_by_live=failed[False],
         dropped=traffic.dropped,
         afterwards=traffic.afterwards,
         afterwards_well=traffic.afterwards_well,

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from drivetrain.cli.demo_change import CANARY_MODEL, CHAT, EVAL, ROUTE, Change, NoChange
+from drivetrain.cli.demo_change import CANARY_MODEL, EVAL, Change, NoChange
+from drivetrain.cli.demo_traffic import CHAT, ROUTE
 from drivetrain.core.money import usd
 
 if TYPE_CHECKING:
@@ -30,9 +31,10 @@ def _lines(change: Change) -> Iterator[tuple[str, bool]]:
     """Each line, and whether it says what it is to say."""
     proof, asked, stopped, canary = change.proof, change.upgrade, change.stopped, change.canary
     live = change.before
+    yield f"Release {live.release} is the project as it stands, since `{proof.eval}` passed:", True
     yield (
-        f"Release {live.release} is the project as it stands: `{proof.eval}` has {proof.accuracy:.1%} "
-        f"({proof.low:.1%} to {proof.high:.1%}) on {proof.rows:,} rows of {proof.dataset}",
+        f"  {proof.accuracy:.1%} right ({proof.low:.1%} to {proof.high:.1%}) on {proof.rows:,} recorded messages, "
+        f"{proof.dataset}",
         True,
     )
     yield f"upgrade of `{asked.workflow}`, {_short(asked.before)} -> {_short(asked.after)}: {asked.verdict}", True
@@ -52,23 +54,23 @@ def _lines(change: Change) -> Iterator[tuple[str, bool]]:
         f"`drivetrain promote {stopped.proposal}` with {stopped.promote_exit}",
         bool(stopped.gates),
     )
-    seen = canary.evidence
     yield (
-        f"Release {canary.release}, `{CHAT}` on {_short(CANARY_MODEL)}, as a canary for {canary.share:.0%} of the "
-        f"users: rolled back by `{canary.guard}`",
+        f"Release {canary.release}, `{CHAT}` on {_short(CANARY_MODEL)}, a canary for {canary.share:.0%} of the users: "
+        f"back by guard `{canary.guard}`",
         canary.is_undone,
     )
-    yield f"  at {canary.at}, {canary.took_s:.1f} s after its first request; {_evidence(seen)}", canary.is_undone
+    yield f"  {canary.took_s:.1f} s after its first request, at {canary.at}", canary.is_undone
+    yield f"  on {_evidence(canary.evidence)}", canary.is_undone
     yield (
-        f"  {canary.calls:,} requests: {canary.dropped} dropped, {canary.failed} failed at the candidate and "
-        f"{canary.failed_by_live} at live; since then {canary.afterwards_well} of {canary.afterwards} well",
+        f"  {canary.calls:,} requests, {canary.dropped} dropped; failed: {canary.failed_by_candidate} by the "
+        f"candidate, {canary.failed_by_live} by live; then {canary.afterwards_well} of {canary.afterwards} well",
         canary.is_undone,
     )
     end = change.after
     log = "whole" if change.log_whole else "NOT WHOLE"
     yield (
-        f"live before and after: Release {live.release} and Release {end.release}, Snapshots {live.snapshot[:8]} and "
-        f"{end.snapshot[:8]}; control log {log}, {change.log_records} records",
+        f"live before: Release {live.release}, Snapshot {live.snapshot[:8]}; after: Release {end.release}, "
+        f"{end.snapshot[:8]}; control log {log}: {change.log_records} records",
         change.log_whole and live == end,
     )
 
