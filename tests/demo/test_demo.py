@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import os
 import re
@@ -19,15 +20,21 @@ from typing import Any
 
 import msgspec
 import pytest
+from rich.console import Console
 
+from drivetrain.cli.demo_change import Change
+from drivetrain.cli.demo_change_print import print_change
 from drivetrain.cli.demo_report import MESSAGES_MIN, Claim, read_report
 from drivetrain.cli.demo_texts import own_texts
 from drivetrain.cli.demo_traffic import CHATS, CONCURRENCY, Seen
 from drivetrain.cli.demo_trials import BROKEN, FALLING_BACK, FALLING_BACK_CALLS, TEAM, Told
 from drivetrain.core.money import nano_usd
-from drivetrain.embedded.modelling import open_registry
+from drivetrain.core.times import NS_PER_S, iso
+from drivetrain.embedded.modelling import open_registry, open_reports
+from drivetrain.embedded.releasing import place_of, state_of
 from drivetrain.lake.calls import Calls
 from drivetrain.lake.costs import ATTEMPT_DIMENSIONS, CALL_DIMENSIONS, LedgerQueries
+from drivetrain.project import load
 from drivetrain.providers.pricing import price_book
 from support.lakes import lake_at
 
@@ -87,7 +94,9 @@ def holds_together(report: dict[str, Any]) -> None:
     baselines = [report["frontier_only"], report["efficient_only"]]
     baselines += [report["untrained"]] if report["trained"] else []
     sent = messages * (1 + len(baselines)) + CHATS
-    assert report["calls"] == sent + report["budget"]["calls"] + report["fault"]["calls"]
+    changing = report["change"]["calls"] if report["change"] else 0
+    assert report["calls"] == sent + report["budget"]["calls"] + report["fault"]["calls"] + changing
+    assert bool(report["change"]) == (messages >= MESSAGES_MIN) == (not report["not_changed"])
     assert sum(row["answered"] for row in report["route"]) == messages
     for row in (*report["route"], report["route_total"], *baselines):
         assert row["judged"] == row["answered"], "every answered message has its truth"
@@ -110,7 +119,7 @@ def test_it_shows_the_ledgers_own_totals(report: dict[str, Any]) -> None:
     queries = LedgerQueries(lake_at(Path(report["project"]) / ".drivetrain" / "data"))
     total = queries.cost().total
     assert (total.calls, total.cost_nano_usd) == (report["calls"], report["cost_nano_usd"])
-    for name in ("team", "workflow", "use_case", "variant"):
+    for name in ("team", "workflow", "use_case", "door", "variant"):
         shown = {row["name"]: row["cost_nano_usd"] for row in report["spend"][name]}
         assert shown == {row.keys[0]: row.cost_nano_usd for row in queries.cost((name,)).rows}
     assert queries.outcomes("correct", ()).total.count == queries.outcomes("label", ()).total.count == 4 * CALLS
@@ -241,6 +250,105 @@ def test_a_provider_fails_and_every_call_is_answered(report: dict[str, Any]) -> 
     assert sum(row.cost_nano_usd for row in rows.values()) == fault["cost_nano_usd"] > 0
 
 
+def ledger_of(report: dict[str, Any]) -> LedgerQueries:
+    return LedgerQueries(lake_at(Path(report["project"]) / ".drivetrain" / "data"))
+
+
+def test_the_project_is_released_on_a_frozen_dataset_and_stays_live(report: dict[str, Any]) -> None:
+    change, place = report["change"], place_of(report["project"])
+    state = state_of(place)
+    assert change["holds"] is True
+    assert change["before"] == change["after"]
+    assert (state.live.release, state.live.snapshot) == (1, change["after"]["snapshot"])
+    assert (state.live.active, state.live.refused) == (None, ())
+    snapshot = load(place.root)
+    assert snapshot.hash == change["after"]["snapshot"], "the folder is again as it was released"
+    proof = state.releases[1].release.evidence
+    assert [(one.eval, one.workflow) for one in proof] == [("intent-golden", "intent")]
+    passed = open_reports(place.root).get(proof[0].report).report
+    assert passed.facts["dataset"] == change["proof"]["dataset"] == "golden@1"
+    assert passed.facts["accuracy"] == change["proof"]["accuracy"]
+    assert passed.facts["rows"] == change["proof"]["rows"] == 300
+    log = place.log()
+    assert (len(list(log.records())), log.verify().whole) == (change["log_records"], change["log_whole"])
+
+
+def test_a_better_model_is_found_by_the_recorded_calls(report: dict[str, Any]) -> None:
+    change = report["change"]
+    found = change["upgrade"]
+    stored = open_reports(Path(report["project"])).get(found["report"]).report
+    assert (stored.kind, stored.facts["verdict"]) == ("upgrade", found["verdict"])
+    assert found["verdict"] == "upgrade"
+    assert found["better"] > found["worse"]
+    asked = {row.keys[0]: row for row in ledger_of(report).cost(("workflow",), where={"door": "eval"}).rows}
+    assert asked["intent-efficient"].calls == found["pairs"]
+    assert found["pairs"] + found["saved_calls"] == found["planned"]
+    assert asked["intent"].calls == 2 * change["proof"]["rows"], "what is live was not asked again"
+    chats = ledger_of(report).cost(where={"workflow": "assistant"}).total
+    canary = sum(row.calls for row in asked.values()) + chats.calls - CHATS
+    assert canary == change["calls"]
+
+
+def test_what_is_worse_is_stopped_by_its_gate(report: dict[str, Any]) -> None:
+    stopped, state = report["change"]["stopped"], state_of(place_of(report["project"]))
+    assert (stopped["eval_exit"], stopped["promote_exit"]) == (3, 1)
+    assert "overall not worse than -1 pp" in stopped["gates"]
+    assert stopped["accuracy"] < stopped["accuracy_live"] - 0.01
+    assert "eval intent-golden of intent: no Report that it passed" in stopped["told"]
+    assert state.condition(state.proposals[2]) == "withdrawn"
+    assert [one.release.proposal for one in state.releases.values()] == [1, 3]
+
+
+def test_a_canary_that_fails_more_often_goes_back_by_itself(report: dict[str, Any]) -> None:
+    canary, state = report["change"]["canary"], state_of(place_of(report["project"]))
+    released = state.releases[canary["release"]]
+    at_ns, event = released.events[-1]
+    assert (event.event, event.by, event.guard) == ("aborted", "guards", canary["guard"])
+    assert iso(at_ns) == canary["at"]
+    assert event.verdict == canary["verdict"]
+    assert canary["evidence"] == event.evidence
+    assert event.evidence["candidate"] > event.evidence["live"]
+    assert 0.3 > canary["share"] == 0.05
+    calls = [one for one in Calls(lake_at(Path(report["project"]) / ".drivetrain" / "data")).calls(payloads=False)
+             if one.workflow == "assistant"]  # fmt: skip
+    assert len(calls) == CHATS + canary["calls"], "every request has its Call"
+    candidate = [one for one in calls if released.release.snapshot.startswith(one.snapshot)]
+    failed = [one for one in calls if one.status != "answered"]
+    assert {one.call_id for one in failed} <= {one.call_id for one in candidate}
+    assert len(failed) == canary["failed"] == canary["failed_by_candidate"] > 0
+    assert max(one.opened_ns for one in candidate) < at_ns + NS_PER_S, "within a second nobody gets it any more"
+    users = {one.attribution.user for one in candidate}
+    begun_ns = min(one.opened_ns for one in candidate)
+    others = {one.attribution.user for one in calls if begun_ns < one.opened_ns < at_ns and one not in candidate}
+    assert not users & others, "nobody sees both"
+    assert (canary["dropped"], canary["failed_by_live"]) == (0, 0)
+    assert canary["afterwards"] == canary["afterwards_well"] > 0
+
+
+def test_a_change_that_was_not_undone_fails_the_demo(report: dict[str, Any]) -> None:
+    change = msgspec.convert({**report["change"]}, Change)
+    canary, replace = change.canary, msgspec.structs.replace
+    assert change.holds
+    for worse in (
+        replace(canary, guard=""), replace(canary, dropped=1), replace(canary, failed_by_live=1),
+        replace(canary, failed=canary.failed + 1), replace(canary, afterwards_well=0),
+    ):  # fmt: skip
+        assert not replace(change, canary=worse).holds
+    assert not replace(change, stopped=replace(change.stopped, gates=())).holds
+    assert not replace(change, after=replace(change.after, release=2)).holds
+    assert not replace(change, log_whole=False).holds
+
+
+def test_a_change_is_told_in_few_lines(report: dict[str, Any]) -> None:
+    written = io.StringIO()
+    print_change(msgspec.convert(report["change"], Change), Console(file=written, width=100))
+    lines = written.getvalue().rstrip().splitlines()
+    assert len(lines) <= 20
+    assert max(len(line) for line in lines) <= 100
+    for words in ("stopped by `", "ended with 3", "back by guard `", " 0 dropped", "control log whole"):
+        assert words in written.getvalue()
+
+
 def test_a_difference_of_one_nano_dollar_is_told(report: dict[str, Any]) -> None:
     folder = Path(report["project"]) / ".drivetrain" / "data"
     total = report["cost_nano_usd"]
@@ -313,6 +421,7 @@ def test_people_get_the_same_within_100_columns(place: Path) -> None:
     assert [bool(line) for line in lines[start + 1 : start + 6]] == [True] * 4 + [False], "two lines each"
     for words in ("budget_exceeded: 0.", "resets at 20", "40 of 40 calls were answered", "circuit open after"):
         assert words in "".join(lines[start + 1 : start + 5])
+    assert "left out: it takes 300 messages" in done.stdout
     for words in ("simulated", "without trained", "intent@1, trained here", "too few messages to tell"):
         assert words in done.stdout
     for words in ("only frontier", "spend by", "adds up: ", "--project people"):
@@ -429,6 +538,8 @@ def test_on_real_texts_it_adds_up_and_holds(place: Path) -> None:
     row = trained_row(report)
     assert row["judged"] - row["right"] <= report["trained"]["risk"] * row["judged"]
     test_the_route_is_cheaper_than_the_frontier_and_better_than_the_efficient_model(report)
+    test_what_is_worse_is_stopped_by_its_gate(report)
+    test_a_canary_that_fails_more_often_goes_back_by_itself(report)
 
 
 def _children(pid: int) -> list[int]:

@@ -100,7 +100,7 @@ def test_a_removed_workflow_is_told_with_its_evals(shop: Shop) -> None:
     assert {
         ("triage", "is removed"),
         ("sorting", "is new"),
-        ("triage", "eval triage-golden is removed, with 1 gates"),
+        ("triage", "eval triage-golden is removed, with 1 gate"),
     } <= told
     assert plan.keys["triage"] == ""
     assert [one.eval for one in plan.evidence] == ["sorting-golden"]

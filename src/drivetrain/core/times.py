@@ -56,6 +56,11 @@ def span_us(declared: timedelta | str) -> int:
     return microseconds
 
 
+def lasted_text(ns: float) -> str:
+    """How long something took, for people: `3.1 seconds` below a minute, else `4.5 minutes`."""
+    return f"{ns / NS_PER_S:.1f} seconds" if ns < 60 * NS_PER_S else f"{ns / NS_PER_S / 60:.1f} minutes"
+
+
 def duration_text(us: int) -> str | None:
     """Microseconds as `duration_us` reads them, in the largest unit up to days; None where seconds are not whole."""
     for unit in "dhms":

@@ -160,7 +160,12 @@ def shown(gate: Gate, value: float) -> str:
         return f"{value:.4g} ms"
     if gate.kind in (OVERALL, SLICES):
         return points(value)
-    return f"{value:.4g}" if gate.kind == SCORE else f"{value * 100:.3g} %"
+    return share(value) if gate.kind == SCORE else f"{value * 100:.3g} %"
+
+
+def share(value: float) -> str:
+    """A score as tables tell it: `90.0%`, with a second digit only where it says something: `89.99%`."""
+    return f"{value * 100:.2f}".removesuffix("0") + "%"
 
 
 def points(value: float) -> str:

@@ -36,6 +36,8 @@ ROWS_MIN = 5
 WORDS_MAX = 512
 """Of an answer that are compared, the first."""
 LAMBDAS = (1.0, 3.0, 10.0, 30.0, 100.0)
+ODDS_TOLD_MAX = 1_000_000
+"""More evidence than this is not told apart."""
 ASPECTS = ("words", "form", "length", "tokens")
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -111,7 +113,7 @@ class Probed(msgspec.Struct, frozen=True, kw_only=True):
             return f"changed: responses name the model {self.renamed[1] or 'nothing'}, and named {self.renamed[0]}"
         if self.rows < ROWS_MIN:
             return f"not enough answers: {self.rows} rows could be compared, and {ROWS_MIN} are needed"
-        told = f"evidence 1e{self.log_evidence / math.log(10):.1f} of 1e{self.log_needed / math.log(10):.1f} needed"
+        told = f"evidence {_odds(self.log_evidence)} of {_odds(self.log_needed)} needed"
         if not self.changed:
             return f"no change shown on {self.rows} rows ({told})"
         which = [name for name in ASPECTS if self.aspects[name] >= self.log_needed]
@@ -173,6 +175,14 @@ class _Row(msgspec.Struct, frozen=True):
     """Per lambda: the logarithm of its e-value."""
     apart: float
     noise: float
+
+
+def _odds(log: float) -> str:
+    """Evidence from its logarithm: 1 says nothing; 20 happens to an unchanged model once in 20 times at most."""
+    value = math.exp(min(log, math.log(ODDS_TOLD_MAX)))
+    if value >= ODDS_TOLD_MAX:
+        return f"more than {ODDS_TOLD_MAX:,}"
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}" if value >= 0.01 else "less than 0.01"
 
 
 def _row(aspect: str, before: Sequence[AnswerV1], after: Sequence[AnswerV1]) -> _Row:

@@ -274,9 +274,10 @@ def _verdict(
         many = "its gate passes" if len(gates) == 1 else f"all {len(gates)} gates pass"
         return f"`{run.eval}`: {many}; {told}{f'. {partial}' if partial else ''}."
     first = failed[0]
-    more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+    left = len(failed) - 1
+    more = f" {left} more {'gate does' if left == 1 else 'gates do'} not pass." if left else ""
     state = "has not enough evidence" if first.state == UNSETTLED else "fails"
-    return f"`{run.eval}`: gate `{first.gate}`{more} {state}: {first.why} In all: {told or 'nothing was answered'}."
+    return f"`{run.eval}`: gate `{first.gate}` {state}: {first.why}{more} In all: {told or 'nothing was answered'}."
 
 
 def _quantile(values: Sequence[int], percent: int) -> float:

@@ -45,14 +45,20 @@ def workflow_changes(before: Snapshot, after: Snapshot) -> Iterator[ChangeV1]:
         yield from found
 
 
+def gates_text(declared: Eval) -> str:
+    """`1 gate`, `2 gates`."""
+    return f"{len(declared.gates)} gate{'' if len(declared.gates) == 1 else 's'}"
+
+
 def eval_changes(before: Snapshot, after: Snapshot) -> Iterator[ChangeV1]:
     """Every difference between evals, under the workflow that each is of."""
     for name in sorted({*before.evals, *after.evals}):
         old, new = before.evals.get(name), after.evals.get(name)
         if old is None or new is None:
-            gates = len((old or new).gates) if (old or new) is not None else 0  # type: ignore[union-attr]
+            one = new or old
+            assert one is not None  # it is named by one of them
             how = "is new" if old is None else "is removed"
-            yield change((new or old).workflow, "evals", f"eval {name} {how}, with {gates} gates")  # type: ignore[union-attr]
+            yield change(one.workflow, "evals", f"eval {name} {how}, with {gates_text(one)}")
         elif old.workflow != new.workflow:
             yield change(old.workflow, "evals", f"eval {name} is of {new.workflow} now")
             yield change(new.workflow, "evals", f"eval {name} was of {old.workflow}")

@@ -33,6 +33,8 @@ THRESHOLD_CALLS_MIN = 20
 SLOW_SHARES = (0.5, 0.9, 0.99)
 FAR = 2.0
 """The fourth threshold is so many times the live arm's p99, which next to no Call of it exceeds."""
+UNTIMED = f"slow Calls (which are slow is known after {THRESHOLD_CALLS} live ones)"
+"""What a guard of latency compares, until then."""
 REFUSED_NOTE = "canary refused"
 """How a live Call's note begins where the candidate would not have admitted it."""
 NOT_OURS = frozenset({"shutting_down"})
@@ -197,7 +199,7 @@ class Watcher:
         found: list[tuple[str, Comparison]] = [
             (part, arms.look(margin=guard.margin, relative=guard.watch == "cost", tail=self.tail))
             for part, arms in self._parts
-        ] or [("Calls slower than the live arm's", _NOTHING)]
+        ] or [(UNTIMED, _NOTHING)]
         part, comparison = max(found, key=lambda one: one[1].log_evidence)
         unit = {"errors": "share", "latency": "share", "cost": "USD"}.get(guard.watch, "")
         return Finding(

@@ -77,7 +77,7 @@ def changes_between(before: Snapshot | None, after: Snapshot, in_force: RulesV1)
     if before is None:
         found = [change(name, "workflow", "is new") for name in sorted(after.workflows)]
         found += [
-            change(one.workflow, "evals", f"eval {name} is new, with {len(one.gates)} gates")
+            change(one.workflow, "evals", f"eval {name} is new, with {gates_text(one)}")
             for name, one in sorted(after.evals.items())
         ]
         found.append(change("", "settings", "nothing was released before"))

@@ -16,6 +16,7 @@ import msgspec
 
 from drivetrain.core.calls import DOORS_ASIDE, SHADOW, Call
 from drivetrain.core.releases import WHOLE, ActiveRollout
+from drivetrain.core.times import lasted_text
 from drivetrain.promotion.guards import Finding, Seen, Watcher, answered_ms, failed, is_refused_by_candidate
 from drivetrain.statistics.two_arms import Units
 
@@ -156,8 +157,7 @@ class Watch:
         broken = [one for one in findings if one.is_broken]
         if broken:
             worst = max(broken, key=lambda one: one.log_evidence - one.needed)
-            minutes = (now_ns - active.stage_ns) / NS_PER_MINUTE
-            verdict = f"Rolled back after {minutes:.1f} minutes of stage {active.stage + 1}. "
+            verdict = f"Rolled back after {lasted_text(now_ns - active.stage_ns)} of stage {active.stage + 1}. "
             return Step(
                 event="aborted", stage=active.stage, guard=worst.guard,
                 verdict=verdict + worst.sentence(active.rollout.level), evidence=worst.facts(),
@@ -191,7 +191,7 @@ class Watch:
         found = []
         left = self.active.stage_ns + stage.minutes * NS_PER_MINUTE - now_ns
         if left > 0:
-            found.append(f"{left / NS_PER_MINUTE:.1f} minutes")
+            found.append(lasted_text(left))
         needed = max(stage.units, 1)
         arms: dict[bool, str] = {True: "candidate", False: "live"}
         if stage.share_ppm >= WHOLE:
