@@ -147,7 +147,7 @@ def _run(
     else:
         print_report(report, texts, model, place, change)
     sys.stdout.flush()
-    return report.holds and (not isinstance(change, Change) or change.holds)
+    return report.holds and change.holds
 
 
 def _watch(gateway: GatewayProcess) -> None:

@@ -7,13 +7,15 @@ commands say, from the ledger, and from what the clients counted. Called by `dem
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
 
+from drivetrain.cli.demo_canary import KEY as CANARY_KEY
 from drivetrain.cli.demo_canary import CanaryTraffic, send_canary
-from drivetrain.cli.demo_commands import Command, Ran, run_commands
+from drivetrain.cli.demo_commands import Command, EndedOtherwise, Ran, run_commands
 from drivetrain.cli.demo_folder import ROUTE_FILE, DemoFolder
 from drivetrain.cli.demo_report import MESSAGES_MIN
 from drivetrain.cli.demo_texts import Texts
@@ -61,7 +63,7 @@ AFTER = (
     Command(("live", "--json")),
     Command(("audit", "verify", "--json")),
 )
-TOO_FEW = f"it takes {MESSAGES_MIN} messages"
+TOO_FEW = f"it takes {MESSAGES_MIN} different messages"
 
 
 class Live(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,9 +173,11 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NoChange(msgspec.Struct, frozen=True):
-    """Why it was left out."""
+    """Why it was left out, or where it ended."""
 
     why: str
+    holds: bool
+    """Whether that is as it should be."""
 
 
 def prove_and_undo(
@@ -183,21 +187,26 @@ def prove_and_undo(
     port: int,
     say: Callable[[str], None],
 ) -> Change | NoChange:
-    """All of it; some ten seconds. Raises: DrivetrainError where a command ends otherwise than it is to."""
-    if len(texts.examples) < MESSAGES_MIN:
-        return NoChange(TOO_FEW)
+    """All of it; some ten seconds. Raises: DrivetrainError where the canary does not begin or end."""
+    if len({one.text for one in texts.examples}) < MESSAGES_MIN:
+        return NoChange(TOO_FEW, holds=True)
+    try:
+        return _all_steps(project, texts, model.variant if model is not None else "", port, say)
+    except EndedOtherwise as ended:
+        return NoChange(ended.what, holds=False)
+
+
+def _all_steps(project: DemoFolder, texts: Texts, trained: str, port: int, say: Callable[[str], None]) -> Change:
+    """trained: the trained model's lines in the route. Raises: EndedOtherwise; DrivetrainError."""
     say("releasing the project as it stands, and asking for an upgrade")
     _, proved, _, _, live, upgraded = run_commands(project.path, FIRST)
     say("proposing what is worse")
-    trained = model.variant if model is not None else ""
-    project.edit(ROUTE_FILE, trained + ROUTE_END, WORSE_END)
-    _, failed, refused, _ = run_commands(project.path, WORSE)
-    project.edit(ROUTE_FILE, WORSE_END, trained + ROUTE_END)
+    with _edited(project, ROUTE_FILE, trained + ROUTE_END, WORSE_END):
+        _, failed, refused, _ = run_commands(project.path, WORSE)
     say("rolling out what fails, to some users")
-    project.edit("drivetrain.toml", f'model = "{CHAT_MODEL}"', f'model = "{CANARY_MODEL}"')
-    _, promoted = run_commands(project.path, CANARY)
-    traffic = send_canary(port, project.key("web-chat"), texts, lambda: _share(project))
-    project.edit("drivetrain.toml", f'model = "{CANARY_MODEL}"', f'model = "{CHAT_MODEL}"')
+    with _edited(project, "drivetrain.toml", f'model = "{CHAT_MODEL}"', f'model = "{CANARY_MODEL}"'):
+        _, promoted = run_commands(project.path, CANARY)
+    traffic = send_canary(port, project.key(CANARY_KEY), texts, lambda: _share(project))
     status, live_after, audited = run_commands(project.path, AFTER)
     evals = [_asked(proved.json), _asked(failed.json)]
     spent = upgraded.json["upgrade"]["spent"]
@@ -213,6 +222,16 @@ def prove_and_undo(
         calls=sum(calls for calls, _ in evals) + spent["asked"] + traffic.calls,
         cost_nano_usd=sum(cost for _, cost in evals) + spent["nano_usd"] + traffic.cost_nano_usd,
     )
+
+
+@contextmanager
+def _edited(project: DemoFolder, name: str, before: str, after: str) -> Iterator[None]:
+    """The folder is a draft: what stands there is proposed, and then it stands there as it was."""
+    project.edit(name, before, after)
+    try:
+        yield
+    finally:
+        project.edit(name, after, before)
 
 
 def _share(project: DemoFolder) -> int:

@@ -20,7 +20,8 @@ def print_change(change: Change | NoChange, console: Console) -> None:
     """At most 20 lines of 100 columns."""
     console.print("[bold]A change, proved and undone[/bold]")
     if isinstance(change, NoChange):
-        console.print(f"left out: {change.why}\n", style="dim", markup=False)
+        said, style = ("left out", "dim") if change.holds else ("DOES NOT HOLD", "bold red")
+        console.print(f"{said}: {change.why}\n", style=style, markup=False)
         return
     for line, holds in _lines(change):
         console.print(line, style="" if holds else "bold red", markup=False)

@@ -11,6 +11,7 @@ import io
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ COMMANDS_S_MAX = 120.0
 LOG_FILE = "change.log"
 """In the project: every command with its exit code, and what went to standard error."""
 SAID_CHARACTERS_MAX = 2_000
+
+
+class EndedOtherwise(DrivetrainError):
+    """A command ended with another exit code than it is to."""
 
 
 class Command(msgspec.Struct, frozen=True):
@@ -55,7 +60,7 @@ class Ran(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run_commands(project: Path, commands: Sequence[Command]) -> list[Ran]:
-    """Runs them one after the other. Raises: DrivetrainError at the first that ends otherwise than it is to."""
+    """Runs them one after the other. Raises: EndedOtherwise at the first that does not end as it is to."""
     # A session of its own: Ctrl-C reaches the demo only, which then ends its children in order.
     child = subprocess.Popen(
         [sys.executable, "-m", "drivetrain.cli.demo_commands", msgspec.json.encode(commands).decode()],
@@ -83,10 +88,13 @@ def run_commands(project: Path, commands: Sequence[Command]) -> list[Ran]:
     _log(project / LOG_FILE, commands, ran)
     for place, command in enumerate(commands):
         if place >= len(ran):
-            raise DrivetrainError(f"`{command.words}` did not end. It said: {_end(said.decode(errors='replace'))}")
+            raise EndedOtherwise(
+                f"`{command.words}` did not end. It said: {_end(said.decode(errors='replace')) or 'nothing'}",
+                do="Run the demo again.",
+            )
         one = ran[place]
         if one.code != command.code:
-            raise DrivetrainError(
+            raise EndedOtherwise(
                 f"`{command.words}` ended with {one.code}, not {command.code}. It said: "
                 f"{_end(one.complained or one.said) or 'nothing'}",
                 looked=[str(project / LOG_FILE)],
@@ -96,9 +104,7 @@ def run_commands(project: Path, commands: Sequence[Command]) -> list[Ran]:
 
 
 def _all(child: subprocess.Popen[bytes], seconds: float) -> bytes:
-    """Everything that it writes until it ends. Raises: DrivetrainError where that takes longer."""
-    import threading
-
+    """Everything that it writes until it ends, by force where that takes longer."""
     stop = threading.Timer(seconds, child.kill)
     stop.daemon = True
     stop.start()

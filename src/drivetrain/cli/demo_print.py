@@ -80,7 +80,7 @@ def report_json(
             "fault": report.fault,
             "change": {**msgspec.to_builtins(change), "holds": change.holds} if isinstance(change, Change) else None,
             "not_changed": change.why if isinstance(change, NoChange) else "",
-            "holds": report.holds and (isinstance(change, NoChange) or change.holds),
+            "holds": report.holds and change.holds,
             "spend": report.spend,
             "adds_up": report.adds_up,
             "checks": report.checks,

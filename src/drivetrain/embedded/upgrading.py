@@ -39,7 +39,7 @@ from drivetrain.evals.upgrading import page as pages
 from drivetrain.evals.upgrading.candidate import price_of, variant_named, variants_of, with_candidate
 from drivetrain.evals.upgrading.from_files import upgrade_of_recorded
 from drivetrain.evals.upgrading.judged import Judge, compares, judge_by
-from drivetrain.evals.upgrading.logged import Taken, repeated_share, take
+from drivetrain.evals.upgrading.logged import Taken, label_of, repeated_share, take
 from drivetrain.evals.upgrading.marking import plausible_readings, readings_of
 from drivetrain.evals.upgrading.pairs import Marked, Pair, shuffled
 from drivetrain.evals.upgrading.recorded import Columns, read_recorded
@@ -314,7 +314,7 @@ class Upgrading:
         return Traffic(
             per_30_days=len(found) * DAYS * 86_400 * NS_PER_S / span_ns, mean_nano_usd=sum(costs) / len(costs),
             repeated=repeated_share([one.seen for one in found]),
-            answers=tuple(one.before.text for one in found if one.before.text),
+            answers=tuple(label for one in found if (label := label_of(one.before))),
         )  # fmt: skip
 
     def _keep(self, upgrade: Upgrade, marked: Sequence[Marked], found: Sequence[Opened]) -> Done:

@@ -292,25 +292,36 @@ def _differences(recorded: Recorded, result: CallResult, world: _World) -> list[
         found.append(f"variant: {call.variant or '-'} became {result.variant or '-'}")
     if call.cost_nano_usd != result.cost_nano_usd:
         found.append(f"cost: {call.cost_nano_usd} became {result.cost_nano_usd} nano-USD")
-    before_it, now_it = _unsealed(call.decision), _unsealed(world.closed.decision if world.closed is not None else None)
+    before_it = _compared(call.decision)
+    now_it = _compared(world.closed.decision if world.closed is not None else None)
     if before_it != now_it:
-        found.append(f"decision: {_decided(before_it)} became {_decided(now_it)}")
+        said_before, said_now = _decided(before_it), _decided(now_it)
+        if said_before == said_now:
+            said_before, said_now = _chances(before_it), _chances(now_it)
+        found.append(f"decision: {said_before} became {said_now}")
     if call.status == "answered" and result.body and result.body != recorded.answer:
         found.append("answer: another body")
     return found
 
 
-def _unsealed(decision: DecisionV1 | None) -> DecisionV1 | None:
-    """All of it that a replay decides again."""
-    return None if decision is None else msgspec.structs.replace(decision, sealed=b"")
+def _compared(decision: DecisionV1 | None) -> DecisionV1 | None:
+    """All of it that is decided again. Its version is not: an edited table need not change a Decision."""
+    return None if decision is None else msgspec.structs.replace(decision, version="", sealed=b"")
 
 
 def _decided(decision: DecisionV1 | None) -> str:
     if decision is None:
         return "-"
-    explored = f", explored instead of {decision.chosen}" if decision.explored else ""
-    policy = f"{decision.policy} {decision.version}, chance {decision.propensity:g}"
-    return f"{decision.action} ({decision.reason or '-'}, rule {decision.rule or '-'}{explored}; {policy})"
+    explored = ", explored" if decision.explored else ""
+    return f"{decision.action} ({decision.reason or '-'}, rule {decision.rule or '-'}{explored})"
+
+
+def _chances(decision: DecisionV1 | None) -> str:
+    """What differs where the action, its reason and its rule are the same."""
+    if decision is None:
+        return "-"
+    chosen = decision.chosen or decision.action
+    return f"{chosen} by policy {decision.policy}, chance {decision.propensity:g}, confidence {decision.confidence}"
 
 
 def _said(route: list[tuple[str, str, str]]) -> str:

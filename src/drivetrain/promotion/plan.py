@@ -14,7 +14,7 @@ from drivetrain.core.releases import ChangeV1, EvidenceV1, RulesV1
 from drivetrain.evals.eval_key import eval_key
 from drivetrain.evals.workflow_key import workflow_key
 from drivetrain.project.snapshot import Snapshot
-from drivetrain.promotion.differences import change, eval_changes, prompt_diffs, workflow_changes
+from drivetrain.promotion.differences import change, eval_changes, gates_text, prompt_diffs, workflow_changes
 from drivetrain.promotion.rights import lacking_approvals, lacking_evidence
 from drivetrain.promotion.settings_differences import file_changes, rules_changes, settings_changes
 

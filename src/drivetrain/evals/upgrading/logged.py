@@ -152,6 +152,23 @@ class Truths:
         return self._fields[0] if len(self._fields) == 1 else ""
 
 
+def label_of(side: Side) -> str:
+    """An answer as a label: without the numbers beside it, such as a confidence; as it is where it has nothing else."""
+    label = _unnumbered(side.value)
+    if label in (None, {}, []):
+        return side.text or ""
+    return msgspec.json.encode(label, order="deterministic").decode()
+
+
+def _unnumbered(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        kept = ((name, _unnumbered(one)) for name, one in value.items())
+        return {name: one for name, one in kept if one not in (None, {}, [])}
+    if isinstance(value, list):
+        return [one for one in map(_unnumbered, value) if one not in (None, {}, [])]
+    return None if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 def labels_share(answers: Iterable[str], least: int) -> tuple[int, float]:
     """(how many different answers there are, share of Calls whose answer was given at least so often)."""
     counts = Counter(answers)

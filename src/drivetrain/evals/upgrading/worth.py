@@ -32,7 +32,7 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True):
     repeated: float
     """Share of Calls whose input was asked before."""
     answers: tuple[str, ...] = ()
-    """Texts that were answered, for counting only."""
+    """What was answered, as `logged.label_of` tells it, for counting only."""
 
 
 def engineering_of(hours: float, nano_usd_per_hour: int) -> tuple[Item, ...]:
@@ -89,15 +89,8 @@ def instead_of(
     found = []
     after = [one.pair.after.cost_nano_usd for one in marked if one.pair.after.cost_nano_usd is not None]
     mean = sum(after) / len(after) if after else 0.0
-    thin = [one.name for one in verdict.slices if one.pairs < SLICE_PAIRS_MIN]
     if mean > 0:
-        where = f" where coverage is thin: {listed(thin)}" if thin else ""
-        found.append(
-            Item(
-                what="more evidence", detail=f"{int(spend_nano_usd / mean):,} more Calls to the candidate{where}",
-                nano_usd=spend_nano_usd,
-            )
-        )  # fmt: skip
+        found += _more_evidence(verdict, int(spend_nano_usd / mean), mean)
     monthly = traffic.per_30_days * traffic.mean_nano_usd
     if traffic.repeated >= REPEATED_MIN:
         found.append(
@@ -112,8 +105,29 @@ def instead_of(
             Item(
                 what="a trained variant",
                 nano_usd=round(monthly * share),
-                detail=f"{kinds:,} different answers, those with {LABEL_CALLS_MIN} examples or more are {share:.0%} of "
+                detail=f"{kinds:,} different answers without their numbers, those with {LABEL_CALLS_MIN} examples or more are {share:.0%} of "
                 f"Calls: saves at most so much in {DAYS} days",
             )
         )
     return tuple(found)
+
+
+def _more_evidence(verdict: Verdict, affordable: int, mean_nano_usd: float) -> list[Item]:
+    """Calls that would tell something: as many as would settle the whole, or give thin slices enough pairs; none where
+    no number of them is likely to."""
+    thin = [one for one in verdict.slices if one.pairs < SLICE_PAIRS_MIN]
+    missing = sum(SLICE_PAIRS_MIN - one.pairs for one in thin)
+    wanted = [
+        (verdict.whole.more_needed or 0, "that would settle it with a chance of 80 %"),
+        (missing, f"where coverage is thin: {listed([one.name for one in thin])}"),
+    ]
+    found = []
+    for needed, what in wanted:
+        calls = min(needed, affordable)
+        if calls:
+            many = f"{calls:,}" if calls == needed else f"{calls:,} of the {needed:,}"
+            found.append(
+                Item(what="more evidence", detail=f"{many} more Calls to the candidate {what}",
+                     nano_usd=round(calls * mean_nano_usd))
+            )  # fmt: skip
+    return found
