@@ -98,3 +98,13 @@ def test_an_undeclared_environment_is_told(project: Project) -> None:
     assert "prud" in ran.err
     assert "prod" in ran.err
     assert "Traceback" not in ran.err
+
+
+def test_a_template_that_fails_says_why_and_its_record_quotes_no_input(project: Project) -> None:
+    (project.root / "workflows" / "triage.j2").write_text("Sort:\n{{ text | int }}\n")
+    ran = project.drivetrain("run", "triage", "--input", INPUT)
+    assert ran.code == 1
+    assert "line 2: invalid operation (invalid float literal)" in ran.err
+    (call,) = project.calls()
+    reasons = [one.reason for one in call.attempts]
+    assert any(one.endswith("triage.j2, line 2: invalid operation") for one in reasons), reasons

@@ -16,8 +16,8 @@ from drivetrain.core.scorers import READING_NAMES, scorers_of
 from drivetrain.evals import causes
 from drivetrain.evals.eval_key import eval_key
 from drivetrain.evals.json_schema import fits, mistakes
-from drivetrain.evals.reading import READINGS, inside_fences, reading, unread_share
-from drivetrain.evals.scoring import Answer, compiled, reread
+from drivetrain.evals.reading import READINGS, inside_fences, reading
+from drivetrain.evals.scoring import Answer, compiled
 from drivetrain.project.snapshot import GatewaySettings, LedgerSettings, Snapshot
 
 
@@ -155,7 +155,7 @@ def test_code_that_is_right_inside_fences_is_a_format_failure_and_says_so() -> N
     assert fenced.note == "it is right without Markdown fences"
     other = score(scorers.exact("a"), said(f"```json\n{wrong}\n```"), 1)
     assert "right" not in other.note
-    assert score(reread(scorers.exact("a"), "unfenced_json"), said(f"```json\n{right}\n```"), 1).value == 1
+    assert score(scorers.exact("a", reading="unfenced_json"), said(f"```json\n{right}\n```"), 1).value == 1
 
 
 @pytest.mark.parametrize("language", causes.REFUSALS)
@@ -230,9 +230,7 @@ def test_a_reading_gives_what_its_name_says_or_nothing(text: str) -> None:
 
 def test_another_reading_of_the_same_answers_and_the_share_that_cannot_be_read() -> None:
     texts = ["Yes", "I think yes.", "[No]", "perhaps"]
-    assert unread_share(texts, "yes_no") == 0.5
-    assert unread_share(texts, "first_yes_no") == 0.25
-    strict, lenient = scorers.exact(reading="yes_no"), reread(scorers.exact(reading="yes_no"), "first_yes_no")
+    strict, lenient = scorers.exact(reading="yes_no"), scorers.exact(reading="first_yes_no")
     wanted = ["yes", "yes", "no", "no"]
     for scorer, right, unread in ((strict, 2, 2), (lenient, 3, 1)):
         found = [score(scorer, said(text), one) for text, one in zip(texts, wanted, strict=True)]

@@ -22,6 +22,7 @@ from drivetrain.evals.upgrading.page import Quote, markdown, page_of
 from drivetrain.evals.upgrading.recorded import Columns, read_recorded
 from drivetrain.evals.upgrading.result import Upgrade
 from drivetrain.evals.upgrading.verdict import Asked
+from drivetrain.statistics.paired import mcnemar
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 PRIME, LEETCODE = DATA / "llmdrift" / "PRIME_FULL_EVAL.csv", DATA / "llmdrift" / "LEETCODE_EASY_EVAL.csv"
@@ -289,3 +290,56 @@ def test_the_command_writes_pages_and_needs_no_project(tmp_path: Path, monkeypat
     assert (tmp_path / "page.md").read_text().startswith("# Upgrade of recorded answers")
     assert "no way to read" in run("--recorded", str(path), "--correct", "right", "--reading", "tea", code=1)
     assert "Neither a workflow nor a file" in run(code=1)
+
+
+# One look.
+
+
+def test_one_look_at_right_and_wrong_is_mcnemars_test(tmp_path: Path) -> None:
+    seed = random.randrange(10_000)
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    for _ in range(20):
+        pairs = [(float(dice.random() < 0.6), float(dice.random() < 0.7)) for _ in range(dice.randrange(40, 200))]
+        found = upgrade_from_files([scored(tmp_path, pairs)], Columns(correct="right"), Asked(fixed=True))
+        wins, losses = sum(old < new for old, new in pairs), sum(old > new for old, new in pairs)
+        assert found.verdict.whole.p_value == mcnemar(wins, losses).two_sided
+        assert found.verdict.whole.pairs == len(pairs)  # never settled early
+        assert (found.verdict.word == "not enough evidence") == (mcnemar(wins, losses).two_sided > 0.05)
+
+
+def test_one_look_shows_what_looks_at_every_fifty_cannot_and_the_page_says_which_it_was(tmp_path: Path) -> None:
+    file = scored(tmp_path, [(0.0, 1.0)] * 28 + [(1.0, 0.0)] * 12 + [(1.0, 1.0)] * 160)
+    looked = upgrade_from_files([file], Columns(correct="right"), Asked())
+    once = upgrade_from_files([file], Columns(correct="right"), Asked(fixed=True))
+    assert (looked.verdict.word, once.verdict.word) == ("not enough evidence", "upgrade")
+    written = tmp_path / "once.md"
+    said = run("--recorded", str(file), "--correct", "right", "--fixed", "--markdown", str(written))
+    assert "Verdict: upgrade" in said
+    assert "Looked at once" in said
+    assert "Looked at after every 50 pairs" in run("--recorded", str(file), "--correct", "right")
+
+
+def test_slices_in_one_look_are_judged_by_holms_rule(tmp_path: Path) -> None:
+    pairs = [(0.0, 1.0)] * 24 + [(1.0, 0.0)] * 9 + [(1.0, 1.0)] * 327
+    file = scored(tmp_path, pairs, land=lambda number: f"land {number // 36}")
+    found = upgrade_from_files([file], Columns(correct="right", slice="land"), Asked(fixed=True))
+    slices = {one.name: one for one in found.verdict.slices}
+    assert {one.comparison.mode for one in slices.values()} == {"fixed"}
+    # p = 0.0135 alone, of ten slices: no evidence.
+    assert slices["land 0"].comparison.p_value == mcnemar(24, 9).two_sided < 0.05
+    assert slices["land 0"].verdict == "not enough evidence"
+
+
+def test_examples_show_the_question_where_a_column_tells_it(tmp_path: Path) -> None:
+    rows = [
+        {"id": number, "ask": f"how much is {number} + 1?", "right": number + 1, "before_text": number,
+         "after_text": number + 1} for number in range(40)
+    ]  # fmt: skip
+    file, page = wide(tmp_path, rows), tmp_path / "page.md"
+    options = ("--recorded", str(file), "--answer", "text", "--expected", "right", "--markdown", str(page))
+    run(*options)
+    assert "how much is" not in page.read_text()
+    run(*options, "--question", "ask")
+    assert "how much is" in page.read_text()
+    assert "no column `asks`" in run(*options, "--question", "asks", code=1)

@@ -190,6 +190,18 @@ def test_a_worse_candidate_stays_and_its_slices_are_judged(root: Path) -> None:
     assert "label" in page
 
 
+def test_one_look_asks_every_call_and_what_it_buys_instead_makes_sense(root: Path) -> None:
+    ask(root)
+    found, _, _ = told(
+        "triage", "--candidate", "sim/better", "--fixed", "--hours", "4", "--rate", "90", "--project", str(root)
+    )
+    assert found["verdict"]["whole"]["mode"] == "fixed"
+    assert (found["spent"]["asked"], found["spent"]["stopped"]) == (ROWS, "")
+    # Settled, so that no number of Calls that the engineering's money pays would tell more.
+    assert found["verdict"]["whole"]["more_needed"] == 0
+    assert "more evidence" not in [one["what"] for one in found["instead"]]
+
+
 def test_only_agreement_is_known_and_the_report_says_so(root: Path) -> None:
     ask(root, 60, truths=False)
     body, sentence, _ = told("triage", "--candidate", "sim/same", "--project", str(root))

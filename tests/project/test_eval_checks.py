@@ -138,6 +138,17 @@ def test_all_mistakes_of_an_eval_are_told_at_once(make: Make) -> None:
     assert len(answer.problems) == 5
 
 
+def test_a_wrong_scorer_hides_no_mistake_in_gates_and_schemas(make: Make) -> None:
+    answer = checked(
+        make, 'scorers=[dt.scorers.exact("intnt"), dt.scorers.json_schema({"typ": "object"})]',
+        'gates=["acuracy >= 0.9", "oops"]',
+    )  # fmt: skip
+    text = told(answer)
+    assert len(answer.problems) == 4, text
+    for word in ("`exact-intnt`", "`typ`", "`acuracy`, which is no scorer", "it ends at character 4"):
+        assert word in text
+
+
 def test_a_wrong_gate_is_told_at_its_own_line(make: Make) -> None:
     answer = checked(
         make, 'scorers=[dt.scorers.exact("intent")]', 'gates=[\n        "unread <= 1 %",\n        "oops",\n    ]'

@@ -130,7 +130,23 @@ def test_a_dataset_without_a_number_is_the_newest(shop: Shop) -> None:
 
         stored: list[Stored] = open_reports(shop.root).list("eval")
         needed = EvidenceV1(eval=planned.eval, workflow="triage", key=planned.key, eval_key=planned.eval_key)
-        assert proof_in(stored, None, snapshot, lambda _: 1)(needed) == id
-        assert proof_in(stored, None, snapshot, lambda _: 2)(needed) == ""
+        assert proof_in(stored, None, snapshot, lambda _: [1])(needed) == id
+        assert proof_in(stored, None, snapshot, lambda _: [2])(needed) == ""
     finally:
         unload(snapshot)
+
+
+def test_a_report_over_an_older_number_with_the_same_rows_counts(shop: Shop) -> None:
+    shop.add_golden()
+    shop.edit("evals/golden.py", "golden@1", "golden")
+    shop.write("golden.csv", "text,expected\na,b\n")
+    shop.ok("dataset", "create", "golden", "--from-file", "golden.csv")
+    id = shop.passed()
+    shop.ok("dataset", "create", "golden", "--from-file", "golden.csv")
+    assert promoting.plan(shop.place).plan.evidence[0].report == id, "golden@2 holds the same"
+    shop.write("golden.csv", "text,expected\na,b\nc,d\n")
+    shop.ok("dataset", "create", "golden", "--from-file", "golden.csv")
+    assert promoting.plan(shop.place).plan.evidence[0].report == "", "golden@3 does not"
+    shop.write("golden.csv", "text,expected\na,b\n")
+    shop.ok("dataset", "create", "golden", "--from-file", "golden.csv")
+    assert promoting.plan(shop.place).plan.evidence[0].report == id, "golden@4 does again"

@@ -50,10 +50,11 @@ def check_command(
 
 def check_project(root: Path, environment: str | None) -> CheckAnswer:
     """What every room says about the project in `root`."""
+    from drivetrain.evals import checks as eval_checks
     from drivetrain.project import load, unload
 
     try:
-        snapshot = load(root, environment)
+        snapshot = load(root, environment, also=eval_checks.check)
     except ProjectError as error:
         return CheckAnswer(ok=False, problems=error.problems)
     try:

@@ -55,7 +55,7 @@ def train_command(
     from drivetrain.project import find_root, load
 
     try:
-        snapshot = load(find_root(project or Path.cwd()))
+        snapshot = load(find_root(project or Path.cwd()), unresolved_models="leave")
         given = {
             "dataset": dataset, "label": label, "text": text, "segments": segment, "risks": risk,
             "group_by": group_by, "weight": weight, "test": test, "seed": seed,

@@ -48,6 +48,9 @@ def upgrade_command(
     margin: Annotated[float, typer.Option(min=0, max=0.5, help="Accepted harm: 0.02 is two points.")] = 0.0,
     limit_usd: Annotated[str, typer.Option(help="What asking the candidate may cost.")] = "",
     look_every: Annotated[int, typer.Option(min=1, help="Pairs between two looks.")] = 50,
+    fixed: Annotated[
+        bool, typer.Option("--fixed", help="One look at all pairs, without an early end: more power for one number.")
+    ] = False,
     reading: Annotated[str, typer.Option(help="How a text is read before it is compared: `last_yes_no` ...")] = "",
     hours: Annotated[float, typer.Option(min=0, help="Engineering that changing over takes.")] = 0.0,
     rate: Annotated[str, typer.Option(help="USD per hour of it.")] = "",
@@ -60,6 +63,7 @@ def upgrade_command(
         str, typer.Option(help="Files: the value of --model-column, or how the columns' names begin.")
     ] = "before_",
     after: Annotated[str, typer.Option(help="As --before, of the candidate.")] = "after_",
+    question: Annotated[str, typer.Option(help="Files: the column of what was asked, for examples.")] = "",
     answer: Annotated[str, typer.Option(help="Files: the answers' column.")] = "",
     correct: Annotated[
         str, typer.Option(help="Files: a column with 1 or 0; COLUMN~TEXT: right where it contains the text.")
@@ -86,14 +90,14 @@ def upgrade_command(
         for path in (html, markdown):
             if path is not None and not path.absolute().parent.is_dir():
                 raise DrivetrainError(f"{path} cannot be written: its folder is not there.", do="Make it first.")
-        asked = Asked(margin=margin, look_every=look_every)
+        asked = Asked(margin=margin, look_every=look_every, fixed=fixed)
         engineering = _engineering(hours, rate)
         said = expected or []
         if recorded:
             columns = Columns(
                 id=id_column, model=model_column, before=before, after=after, answer=answer,
                 expected=said[0] if said else "", correct=correct, cleaned=cleaned, cost=cost, latency=latency,
-                tokens=tokens, slice=slice_by, group=group,
+                tokens=tokens, slice=slice_by, group=group, question=question,
             )  # fmt: skip
             done = Upgrading.of_files(
                 recorded, columns, asked, workflow=workflow, reading=reading, engineering=engineering, project=project

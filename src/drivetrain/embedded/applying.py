@@ -1,4 +1,4 @@
-"""A Snapshot goes live: its content is stored by its hash for replays, and the control log says so."""
+"""A folder is served: its Snapshot is stored by its hash for replays, and the control log says so."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pwd
 
 from drivetrain.adapters.sqlite import SqliteControlLog
 from drivetrain.core.errors import DrivetrainError
+from drivetrain.ports.control import APPLIED
 from drivetrain.project.snapshot import Snapshot
 from drivetrain.project.stored import store
 from drivetrain.version import VERSION
@@ -17,7 +18,7 @@ def apply(snapshot: Snapshot) -> None:
     keep(snapshot)
     body = {"project": snapshot.name, "environment": snapshot.environment, "version": VERSION}
     log = SqliteControlLog(snapshot.data_folder / "control.db", snapshot.keys_folder)
-    log.append(kind="apply", actor=person(), subject=snapshot.hash, body=body)
+    log.append(kind=APPLIED, actor=person(), subject=snapshot.hash, body=body)
 
 
 def keep(snapshot: Snapshot) -> None:

@@ -163,9 +163,12 @@ def decide(workflow: Workflow[Any, Any], value: Any) -> Decided:
 
 
 def explained(result: CallResult, error: RequestError) -> RequestError:
-    """The error with what the last attempt said, for whoever runs this process and may know its addresses."""
+    """The error with what the last attempt said, for whoever runs this process and may know its input and
+    addresses."""
     reason = result.attempts[-1].reason if result.attempts else ""
     what = error.what if not reason or reason in error.what else f"{error.what} ({reason})"
+    if error.code == "template_failed" and (detail := getattr(error.__cause__, "detail", None)):
+        what = f"{what} ({detail})"
     told = RequestError(error.status, what, code=error.code, kind=error.kind, param=error.param)
     told.do = f"`drivetrain calls show {result.call_id}` tells what was tried."
     return told

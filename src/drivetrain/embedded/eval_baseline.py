@@ -16,6 +16,7 @@ from drivetrain.embedded.modelling import reports_in
 from drivetrain.embedded.releasing import live_of
 from drivetrain.evals.run_report import KIND
 from drivetrain.evals.workflow_key import workflow_key
+from drivetrain.ports.control import APPLIED
 from drivetrain.project.files import SETTINGS_FILE
 from drivetrain.project.load import load
 from drivetrain.project.snapshot import Snapshot
@@ -99,7 +100,7 @@ def _before(snapshot: Snapshot, eval_name: str, key: str) -> Iterator[tuple[str,
     applied = [
         one.subject
         for one in SqliteControlLog(path, snapshot.keys_folder).records()
-        if one.kind == "apply" and msgspec.json.decode(one.body).get("environment") == snapshot.environment
+        if one.kind == APPLIED and msgspec.json.decode(one.body).get("environment") == snapshot.environment
     ]
     for digest in list(dict.fromkeys(reversed(applied)))[:LOADED_MAX]:
         yield f"Snapshot {digest[:16]}, which was applied before", digest

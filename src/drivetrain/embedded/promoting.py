@@ -25,7 +25,7 @@ from drivetrain.core.rollouts import Rollout
 from drivetrain.embedded.applying import keep, person
 from drivetrain.embedded.modelling import reports_in
 from drivetrain.embedded.releasing import ReleasePlace, doubts_about, newest_numbers, records_of, stored_snapshot
-from drivetrain.ports.control import ControlRecord
+from drivetrain.ports.control import APPLIED, ControlRecord
 from drivetrain.project.load import load, unload
 from drivetrain.project.snapshot import Snapshot
 from drivetrain.promotion import approving, releasing
@@ -254,4 +254,4 @@ def _last_applied(place: ReleasePlace, records: Sequence[ControlRecord]) -> Iter
 
 
 def _is_apply(record: ControlRecord, environment: str) -> bool:
-    return record.kind == "apply" and msgspec.json.decode(record.body).get("environment") == environment
+    return record.kind == APPLIED and msgspec.json.decode(record.body).get("environment") == environment

@@ -6,8 +6,9 @@ is live; how it is changed is in `promoting`.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,8 @@ from drivetrain.promotion.standing import Released, State
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from drivetrain.core.datasets import SchemaV1
+    from drivetrain.datasets.numbers import Shelf
     from drivetrain.project.snapshot import Snapshot
     from drivetrain.promotion.evidence import Newest
 
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
 GetReport = Callable[[str], ReportV1]
 
 
+NUMBERS_ALIKE_MAX = 20
+"""Of a Dataset, the newest, that are held against the newest one: each costs reading its manifest."""
 BASES_MAX = 16
 """Releases that one builds on and that are looked at with it: each is loaded for it."""
 
@@ -234,16 +239,31 @@ def doubted(release: int, why: Iterable[str]) -> DrivetrainError:
 
 
 def newest_numbers(snapshot: Snapshot) -> Newest:
-    """A Dataset's name -> its newest number; the lake is opened when it is first asked."""
-    numbers: dict[str, list[int]] = {}
+    """A Dataset's name -> its newest number and those that hold the same; the lake is opened when it is first asked."""
+    known: dict[str, Sequence[int]] = {}
 
-    def newest(name: str) -> int:
+    def newest(name: str) -> Sequence[int]:
         from drivetrain.datasets.numbers import Shelf
         from drivetrain.embedded.asking import lake_stores
 
-        if name not in numbers:
-            objects = lake_stores(snapshot.root, snapshot.data_folder, snapshot.lake).objects
-            numbers[name] = Shelf(objects).numbers(name).get(name, [0])
-        return numbers[name][-1]
+        if name not in known:
+            known[name] = _alike(Shelf(lake_stores(snapshot.root, snapshot.data_folder, snapshot.lake).objects), name)
+        return known[name]
 
     return newest
+
+
+def _alike(shelf: Shelf, name: str) -> list[int]:
+    """The newest number of a Dataset, and older ones with its rows and schema: made again from an unchanged file."""
+    from drivetrain.core.datasets import Reference
+
+    numbers = shelf.numbers(name).get(name, [])[-NUMBERS_ALIKE_MAX:]
+
+    def content(number: int) -> tuple[str, SchemaV1] | None:
+        with contextlib.suppress(DrivetrainError):  # what cannot be read is like nothing
+            one = shelf.read(Reference(name, number))
+            return one.content_hash, one.schema
+        return None
+
+    last = content(numbers[-1]) if len(numbers) > 1 else None
+    return [*numbers[-1:], *(one for one in reversed(numbers[:-1]) if last is not None and content(one) == last)]

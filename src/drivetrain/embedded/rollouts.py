@@ -14,7 +14,7 @@ import msgspec
 
 from drivetrain.core.calls import Call, OutcomeV1
 from drivetrain.core.errors import DrivetrainError
-from drivetrain.core.releases import RolloutEventV1
+from drivetrain.core.releases import ActiveRollout, RolloutEventV1
 from drivetrain.embedded.promoting import desk_of
 from drivetrain.embedded.releasing import ReleasePlace
 from drivetrain.ledger.following import Follower
@@ -43,17 +43,26 @@ def steer(place: ReleasePlace, event: str, reason: str, key: Path | None = None)
     """Somebody pauses, resumes, aborts or advances the rollout that is under way.
 
     event: `paused`, `resumed`, `aborted`, or `stage` for the next stage, behind the last of which it is completed.
-    key: the file of their private key. Raises: DrivetrainError where none is under way, or they may not.
+    key: the file of their private key. Raises: DrivetrainError where none is under way, where another stage began while
+    this was written, or where they may not.
     """
     if not reason.strip():
         raise DrivetrainError("Whoever steers a rollout says why.", do="Add `--reason`.")
     desk = desk_of(place, key)
+    meant: ActiveRollout | None = None
 
     def make(state: State) -> RolloutEventV1:
+        nonlocal meant
         active = state.live.active
         if active is None:
             raise DrivetrainError(
                 f"No rollout is under way in `{place.environment}`.", do="`drivetrain history` tells what was."
+            )
+        meant = meant or active
+        if active.release != meant.release or (event == "stage" and active.stage != meant.stage):
+            raise DrivetrainError(
+                f"Stage {active.stage + 1} of Release {active.release} began just now, so nothing was done.",
+                do="Look at `drivetrain rollout status`, and decide anew.",
             )
         last = active.stage + 1 >= len(active.rollout.stages)
         what = "completed" if event == "stage" and last else event

@@ -34,7 +34,9 @@ def train(
     model: a name that the project declares, or a declaration of its own. Costs what the recipe does, up to minutes.
     Raises: ProjectError, DrivetrainError; then nothing is registered.
     """
-    snapshot = load(find_root(Path(project))) if isinstance(project, str | Path) else project
+    snapshot = project
+    if isinstance(snapshot, str | Path):
+        snapshot = load(find_root(Path(snapshot)), unresolved_models="leave")
     declared = declared_model(snapshot, model) if isinstance(model, str) else model
     check_installed(declared.recipe)
     training = training_in(snapshot, now_ns=now_ns)

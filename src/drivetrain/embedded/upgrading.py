@@ -213,7 +213,7 @@ class Upgrading:
             control = SqliteControlLog(snapshot.data_folder / "control.db", snapshot.keys_folder)
         return Done(
             upgrade=upgrade, report=report, report_id=report_id, pairs={one.id: one for one in recorded.pairs},
-            asked={}, control=control,
+            asked=recorded.asked, control=control,
         )  # fmt: skip
 
     def _look(self) -> tuple[list[Opened], str]:

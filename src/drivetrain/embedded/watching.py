@@ -23,9 +23,11 @@ import msgspec
 from drivetrain.adapters.sqlite_control_feed import SqliteControlFeed
 from drivetrain.core.errors import DrivetrainError, report_fault
 from drivetrain.core.releases import RELEASE_KINDS, ActiveRollout, RolloutEventV1
+from drivetrain.core.times import NS_PER_S
 from drivetrain.embedded.live_watch import BEAT
 from drivetrain.embedded.releasing import ReleasePlace, place_of
-from drivetrain.embedded.rollouts import STANDING, Told, catch_up, feed, store_reports
+from drivetrain.embedded.rollouts import STANDING, Told, catch_up, feed, store_reports, told_by
+from drivetrain.embedded.serving import served_by
 from drivetrain.ledger.following import Follower
 from drivetrain.promotion.counting import GUARDS
 from drivetrain.promotion.rollouts import record_event
@@ -36,6 +38,8 @@ from drivetrain.promotion.watching import Step, Watch
 LOOK_S = 1.0
 NICE = 10
 """Whoever serves goes first."""
+READING_S = 300.0
+"""So long after the last whole look a watcher that reads the stage anew counts as life: some millions of Calls."""
 
 
 class Watching:
@@ -51,6 +55,8 @@ class Watching:
         self._watch: Watch | None = None
         self._unwritten = ""
         """Why the last decision is not in the log."""
+        self._torn = ""
+        """Why some workers do not have the candidate, as it was told."""
 
     def look(self) -> bool:
         """One look; False once no rollout is under way. Raises: DrivetrainError where the log cannot be used."""
@@ -61,6 +67,8 @@ class Watching:
             return False
         if self._follower is not None:
             feed(watch, self._follower.new())
+            if self._follower.lost:
+                watch = self._begin(watch.active, watch.live)
         now_ns = self._now_ns()
         step = watch.look(now_ns)
         told = Told(
@@ -91,11 +99,17 @@ class Watching:
             self._watch = self._follower = None
         elif before is not None and same_stage(before.active, active):
             before.active = active
+        elif self._follower is None:
+            self._begin(active, state.live.snapshot)
         else:
             self._watch = Watch(active, state.live.snapshot)
-            if self._follower is None:
-                self._follower = Follower(self._place.data_folder, active.stage_ns, self._beat)
-                catch_up(self._place, self._watch, self._follower)
+
+    def _begin(self, active: ActiveRollout, live: str) -> Watch:
+        """With all that the ledger and the lake have of the stage."""
+        watch = self._watch = Watch(active, live)
+        self._follower = Follower(self._place.data_folder, active.stage_ns, self._breathe)
+        catch_up(self._place, watch, self._follower)
+        return watch
 
     def _decide(self, active: ActiveRollout, step: Step) -> None:
         event = RolloutEventV1(
@@ -113,9 +127,28 @@ class Watching:
         print(f"drivetrain: Release {active.release}: {step.verdict}", file=sys.stderr)
 
     def _beat(self) -> None:
-        """Not while a decision cannot be written: then live answers everybody soon, which harms nobody."""
-        if not self._unwritten:
+        """Not while a decision cannot be written, or the candidate serves by halves: then live answers everybody soon,
+        which harms nobody."""
+        if not self._unwritten and not self._is_torn():
             (self._run_folder / BEAT).touch()
+
+    def _breathe(self) -> None:
+        """While much is read. Who fails after it at each start takes its last look away, and so shows no life."""
+        told = told_by(self._run_folder)
+        if told is not None and abs(self._now_ns() - told.at_ns) < READING_S * NS_PER_S:
+            self._beat()
+
+    def _is_torn(self) -> bool:
+        """Whether some workers have the candidate and others cannot load it: a user would see both arms."""
+        if self._watch is None:
+            return False
+        release = self._watch.active.release
+        having = {bool(one.candidate_snapshot): one for one in served_by(self._run_folder) if one.candidate == release}
+        why = having[False].failed if len(having) == len((True, False)) else ""
+        if why and why != self._torn:
+            print(f"drivetrain: not every worker has the candidate, so live answers soon. {why}", file=sys.stderr)
+        self._torn = why
+        return bool(why)
 
     def _tell(self, told: Told) -> None:
         made = self._run_folder / f".{STANDING}.tmp"

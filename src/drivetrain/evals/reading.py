@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -70,12 +70,6 @@ def reading(name: str) -> Reading:
     if found is None:
         raise DrivetrainError(f"`{name}` is no way to read an answer.", do=did_you_mean(name, READINGS))
     return found
-
-
-def unread_share(texts: Sequence[str], name: str) -> float:
-    """The share of texts that cannot be read in this way; 0 of none."""
-    way = reading(name)
-    return sum(not way.read(one).ok for one in texts) / len(texts) if texts else 0.0
 
 
 def inside_fences(text: str) -> str | None:

@@ -27,7 +27,7 @@ SEALED_AS = "eval"
 LINE = 20
 """Rows between two reports of how far a run is."""
 Progress = Callable[[str, float], None]
-Score1 = Callable[[Answer, Any, Mapping[str, Any]], Score]
+ScoreOf = Callable[[Answer, Any, Mapping[str, Any]], Score]
 
 
 class Asks(Protocol):
@@ -111,7 +111,7 @@ class Runner:
     def run(
         self,
         cases: Sequence[Case],
-        scorers: Mapping[str, Score1],
+        scorers: Mapping[str, ScoreOf],
         *,
         repeats: int = 1,
         judges: Judges | None = None,
@@ -296,7 +296,7 @@ def _order(places: Sequence[tuple[Case, int]], place: int) -> tuple[int, str]:
     return repeat, case.row
 
 
-def _scored(one: Answered, scorers: Mapping[str, Score1], progress: Progress, total: int, number: int) -> RowV1:
+def _scored(one: Answered, scorers: Mapping[str, ScoreOf], progress: Progress, total: int, number: int) -> RowV1:
     scores = {name: score(one.answer, one.case.expected, one.case.values) for name, score in scorers.items()}
     if number % LINE == 0 or number == total:
         progress("scoring", number / total)

@@ -206,12 +206,6 @@ def compiled(scorer: Scorer, output_fields: Sequence[str] = (), *, output: type[
     return CompiledScorer(scorer, output_fields, output=output)
 
 
-def reread(scorer: Scorer, name: str) -> Scorer:
-    """The same scorer with another way of reading, so that one sees how much hangs on it."""
-    reading(name)
-    return msgspec.structs.replace(scorer, options={**scorer.options, "reading": name})
-
-
 def _reading_of(scorer: Scorer) -> Reading | None:
     name = scorer.options.get("reading", "")
     return reading(name) if name else None

@@ -6,6 +6,7 @@ Secrets are resolved here, once, into the heads of upstream requests, and are ke
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,6 +33,7 @@ from drivetrain.routing.outputs import OutputReader, output_schema
 from drivetrain.version import VERSION
 
 DIALECTS: Mapping[str, Dialect] = {"openai": OpenAIChat(), "anthropic": AnthropicMessages()}
+_CAPITAL = re.compile("[A-Z]")
 OWN = Endpoint(name="models", scheme="models", host="", port=0)
 """Where trained models run, as far as a provider's address goes."""
 
@@ -435,7 +437,9 @@ def _rendered(templates: minijinja.Environment, name: str, variables: dict[str, 
         return templates.render_template(name, **variables)
     except minijinja.TemplateError as error:
         where = f"{error.name or name}, line {error.line}" if error.line else name
-        message = f"a template fails on this input: {where}"
+        # The kind alone quotes nothing; what else the engine says is for whoever may know the input: the cause has it.
+        kind = _CAPITAL.sub(lambda capital: f" {capital[0].lower()}", error.kind)
+        message = f"a template fails on this input: {where}:{kind}"
         raise RequestError(500, message, code="template_failed", kind="server_error") from error
 
 

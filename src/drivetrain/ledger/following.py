@@ -19,7 +19,7 @@ from drivetrain.ledger.reader import Pair, joined, live_writers
 OPEN_MAX = 100_000
 """Calls that run at once, all writers together, at 0.5 KB each; beyond it the oldest are given up."""
 RECORDS_A_BREATH = 2_000
-"""After so many records whoever reads may show that it lives: some 20 ms."""
+"""After so many records whoever reads may show that it lives: some 20 to 40 ms."""
 
 
 class Follower:
@@ -30,6 +30,8 @@ class Follower:
     """
 
     def __init__(self, data_folder: Path, since_ns: int, breathe: Callable[[], None] = lambda: None) -> None:
+        self.lost = False
+        """Whether a segment went, as erasures delete what is rolled, that may have held more than was read of it."""
         self._data_folder = data_folder
         self._since_ns = since_ns
         self._breathe = breathe
@@ -47,7 +49,7 @@ class Follower:
         live = live_writers(found)
         truths: list[OutcomeV1] = []
         for name in self._ends.keys() - {one.name for one in found}:
-            del self._ends[name]
+            self.lost |= self._ends.pop(name) >= 0
         for segment in found:
             yield from self._read(segment, live, truths)
         for call_id in [call_id for call_id, pair in self._open.items() if pair.writer not in live]:

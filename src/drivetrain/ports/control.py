@@ -7,6 +7,9 @@ from typing import Any, Protocol
 
 import msgspec
 
+APPLIED = "apply"
+"""The kind of what was served from a folder; the subject is the Snapshot's hash."""
+
 
 class ControlRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One change: who did what to what, chained to the one before."""

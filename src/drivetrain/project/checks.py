@@ -60,6 +60,8 @@ class Surroundings(msgspec.Struct, frozen=True):
     """What references to trained models stand for."""
     root: Path
     """The project's folder."""
+    leaves_models: bool = False
+    """Whether references that cannot be resolved are no mistake."""
 
 
 def check_workflows(
@@ -121,7 +123,7 @@ class _WorkflowCheck:
         RouteCheck(self.notes, self.settings.provider_names if self.settings else None, self.prompts).run()
         if self.settings is not None:
             data_folder = self.around.root / self.settings.ledger.folder
-            ModelCheck(self.notes, self.around.pinned, data_folder).run()
+            ModelCheck(self.notes, self.around.pinned, data_folder, self.around.leaves_models).run()
 
     def _attribution(self) -> None:
         workflow, teams = self.workflow, self.settings.teams if self.settings else {}

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from drivetrain.core.declarations import Place, Record, Variant, Workflow
-from drivetrain.core.models import Column, Pinned, Signature, is_trained
+from drivetrain.core.models import REFERENCE, Column, Pinned, Signature, is_trained, parse_reference
 from drivetrain.project.files import SETTINGS_FILE
 from drivetrain.project.pins import reference_mistake
 from drivetrain.project.problems import Problems, shown
@@ -30,13 +30,17 @@ def direct_workflows(
     problems: Problems,
     *,
     taken: Collection[str],
+    leaves_models: bool = False,
 ) -> dict[str, Workflow[Any, Any]]:
-    """By name. line: of `direct_models`. taken: names of the declared workflows."""
+    """By name. line: of `direct_models`. taken: names of the declared workflows. leaves_models: whether references that
+    cannot be resolved are no mistake; their workflows have no types then."""
     made: dict[str, Workflow[Any, Any]] = {}
     for model in settings.gateway.direct_models:
         place = Place(str(root / SETTINGS_FILE), line)
         if not is_trained(model):
             workflow = _workflow(model, model, settings, place)
+        elif model not in pinned and leaves_models and REFERENCE.fullmatch(model):
+            workflow = _workflow(parse_reference(model).name, model, settings, place)
         elif model not in pinned:
             what, do = reference_mistake(model, root / settings.ledger.folder)
             problems.add(f"`gateway.direct_models` {what}", file=SETTINGS_FILE, line=line, value=shown(model), do=do)

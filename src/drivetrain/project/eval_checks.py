@@ -12,7 +12,7 @@ from typing import Any
 from drivetrain.core.datasets import REFERENCE
 from drivetrain.core.declarations import Workflow
 from drivetrain.core.errors import did_you_mean
-from drivetrain.core.evals import REPEATS_MAX, Eval
+from drivetrain.core.evals import REPEATS_MAX, Eval, Scorer
 from drivetrain.core.money import nano_usd
 from drivetrain.project.problems import Problems, shown
 from drivetrain.project.scorer_checks import check_scorers, fields_of
@@ -34,6 +34,18 @@ def check_evals(found: list[Eval], workflows: Sequence[Workflow[Any, Any]], spot
         if isinstance(declared.name, str) and seen.setdefault(declared.name, declared) is not declared:
             before = spots.of(seen[declared.name])
             check.note(f"is declared twice; the other is at {before.file}:{before.line}.", do="Give it another name.")
+
+
+def fit_evals(found: Sequence[Eval]) -> dict[str, Eval]:
+    """By name, those of which gates and scorers can be read, whatever else is wrong with them; the first of a name."""
+    named: dict[str, Eval] = {}
+    for one in found:
+        listed = isinstance(one.suites, Mapping) and all(isinstance(gate, str) for gate in one.gates)
+        if listed and all(
+            isinstance(scorer.name, str) if isinstance(scorer, Scorer) else callable(scorer) for scorer in one.scorers
+        ):
+            named.setdefault(str(one.name), one)
+    return named
 
 
 class _EvalCheck:

@@ -10,14 +10,14 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from drivetrain.core.declarations import SLO, Budget, Cache, Parameters, Stale, Variant, Workflow
-from drivetrain.core.errors import ProjectError, did_you_mean, nearest
+from drivetrain.core.errors import Problem, ProjectError, did_you_mean, nearest
 from drivetrain.core.evals import Eval
 from drivetrain.core.features import FeatureService
 from drivetrain.core.models import Pinned
@@ -26,7 +26,7 @@ from drivetrain.project.chat_workflows import read_workflows
 from drivetrain.project.checks import Surroundings, check_keys, check_workflows
 from drivetrain.project.declared import Declarations, declared_in_code, features_of
 from drivetrain.project.direct import direct_workflows
-from drivetrain.project.eval_checks import check_evals
+from drivetrain.project.eval_checks import check_evals, fit_evals
 from drivetrain.project.files import SETTINGS_FILE, collect, hash_of, top_level_names
 from drivetrain.project.limits import budget_limits, check_scopes
 from drivetrain.project.modules import Package, close_package, open_package
@@ -52,10 +52,18 @@ from drivetrain.project.toml_lines import TomlPath
 from drivetrain.project.training_checks import check_trained_models
 
 
-def load(root: Path, environment: str | None = None) -> Snapshot:
+def load(
+    root: Path,
+    environment: str | None = None,
+    *,
+    unresolved_models: Literal["refuse", "leave"] = "refuse",
+    also: Also | None = None,
+) -> Snapshot:
     """The project in `root`, for one environment, checked.
 
-    environment: by default $DRIVETRAIN_ENV, else `[project] default_env`. Secrets are not looked up.
+    environment: by default $DRIVETRAIN_ENV, else `[project] default_env`. Secrets are not looked up. unresolved_models:
+    what to do with references to models that the registry does not hold; whoever makes these models and serves nothing
+    leaves them. also: asked for more mistakes in the evals where there are mistakes, so that all are told at once.
     Raises: ProjectError with every mistake found.
     """
     root = root.resolve()
@@ -67,7 +75,10 @@ def load(root: Path, environment: str | None = None) -> Snapshot:
         raise ProjectError(problems.sorted())
     parsed = parse(files[SETTINGS_FILE], problems)
     environment = environment_name(parsed, environment, os.environ)
-    return build(Source(files=files, root=root, code_root=root, environment=environment), parsed, problems)
+    source = Source(
+        files=files, root=root, code_root=root, environment=environment, leaves_models=unresolved_models == "leave"
+    )
+    return build(source, parsed, problems, also)
 
 
 def content_hash(root: Path, environment: str | None = None) -> str:
@@ -98,6 +109,8 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     versions: Versions = Versions()
     pinned: Mapping[str, Pinned] | None = None
     """What its references to trained models stand for; None: what the registry says now."""
+    leaves_models: bool = False
+    """Whether references that cannot be resolved are no mistake; then nobody serves the Snapshot."""
 
     def with_pins(self, settings: Settings | None) -> Source:
         """The same, its references resolved."""
@@ -109,6 +122,18 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def digest(self) -> str:
         return hash_of(self.files, self.environment, self.versions, pins_digest(self.pinned or {}))
+
+
+class DeclaredEvals(msgspec.Struct, frozen=True):
+    """The evals of a project that has mistakes, with what tells their lines; a Snapshot has the same."""
+
+    evals: Mapping[str, Eval]
+    root: Path
+    files: Mapping[str, bytes]
+
+
+Also = Callable[[DeclaredEvals], Iterable[Problem]]
+"""More mistakes in evals, told by a room above this one."""
 
 
 class Declared(msgspec.Struct, frozen=True):
@@ -124,8 +149,8 @@ class Declared(msgspec.Struct, frozen=True):
     """Line of `direct_models`."""
 
 
-def build(source: Source, parsed: Parsed | None, problems: Problems) -> Snapshot:
-    """A Snapshot from a project's files; `problems` holds what was found wrong while reading them.
+def build(source: Source, parsed: Parsed | None, problems: Problems, also: Also | None = None) -> Snapshot:
+    """A Snapshot from a project's files; `problems` holds what was found wrong while reading them. also: see `load`.
 
     Raises: ProjectError with every mistake found.
     """
@@ -152,7 +177,9 @@ def build(source: Source, parsed: Parsed | None, problems: Problems) -> Snapshot
         trained = declarations.of(TrainedModel)
         check_trained_models(trained, spots, problems)
         prompts = Prompts(source.files, problems)
-        around = Surroundings(settings, prompts, features.services, source.pinned or {}, source.root)
+        around = Surroundings(
+            settings, prompts, features.services, source.pinned or {}, source.root, source.leaves_models
+        )
         check_workflows(workflows, around, spots, problems)
         check_policies(workflows, source.files, spots, problems)
         evals = declarations.of(Eval)
@@ -168,6 +195,9 @@ def build(source: Source, parsed: Parsed | None, problems: Problems) -> Snapshot
                 problems,
             )
             _check_names(settings, snapshot, lines, problems)
+        if problems and also is not None:
+            for one in also(DeclaredEvals(fit_evals(evals), source.root, source.files)):
+                problems.add(one.what, file=one.file, line=one.line, value=one.value, do=one.do)
         if problems or snapshot is None:
             raise ProjectError(problems.sorted())
     except BaseException:
@@ -252,8 +282,9 @@ def _snapshot(source: Source, package: str, settings: Settings, declared: Declar
             if isinstance(step, Variant):
                 _name_prompts_by_path(step, declared.prompts, declared.spots)
     direct = direct_workflows(
-        settings, source.root, declared.direct_line, source.pinned or {}, problems, taken=named.keys()
-    )
+        settings, source.root, declared.direct_line, source.pinned or {}, problems, taken=named.keys(),
+        leaves_models=source.leaves_models,
+    )  # fmt: skip
     return Snapshot(
         hash=source.digest,
         name=settings.name,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drivetrain.core.declarations import Variant, Workflow
-from drivetrain.core.models import Pinned, is_trained
+from drivetrain.core.models import REFERENCE, Pinned, is_trained
 from drivetrain.project.model_fit import Misfits, fit
 from drivetrain.project.pins import reference_mistake
 from drivetrain.project.workflow_notes import WorkflowNotes, is_record, written
@@ -50,11 +50,15 @@ def _missing_libraries(snapshot: Snapshot) -> Iterator[str]:
 class ModelCheck:
     """One workflow being checked."""
 
-    def __init__(self, notes: WorkflowNotes, pinned: Mapping[str, Pinned], data_folder: Path) -> None:
+    def __init__(
+        self, notes: WorkflowNotes, pinned: Mapping[str, Pinned], data_folder: Path, leaves_models: bool = False
+    ) -> None:
+        """leaves_models: whether references that cannot be resolved are no mistake."""
         self.workflow: Workflow[Any, Any] = notes.workflow
         self.notes = notes
         self.pinned = pinned
         self.data_folder = data_folder
+        self.leaves_models = leaves_models
 
     def run(self) -> None:
         """Notes every mistake."""
@@ -64,6 +68,8 @@ class ModelCheck:
 
     def _variant(self, variant: Variant) -> None:
         pinned = self.pinned.get(variant.model)
+        if pinned is None and self.leaves_models and REFERENCE.fullmatch(variant.model):
+            return
         if pinned is None:
             what, do = reference_mistake(variant.model, self.data_folder)
             self.notes.note(f"has a `model` that {what}", "model", value=written(variant.model), do=do, of=variant)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 from posixpath import dirname, normpath
+from typing import Any
 
 import minijinja
 
@@ -17,6 +18,18 @@ _INCLUDE = re.compile(r"\{%-?\s*(?:include|extends|import|from)\s+(?:\"([^\"]+)\
 _TAG = re.compile(r"\{[{%](.*?)[%}]\}", re.DOTALL)
 _QUOTED = re.compile(r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'", re.DOTALL)
 _FILTER = re.compile(r"\|\s*([A-Za-z_]\w*)")
+FUEL = 100_000
+"""Steps that rendering a template for the check may take; whatever needs more is not checked so."""
+ALWAYS_FAILS = {
+    "TooManyArguments": "a filter, a function or a method gets more arguments than it takes",
+    "MissingArgument": "a filter, a function or a method lacks an argument",
+    "UnknownMethod": "it calls a method that its value does not have",
+    "UnknownTest": "it uses a test that does not exist",
+}
+"""Kinds of the engine's errors that depend on the template and the values' types alone, in words."""
+FILTERS_HELP = (
+    "See https://docs.rs/minijinja/latest/minijinja/filters/; options have names there: `truncate(length=24)`."
+)
 INCLUDES_MAX = 100
 """Templates that one prompt may include, over all levels."""
 
@@ -50,8 +63,11 @@ class Prompts:
         """The project's path of a template that a file names, or None."""
         return next((path for path in _places(name, declared_in) if path in self._files), None)
 
-    def check(self, path: str, fields: Collection[str], owner: str) -> None:
-        """Parses a template and all it includes, and notes what cannot be rendered from `fields`."""
+    def check(self, path: str, fields: Collection[str], owner: str, values: Mapping[str, Any] | None = None) -> None:
+        """Parses a template and all it includes, and notes what cannot be rendered from `fields`.
+
+        values: made-up ones of these fields, to render it with once; None: there are none.
+        """
         waiting, seen = [path], {path}
         while waiting:
             one = waiting.pop()
@@ -68,6 +84,23 @@ class Prompts:
                 elif included not in seen and len(seen) < INCLUDES_MAX:
                     seen.add(included)
                     waiting.append(included)
+        # Each by itself: of an included one the engine's error does not tell what is wrong.
+        if values is not None:
+            for one in sorted(seen & self.templates.keys()):
+                self._render(one, values)
+
+    def _render(self, path: str, values: Mapping[str, Any]) -> None:
+        """Notes what fails whatever the values are; what only fails on made-up ones is no mistake."""
+        self._environment.fuel = FUEL
+        try:
+            self._environment.render_template(path, **values)
+        except minijinja.TemplateError as error:
+            if error.kind in ALWAYS_FAILS:
+                why = f"{ALWAYS_FAILS[error.kind]}{f': {error.detail}' if error.detail else ''}"
+                self._problems.add(
+                    f"The template fails whenever it is rendered: {why}.", file=error.name or path,
+                    line=error.line or 0, do=FILTERS_HELP,
+                )  # fmt: skip
 
     def _text(self, path: str) -> str | None:
         """The template's text, parsed once; None where it is no template."""

@@ -13,6 +13,7 @@ from drivetrain.core.declarations import Check, Conversation, Record, Rule, Vari
 from drivetrain.core.errors import did_you_mean, nearest
 from drivetrain.core.models import is_trained
 from drivetrain.project.files import SETTINGS_FILE
+from drivetrain.project.made_up import made_up
 from drivetrain.project.parameters import KNOWN, MANAGED
 from drivetrain.project.prompts import Prompts
 from drivetrain.project.settings import model_mistake
@@ -231,7 +232,17 @@ class RouteCheck:
             if path is not None and fields is not None:
                 if self.workflow.features is not None:
                     fields = (*fields, "features")
-                self.prompts.check(path, fields, f"workflow `{self.workflow.name}`")
+                self.prompts.check(path, fields, f"workflow `{self.workflow.name}`", self._made_up())
+
+    def _made_up(self) -> Mapping[str, Any] | None:
+        """Values to render prompts with, where the input's type tells what they are."""
+        if self.workflow.input is None or self.workflow.features is not None:
+            return None
+        try:
+            made = made_up(self.workflow.input)
+        except (TypeError, ValueError, NameError):
+            return None
+        return made if isinstance(made, dict) else None
 
 
 _ALWAYS = (lambda _input: True).__code__.co_code

@@ -10,12 +10,15 @@ import msgspec
 from drivetrain.core.declarations import Variant
 from drivetrain.core.lineage import MADE
 from drivetrain.core.models import ALIAS_MOVED, is_trained, parse_reference
-from drivetrain.core.releases import APPROVED, PROMOTED, PROPOSED, ROLLOUT, WITHDRAWN
-from drivetrain.ports.control import ControlRecord
+from drivetrain.core.releases import APPROVED, PROMOTED, PROPOSED, ROLLOUT, WITHDRAWN, Live
+from drivetrain.ports.control import APPLIED, ControlRecord
 from drivetrain.promotion.dossier_material import Material
+from drivetrain.promotion.standing import State
+from drivetrain.promotion.state import after
 
-APPLY = "apply"
 WHAT_CHARS_MAX = 400
+DONE_TO_PROPOSALS = {APPROVED: "approved", WITHDRAWN: "withdrawn"}
+"""Kind -> what happened, in a word."""
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,14 +30,16 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     subject: str
     actor: str
     what: str
+    """Begins with `does not count` where the records before it do not allow it."""
 
 
 def changes_of(material: Material) -> list[Change]:
     """Every record that touched it, oldest first; a Snapshot that is applied again and again is told once in a row."""
     found: list[Change] = []
     applied, about = "", _About(material)
+    refused = _refused(material)
     for record in material.records:
-        if record.kind == APPLY:
+        if record.kind == APPLIED:
             if record.subject == applied:
                 continue
             applied = record.subject
@@ -43,7 +48,7 @@ def changes_of(material: Material) -> list[Change]:
             found.append(
                 Change(
                     seq=record.seq, at_ns=record.at_ns, kind=record.kind, subject=record.subject[:80],
-                    actor=record.actor, what=_what(record, body)[:WHAT_CHARS_MAX],
+                    actor=record.actor, what=(refused.get(record.seq, "") + _what(record, body, material.workflow))[:WHAT_CHARS_MAX],
                 )
             )  # fmt: skip
     return found
@@ -69,7 +74,7 @@ class _About:
     def touches(self, record: ControlRecord, body: Mapping[str, Any]) -> bool:
         """Whether a record is about the workflow; the ones before it were asked already."""
         kind, subject = record.kind, record.subject
-        if kind == APPLY:
+        if kind == APPLIED:
             return body.get("environment") in (None, self.environment)
         if kind == PROPOSED:
             named = {str(one.get("workflow", "")) for one in _rows(body.get("changes"))}
@@ -106,15 +111,31 @@ def _body(record: ControlRecord) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _what(record: ControlRecord, body: Mapping[str, Any]) -> str:
-    """In one line: what changed and the reason that was given."""
-    parts = [str(one.get("what", "")) for one in _rows(body.get("changes"))]
+def _refused(material: Material) -> dict[int, str]:
+    """Records that do not count -> that, and why."""
+    found: dict[int, str] = {}
+    before = State(live=Live(environment=material.snapshot.environment))
+    for record in material.records:
+        now = after(before, record)
+        if now.live.refused[-1:] != before.live.refused[-1:]:
+            found[record.seq] = f"does not count ({now.live.refused[-1].partition('): ')[2]}): "
+        before = now
+    return found
+
+
+def _what(record: ControlRecord, body: Mapping[str, Any], workflow: str) -> str:
+    """In one line: what changed, of this workflow first, and the reason that was given."""
+    changes = sorted(_rows(body.get("changes")), key=lambda one: one.get("workflow", "") not in (workflow, ""))
+    parts = [f"{one['workflow']}: {one.get('what', '')}" if one.get("workflow") else str(one.get("what", ""))
+             for one in changes]  # fmt: skip
+    if record.kind in DONE_TO_PROPOSALS:
+        parts.append(f"proposal {body.get('proposal', '')} {DONE_TO_PROPOSALS[record.kind]}")
     facts = body.get("facts")
     told = facts.get("verdict") if isinstance(facts, dict) else ""
     parts += [str(body.get(key) or "") for key in ("way", "event", "verdict", "reason", "why")]
     parts += [str(told or ""), "; ".join(_names(body.get("lacks")))]
     said = "; ".join(one for one in parts if one)
-    if said or record.kind == APPLY:
+    if said or record.kind == APPLIED:
         return said or f"version {body.get('version', '')} of Drivetrain"
     told_of = facts if isinstance(facts, dict) else body
     plain = {key: value for key, value in told_of.items() if isinstance(value, str | int | float) and value != ""}

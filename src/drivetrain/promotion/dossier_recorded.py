@@ -35,7 +35,8 @@ def versions(material: Material) -> Section:
         facts.append(("Went live without", words(live.lacks)))
     if live.active is not None and material.workflow in live.active.workflows:
         share = live.active.share_ppm / 10_000
-        facts.append(("Rolled out now", f"Release {live.active.release}, to {share:g} % of users"))
+        reach = f"to {share:g} % of users" if share else "as a shadow: it answers nobody yet"
+        facts.append(("Rolled out now", f"Release {live.active.release}, {reach}"))
     rows = []
     for number, one in sorted(material.state.releases.items()):
         if material.workflow in one.release.workflows:

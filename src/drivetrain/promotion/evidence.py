@@ -23,8 +23,9 @@ from drivetrain.version import VERSION
 
 KIND = "eval"
 
-Newest = Callable[[str], int]
-"""A Dataset's name -> its newest number; 0 where there is none."""
+Newest = Callable[[str], Sequence[int]]
+"""A Dataset's name -> its newest number, then older ones with the very same rows and schema; empty where there is
+none."""
 
 
 def proof_in(stored: Iterable[Stored], before: Snapshot | None, after: Snapshot, newest: Newest) -> Proof:
@@ -182,12 +183,13 @@ def _why_not_compared(report: ReportV1, declared: Eval, before: Snapshot | None)
 
 
 def _why_not_newest(report: ReportV1, declared: Eval, newest: Newest | None) -> str:
-    """Each Dataset without a number must be the newest; suites are told by the Report's inputs."""
+    """Each Dataset without a number must be the newest, or the same rows under an older number; suites are told by the
+    Report's inputs."""
     if newest is None:
         return ""
     said = {f"dataset:{report.facts.get('dataset', '')}", *report.inputs}
     for dataset in (declared.dataset, *declared.suites.values()):
-        whole = dataset if "@" in dataset else f"{dataset}@{newest(dataset)}"
-        if f"dataset:{whole}" not in said:
-            return f"it is not over {whole}"
+        fit = [dataset] if "@" in dataset else [f"{dataset}@{number}" for number in newest(dataset) or (0,)]
+        if not any(f"dataset:{one}" in said for one in fit):
+            return f"it is not over {fit[0]}"
     return ""

@@ -30,6 +30,8 @@ ELSEWHERE = DOORS_ASIDE | {"python"}
 """Doors whose Calls no coin gave to an arm."""
 SHADOWED = ("errors", "cost")
 """Guards that hold while the candidate is a shadow: there it runs in another process, where times differ."""
+OUTCOME_MOST = 1e12
+"""A larger number counts as this one: the squares of what is compared must stay numbers, or no guard says anything."""
 NS_PER_MINUTE = 60_000_000_000
 
 
@@ -69,7 +71,8 @@ class Watch:
 
     def __init__(self, active: ActiveRollout, live_snapshot: str) -> None:
         self.active = active
-        self._live = live_snapshot[:SNAPSHOT_CHARS]
+        self.live = live_snapshot[:SNAPSHOT_CHARS]
+        """What answers beside the candidate, as Calls carry it."""
         self._candidate = active.snapshot[:SNAPSHOT_CHARS]
         stage = active.rollout.stages[active.stage]
         self._stage = stage
@@ -81,12 +84,12 @@ class Watch:
         self._calls = {True: 0, False: 0}
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._by_key: dict[tuple[str, str], list[str]] = {}
-        self._wants_outcomes = any(one.is_of_outcomes for one in self._watchers)
+        self._metrics = frozenset(one.guard.metric for one in self._watchers if one.is_of_outcomes)
 
     @property
     def wants_outcomes(self) -> bool:
         """Whether any guard looks at Outcomes."""
-        return self._wants_outcomes
+        return bool(self._metrics)
 
     def see(self, call: Call) -> None:
         """One Call that ended; what is not of this stage or these arms is passed over."""
@@ -107,7 +110,7 @@ class Watch:
         for one in self._watchers:
             if one.workflow in ("", call.workflow):
                 one.see(seen)
-        if self._wants_outcomes and not refused:
+        if self._metrics and not refused:
             self._remember(call, candidate, place)
             for truth in call.outcomes:
                 self.see_outcome(
@@ -125,8 +128,9 @@ class Watch:
         business_key: str = "",
     ) -> None:
         """One truth about a Call, named by its id or by its workflow and key; the latest arrival holds."""
-        if isinstance(value, str):
+        if isinstance(value, str) or metric not in self._metrics:
             return
+        number = max(-OUTCOME_MOST, min(OUTCOME_MOST, float(value)))
         ids = [call_id] if call_id else self._by_key.get((workflow, business_key), ())
         for one in ids:
             known = self._known.get(one)
@@ -135,7 +139,7 @@ class Watch:
             held = known.values.get(metric)
             if held is not None and held[0] > arrived_ns:
                 continue
-            known.values[metric] = (arrived_ns, float(value))
+            known.values[metric] = (arrived_ns, number)
             for watcher in self._watchers:
                 if (
                     watcher.is_of_outcomes
@@ -143,7 +147,7 @@ class Watch:
                     and watcher.workflow in ("", known.workflow)
                 ):
                     watcher.outcome(
-                        candidate=known.candidate, place=known.place, value=float(value),
+                        candidate=known.candidate, place=known.place, value=number,
                         before=None if held is None else held[1],
                     )  # fmt: skip
 
@@ -232,7 +236,7 @@ class Watch:
             return None
         if call.snapshot == self._candidate:
             return None if self._is_shadow else True
-        return False if call.snapshot == self._live else None
+        return False if call.snapshot == self.live else None
 
     def _blind(self) -> list[str]:
         """Guards that have seen nothing of one of the arms, in no workflow."""

@@ -48,6 +48,8 @@ RATE_RATIOS = (1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)
 """How many times as often something may happen to the candidate's units; each has the same weight."""
 RENEWED_AFTER = 200_000
 """Observations after which an arm's sums are made anew from its units, so that rounding does not add up."""
+LOST_BEYOND = 1e6
+"""An observation that is taken back, and was so many times what the others are, took their last digits with it."""
 _NORMAL = NormalDist()
 _LOG_MAX = 690.0
 
@@ -132,9 +134,17 @@ class Arm:
     def replace(self, place: int, before: float, value: float) -> None:
         """An observation turned out to be another."""
         count, total = self._counts[place], self._sums[place]
+        most = self.weights_sq_mean_sq
         self._weigh(count, total, -1.0)
         self._sums[place] = total + value - before
         self._weigh(count, total + value - before, 1.0)
+        if most > LOST_BEYOND * abs(self.weights_sq_mean_sq):
+            self._since = RENEWED_AFTER
+
+    def settle(self) -> None:
+        """Before it is looked at: sums that lost their digits are made anew, at about 0.5 us a unit."""
+        if self._since >= RENEWED_AFTER:
+            self._renew()
 
     @property
     def mean(self) -> float:
@@ -204,6 +214,8 @@ class TwoArms:
         tail: the chance that the evidence may err with; the interval errs on either side with it.
         """
         live, candidate = self.live, self.candidate
+        live.settle()
+        candidate.settle()
         scale = 1 + margin if relative else 1.0
         beyond = candidate.mean - scale * live.mean - (0.0 if relative else margin)
         error, freedom = self._error(scale)

@@ -21,6 +21,11 @@ from drivetrain.statistics.comparing import Comparison
 QUOTE_CHARS = 400
 """Of a quoted text; the whole stands in its Call."""
 SLICES_SHOWN = 40
+MANY_LOOKS = "Looked at after every {} pairs by evidence that may be looked at so often"
+ONE_LOOK = (
+    "Looked at once, at the end, by McNemar's exact test, or by flipped signs where answers have scores, weights or "
+    "belong together; this holds if the number of pairs was chosen before and nobody looks again with more of them"
+)
 TRUTHS = {
     "outcome": "an Outcome of the Call",
     "expected": "what an eval or the file expects",
@@ -128,10 +133,10 @@ def _verdict(found: Upgrade) -> Section:
             f"{_share(all_of.after)} after: {points(all_of)}."
         )
     if not whole.settled:
-        more = whole.more_needed
+        more, which = whole.more_needed, "fresh" if found.asked.fixed else "more"
         lines.append(
             "No number of examples is likely to settle it." if more is None else
-            f"About {more:,} more examples would settle it with a chance of 80 %, if they go on as these."
+            f"About {more:,} {which} examples would settle it with a chance of 80 %, if they go on as these."
         )  # fmt: skip
     if (spent := found.spent) is not None:
         judged = f", judging {usd_text(spent.judged_nano_usd)}" if spent.judged_nano_usd else ""
@@ -280,7 +285,7 @@ def _basis(found: Upgrade) -> Section:
     if about.scorer:
         lines.append(f"Scored by {about.scorer}.")
     lines.append(
-        f"Looked at after every {asked.look_every} pairs by evidence that may be looked at so often; verdicts are "
+        f"{ONE_LOOK if asked.fixed else MANY_LOOKS.format(asked.look_every)}; verdicts are "
         f"wrong with a chance of at most {1 - asked.level:.0%}."
         + (f" Worse by less than {asked.margin * 100:g} points is accepted." if asked.margin else "")
     )

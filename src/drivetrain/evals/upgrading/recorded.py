@@ -56,6 +56,8 @@ class Columns(msgspec.Struct, frozen=True, kw_only=True):
     """Of the output."""
     slice: str = ""
     group: str = ""
+    question: str = ""
+    """What was asked, for whoever reads examples."""
 
 
 class Recorded(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +70,8 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True):
     """(name, its SHA-256)."""
     unpaired: tuple[int, int]
     """Questions that only `before`, and only `after`, has an answer to: they are left out."""
+    asked: Mapping[str, str] = {}
+    """Id of a pair -> what was asked, where a column tells it."""
 
 
 def read_recorded(paths: Sequence[Path], columns: Columns) -> Recorded:
@@ -111,7 +115,10 @@ def read_recorded(paths: Sequence[Path], columns: Columns) -> Recorded:
     pairs = tuple(_pair(name, before[name], after[name], columns) for name in both)
     digests = tuple((path.name, hashlib.sha256(content).hexdigest()) for path, content in contents)
     whole = hashlib.sha256("\n".join(digest for _, digest in digests).encode()).hexdigest()
-    return Recorded(pairs=pairs, hash=whole, files=digests, unpaired=(len(before) - len(both), len(after) - len(both)))
+    asked = {name: before[name].cells.get(columns.question, "") for name in both} if columns.question else {}
+    return Recorded(
+        pairs=pairs, hash=whole, files=digests, unpaired=(len(before) - len(both), len(after) - len(both)), asked=asked
+    )
 
 
 class _Row(msgspec.Struct, frozen=True):
@@ -185,7 +192,7 @@ Sides = tuple[dict[str, _Row], dict[str, _Row]]
 def _long(rows: Sequence[_Row], columns: Columns) -> Sides:
     named = (columns.id, columns.model, columns.answer, columns.expected, _column(columns.correct),
              _column(columns.cleaned), columns.cost, columns.latency, columns.tokens, columns.slice,
-             columns.group)  # fmt: skip
+             columns.group, columns.question)  # fmt: skip
     _known(rows, [one for one in named if one], [columns.id, columns.model, *_decisive(columns)])
     sides: Sides = ({}, {})
     for row in rows:
@@ -203,7 +210,7 @@ def _long(rows: Sequence[_Row], columns: Columns) -> Sides:
 
 
 def _wide(rows: Sequence[_Row], columns: Columns) -> Sides:
-    shared = [one for one in (columns.id, columns.expected, columns.slice, columns.group) if one]
+    shared = [one for one in (columns.id, columns.expected, columns.slice, columns.group, columns.question) if one]
     doubled = [one for one in (columns.answer, _column(columns.correct), _column(columns.cleaned), columns.cost,
                                columns.latency, columns.tokens) if one]  # fmt: skip
     begins = (columns.before, columns.after)

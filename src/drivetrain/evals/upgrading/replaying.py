@@ -1,7 +1,7 @@
 """The candidate is asked what was asked before: in an order that has nothing to do with the answers, look by look.
 
-Owns when it stops: as soon as the verdict is settled, or where the budget is spent. How Calls are made and kept is the
-runner's (`evals/running.py`): what was answered before a killed run is not asked again.
+Owns when it stops: as soon as the verdict is settled, unless one look was asked for, or where the budget is spent. How
+Calls are made and kept is the runner's (`evals/running.py`): what was answered before a killed run is not asked again.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def replay(
         progress("asking", at / len(waiting))
         if over():
             return replayed("budget")
-        if marked and verdict_of(marked, asked, frame).settled:
+        if marked and not asked.fixed and verdict_of(marked, asked, frame).settled:
             return replayed("settled" if at < len(waiting) else "")
     return replayed("")
 

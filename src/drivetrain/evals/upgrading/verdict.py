@@ -11,6 +11,9 @@ One rule, in words, for Reports and for the how-to:
   own under Holm's rule: **route only these**.
 - Worse, and no such slice: **stay**. Nothing shown: **not enough evidence**, and how many more examples would do.
 
+Whoever does not look early asks for one look at a number of pairs that was fixed before (`Asked.fixed`): the same rule,
+by McNemar's exact test, which has more power.
+
 `compare` and `first_settled` of `statistics/` find everything here; this room only puts it into words.
 """
 
@@ -55,6 +58,13 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     level: float = LEVEL
     look_every: int = LOOK_EVERY
     cheaper_share: float = CHEAPER_SHARE
+    fixed: bool = False
+    """One look at all pairs, whose number was chosen before, instead of one after every `look_every`."""
+
+    @property
+    def mode(self) -> str:
+        """As `compare` calls it."""
+        return "fixed" if self.fixed else "anytime"
 
 
 class SliceVerdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,6 +134,8 @@ def verdict_of(marked: Sequence[Marked], asked: Asked, frame: Frame | None = Non
         slices = _slices(marked, asked, frame)
         return _worded(whole, whole, slices, is_cheaper(marked, asked.cheaper_share), asked)
     frame = frame_of([one.pair for one in marked])
+    if asked.fixed:
+        return verdict_of(marked, asked, frame)
     scores = _scores(marked, frame.weight_max)
     whole = _unscaled(
         first_settled(
@@ -172,11 +184,11 @@ def _scores(marked: Sequence[Marked], most: float) -> _Scores:
 def _compared(marked: Sequence[Marked], asked: Asked, level: float, frame: Frame) -> Comparison:
     scores = _scores(marked, frame.weight_max)
     clusters = scores.clusters
-    if clusters is None and frame.group_max > 1:
+    if clusters is None and frame.group_max > 1 and not asked.fixed:
         clusters = [one.pair.group or one.pair.id for one in marked]
     found = compare(
         scores.before, scores.after, clusters=clusters, level=level, margin=asked.margin * scores.scale,
-        largest_cluster=frame.group_max if clusters is not None else None,
+        mode=asked.mode, largest_cluster=frame.group_max if clusters is not None else None,
     )  # fmt: skip
     return _unscaled(found, scores.scale, asked.margin)
 
@@ -285,6 +297,8 @@ def _missing(found: Comparison, asked: Asked) -> str:
         return f"in {found.pairs:,} pairs the two are never told apart" + (
             "" if asked.margin else "; with a margin it could be shown that the candidate is no worse"
         )
-    more = found.more_needed
-    needs = "no number of examples is likely to settle it" if more is None else f"about {more:,} more would settle it"
+    more, which = found.more_needed, "fresh ones" if asked.fixed else "more"
+    needs = (
+        "no number of examples is likely to settle it" if more is None else f"about {more:,} {which} would settle it"
+    )
     return f"{points(found)} in {found.pairs:,} pairs leaves open which is better; {needs}"

@@ -105,8 +105,8 @@ def instead_of(
             Item(
                 what="a trained variant",
                 nano_usd=round(monthly * share),
-                detail=f"{kinds:,} different answers without their numbers, those with {LABEL_CALLS_MIN} examples or more are {share:.0%} of "
-                f"Calls: saves at most so much in {DAYS} days",
+                detail=f"{kinds:,} different answers without their numbers, those with {LABEL_CALLS_MIN} examples or "
+                f"more are {share:.0%} of Calls: saves at most so much in {DAYS} days",
             )
         )
     return tuple(found)
@@ -117,8 +117,9 @@ def _more_evidence(verdict: Verdict, affordable: int, mean_nano_usd: float) -> l
     no number of them is likely to."""
     thin = [one for one in verdict.slices if one.pairs < SLICE_PAIRS_MIN]
     missing = sum(SLICE_PAIRS_MIN - one.pairs for one in thin)
+    fresh = ", in a look of their own" if verdict.whole.mode == "fixed" else ""
     wanted = [
-        (verdict.whole.more_needed or 0, "that would settle it with a chance of 80 %"),
+        (verdict.whole.more_needed or 0, f"that would settle it with a chance of 80 %{fresh}"),
         (missing, f"where coverage is thin: {listed([one.name for one in thin])}"),
     ]
     found = []
