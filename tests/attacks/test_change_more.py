@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
+import subprocess
+import sys
 import time
 import tracemalloc
 from collections.abc import Iterator, Mapping
@@ -12,6 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from drivetrain.adapters.files import FileVault
 from drivetrain.adapters.sqlite import SqliteControlLog
 from drivetrain.core.calls import Attribution, ClosedV1, OpenedV1, OutcomeV1, Stored
 from drivetrain.core.errors import DrivetrainError
@@ -27,16 +32,27 @@ from drivetrain.core.releases import (
     RolloutV1,
     StageV1,
 )
+from drivetrain.embedded.asking import lake_for
 from drivetrain.embedded.releasing import ReleasePlace, live_of, place_of, state_of
 from drivetrain.embedded.rollouts import feed, steer, told_by
-from drivetrain.embedded.serving import Served, tell
+from drivetrain.embedded.serving import Served, served_by, tell
+from drivetrain.embedded.starting import to_serve
 from drivetrain.embedded.upkeep import Upkeep
 from drivetrain.embedded.watching import Watching
+from drivetrain.evals.run_files import Kept
+from drivetrain.lake.calls import Calls
 from drivetrain.ledger.following import Follower
 from drivetrain.ports.control import ControlRecord
+from drivetrain.project.load import load, unload
 from drivetrain.promotion.rollouts import record_event
 from drivetrain.promotion.watching import Watch
+from promises.promise_gateway import Gateway, eventually, gateway
+from promotion.shop import Shop
+from support import wire
+from support.projects import model, provider, settings
 from support.records import put, write
+from support.releases import Releases
+from support.upstream import Asked, Upstream, Wire, completion, http
 
 LIVE, CANDIDATE = "a" * 64, "b" * 64
 BY = "alice"
@@ -250,3 +266,130 @@ def test_who_aborts_while_the_watcher_goes_on_aborts(place: ReleasePlace) -> Non
     assert steer(beaten, "aborted", "a caller complained").body.stage == 1
     assert live_of(place.root).active is None
     assert live_of(place.root).refused == ()
+
+
+HER, HIM = "mary-4711", "bob-4712"
+CODE = """\
+import drivetrain as dt
+
+
+class Ticket(dt.Record):
+    text: str
+
+
+class Route(dt.Record):
+    intent: str
+    note: str = ""
+
+
+triage = dt.Workflow(
+    "triage", input=Ticket, output=Route, owner="a@b.example", team="support", use_case="tests",
+    route=[dt.Variant("model", model="raw/MODEL", max_output_tokens=64)],
+)
+edge = dt.Eval("edge", workflow="triage", dataset="edge-cases")
+"""
+
+
+@pytest.mark.slow
+def test_nothing_of_who_was_erased_is_read_from_evals_upgrades_and_rollouts() -> None:
+    def answer(asked: Asked, sent: Wire) -> None:
+        whose = "her" if b"prompt-her" in asked.body else "his"
+        sent.send(http(completion(json.dumps({"intent": "a", "note": f"answer-{whose}"}))))
+
+    with Upstream() as upstream:
+        upstream.on("/v1", answer)
+        tables = provider("raw", f"{upstream.url}/v1") + "".join(model(f"raw/{name}") for name in "mno")
+        files = {
+            "drivetrain.toml": settings(ledger='retention = "full"\n', tables=tables),
+            "workflows/triage.py": CODE.replace("MODEL", "m"),
+        }
+        with gateway(files) as served:
+            releases = Releases(served.root)
+            releases.release(releases.store({}).hash, ["triage"])
+            candidate = releases.store({"workflows/triage.py": CODE.replace("MODEL", "n")}).hash
+            served.write(files)
+            releases.release(candidate, ["triage"], 0.5)
+            releases.beat()
+            assert eventually(lambda: [one.share_ppm for one in served_by(releases.run_folder)] == [500_000])
+            hers = [told_call(served, HER, f"prompt-her-{number}") for number in range(4)]
+            his = told_call(served, HIM, "prompt-his")
+            releases.event("aborted")
+            for one in (hers[0], his):
+                served.command("eval", "add", one, "--expect", '{"intent": "a"}', "--to", "edge-cases")
+            served.command("eval", "run", "edge")
+            served.command("upgrade", "triage", "--candidate", "raw/o", "--rows", "20")
+            before, opened = totals(served), readable(served)
+            assert any("answer-her" in text for text in opened)
+            served.command("erase", "--subject", HER, "--yes")
+            left = readable(served)
+            assert not [text for text in left if "prompt-her" in text or "answer-her" in text or HER in text]
+            assert sum("answer-his" in text for text in left) == sum("answer-his" in text for text in opened)
+            found = b"".join(one.read_bytes() for one in served.data_folder.rglob("*") if one.is_file())
+            assert not [text for text in (HER, "prompt-her", "answer-her") if text.encode() in found]
+            assert totals(served) == before
+            assert "exact 100.0%" in served.command("eval", "show", "edge")
+            assert {"eval", "upgrade"} <= set(served.command("report", "list").split())
+
+
+def told_call(served: Gateway, user: str, text: str) -> str:
+    """The id of a Call of somebody, the truth about it told."""
+    header = f"x-drivetrain-user: {user}\r\n"
+    answer = wire.one(served.port, wire.request({"text": text}, path="/v1/workflows/triage", headers=header), wait_s=5)
+    assert answer.status == 200, answer
+    truth = [{"call_id": answer.json["call_id"], "metric": "intent", "value": "a"}]
+    assert wire.one(served.port, wire.request(json.dumps(truth), path="/v1/outcomes")).status == 200
+    return str(answer.json["call_id"])
+
+
+def totals(served: Gateway) -> Any:
+    return json.loads(served.command("cost", "--json"))["total"]["cost_nano_usd"]
+
+
+def readable(served: Gateway) -> list[str]:
+    """What the keys that are there still open: payloads of all Calls, and answers of evals and upgrades."""
+    found: list[str] = []
+    snapshot = load(served.root)
+    vault = FileVault(snapshot.keys_folder)
+    for call in Calls(lake_for(snapshot)).calls():
+        found.append(call.attribution.user)
+        for kind, sealed in (("request", call.request), ("answers", call.answers)):
+            text = vault.open(call.call_id, kind, sealed) if sealed else None
+            found += [text.decode(errors="replace")] if text else []
+    for journal in (served.data_folder / "evals").rglob("*.journal"):
+        for kept in Kept(journal).answers.values():
+            said = vault.open(kept.row.call_id, "eval", kept.sealed)
+            found += [said.decode(errors="replace")] if said else []
+    vault.close()
+    unload(snapshot)
+    return found
+
+
+@pytest.mark.slow
+def test_a_promotion_that_is_killed_at_any_moment_is_whole_or_was_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    shop = Shop(tmp_path / "shop", capsys)
+    shop.ok("propose", "--reason", "first")
+    shop.ok("promote", "1")
+    for number in range(5):
+        shop.write("workflows/triage.j2", f"Sort {number}: {{{{ text }}}}\n")
+        shop.ok("propose", "--reason", "another")
+        before = state_of(shop.place)
+        newest = max(before.proposals)
+        command = [sys.executable, "-m", "drivetrain.cli.main", "promote", str(newest), "--project", str(shop.root)]
+        running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(dice.uniform(0.2, 1.0))
+        running.kill()
+        running.wait()
+        live = live_of(shop.root)
+        assert live.refused == ()
+        assert live.release in (before.live.release, before.live.release + 1)
+        starts = to_serve(shop.root)
+        unload(starts.snapshot)
+        assert starts.live == live
+        if live.release == before.live.release:
+            shop.ok("promote", str(newest))
+    assert live_of(shop.root).release == 6

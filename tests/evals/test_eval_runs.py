@@ -70,6 +70,14 @@ def test_a_planted_regression_of_three_points_on_one_slice_is_stopped(
     assert len(world.calls("eval")) == 4 * EACH
 
 
+def test_the_verdict_counts_the_gates_that_do_not_pass_beside_the_first(world: World) -> None:
+    latency = '"mean latency <= 0.001 ms", "p95 latency <= 0.001 ms"'
+    world.edit("evals/golden.py", '"accuracy >= 0.9"', f'"accuracy >= 0.9", {latency}')
+    assert " 1 more gate does not pass. In all: " in run_eval("golden", world.root).report.verdict
+    world.edit("evals/golden.py", latency, f'{latency}, "p99 latency <= 0.001 ms"')
+    assert " 2 more gates do not pass. In all: " in run_eval("golden", world.root).report.verdict
+
+
 def test_a_second_run_and_an_edited_gate_cost_nothing(world: World) -> None:
     first = run_eval("golden", world.root)
     asked = len(world.calls())

@@ -138,7 +138,10 @@ def test_an_estimate_is_held_against_its_bound_and_its_interval_told() -> None:
     assert 0.83 < found.low < 0.91 < found.high < 0.96
     assert judge("accuracy > 0.91", rows).state == FAILED
     assert judge("accuracy >= 0.911", rows).state == FAILED
-    assert "0.91 (0." in found.why
+    assert found.why.startswith("exact is 91.0% (83.7% to 95.2% at"), "as tables tell it"
+    assert "at least 91.0% is asked" in found.why
+    near = [row(number, float(number >= 1001)) for number in range(10_000)]
+    assert judge("accuracy >= 0.9", near).why.startswith("exact is 89.99% (")
     assert "100 answers" in found.why
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -83,6 +84,17 @@ def test_the_evidence_of_an_unchanged_model_is_one_on_average_exactly() -> None:
     assert total == pytest.approx(1.0, abs=1e-9)
 
 
+def test_evidence_is_told_in_plain_numbers() -> None:
+    chance = random.Random(SEED)
+    found = probe(answers(noisy, chance, rows=6, repeats=3), answers(noisy, chance, rows=6), number=1)
+    told = found.verdict.partition("(evidence ")[2]
+    assert told.endswith(" of 40 needed)")
+    value = float(told.removeprefix("less than ").split()[0])
+    assert value == pytest.approx(max(0.01, math.exp(found.log_evidence)), rel=0.06)
+    sure = msgspec.structs.replace(found, changed=True, log_evidence=50.0)
+    assert "evidence 1,000,000 or more of 40 needed" in sure.verdict
+
+
 @pytest.mark.parametrize(
     ("aspect", "changed"),
     [
@@ -99,6 +111,7 @@ def test_each_kind_of_change_is_found_and_named(aspect: str, changed: Model) -> 
     assert found.changed
     assert found.aspects[aspect] >= found.log_needed
     assert aspect in found.verdict
+    assert "of 2,200 needed" in found.verdict, "10 * 11 / 0.05"
     assert found.apart[aspect] > found.noise[aspect]
 
 

@@ -17,7 +17,21 @@ from drivetrain.adapters.sqlite import SqliteControlLog
 from drivetrain.cli import dossier as dossier_cli
 from drivetrain.core.calls import Attribution, OutcomeV1
 from drivetrain.core.models import Column, Signature
-from drivetrain.core.releases import PROMOTED, PROPOSED, ChangeV1, ProposalV1, ReleaseV1
+from drivetrain.core.releases import (
+    APPROVED,
+    PROMOTED,
+    PROPOSED,
+    ROLLOUT,
+    WITHDRAWN,
+    ApprovalV1,
+    ChangeV1,
+    ProposalV1,
+    ReleaseV1,
+    RolloutEventV1,
+    RolloutV1,
+    StageV1,
+    WithdrawalV1,
+)
 from drivetrain.core.reports import ReportV1
 from drivetrain.embedded.applying import apply
 from drivetrain.embedded.dossier import DossierRoom
@@ -267,6 +281,53 @@ def test_what_is_live_is_told_not_what_the_folder_has_become(project: Path) -> N
     assert "never released" not in "\n".join(found["gaps"])
     (project / "workflows/triage.py").write_text("this is no Python")
     assert told(project)["snapshot"] == live, "a broken folder hides nothing of what is live"
+
+
+def test_changes_name_their_workflow_and_tell_what_does_not_count(project: Path) -> None:
+    source = project / "workflows/triage.py"
+    source.write_text(source.read_text().replace('gates=["accuracy >= 0.9"]', "gates=[]"))
+    live = with_release(project)
+    log = log_of(project)
+    proposal = ProposalV1(
+        number=2, environment="default", snapshot="1" * 64, base=1, base_snapshot=live, by="ann",
+        changes=tuple(ChangeV1(workflow=name, aspect="workflow", what="is new") for name in ("sorting", "triage")),
+    )  # fmt: skip
+    withdrawal = WithdrawalV1(environment="default", proposal=2, proposal_hash=proposal.hash, by="ann")
+    forged = ApprovalV1(environment="default", proposal=2, proposal_hash="0" * 64, by="bob")
+    for kind, body, by in ((PROPOSED, proposal, "ann"), (APPROVED, forged, "bob"), (WITHDRAWN, withdrawal, "ann")):
+        log.append(kind=kind, actor=by, subject="default/2", body=msgspec.to_builtins(body))
+    found = told(project)
+    proposed, approved, withdrawn = (row[5] for row in rows(section(found, "Changes"))[-3:])
+    assert proposed == "triage: is new; sorting: is new"
+    assert approved.startswith("does not count (")
+    assert approved.endswith("): proposal 2 approved")
+    assert withdrawn == "proposal 2 withdrawn"
+    assert any("record" in one and "release.approved" in one for one in section(found, "Incidents")["notes"])
+
+
+def test_a_rollout_in_its_shadow_answers_nobody(project: Path) -> None:
+    source = project / "workflows/triage.py"
+    source.write_text(source.read_text().replace('gates=["accuracy >= 0.9"]', "gates=[]"))
+    live = with_release(project)
+    log = log_of(project)
+    proposal = ProposalV1(
+        number=2, environment="default", snapshot="1" * 64, base=1, base_snapshot=live, by="ann",
+        changes=(ChangeV1(workflow="triage", aspect="prompts", what="prompt triage.j2 changed"),),
+        keys={"triage": "0" * 16},
+    )  # fmt: skip
+    stages = (StageV1(share_ppm=0, minutes=5, shadow_ppm=100_000), StageV1(share_ppm=200_000, minutes=10))
+    release = ReleaseV1(
+        number=2, environment="default", way="promote", snapshot="1" * 64, previous=1, by="ann", proposal=2,
+        proposal_hash=proposal.hash, workflows=("triage",), rollout=RolloutV1(id="0" * 16, stages=stages),
+    )  # fmt: skip
+    for kind, body in ((PROPOSED, proposal), (PROMOTED, release)):
+        log.append(kind=kind, actor="ann", subject="default/2", body=msgspec.to_builtins(body))
+    said = dict(section(told(project), "Versions and Releases")["facts"])["Rolled out now"]
+    assert said == "Release 2, as a shadow: it answers nobody yet"
+    event = RolloutEventV1(environment="default", release=2, event="stage", stage=1, by="guards")
+    log.append(kind=ROLLOUT, actor="guards", subject="default/2", body=msgspec.to_builtins(event))
+    said = dict(section(told(project), "Versions and Releases")["facts"])["Rolled out now"]
+    assert said == "Release 2, to 20 % of users"
 
 
 class Tags(html.parser.HTMLParser):

@@ -55,6 +55,7 @@ def seen(number: int, *, candidate: bool, latency_ms: float = 100.0, is_failed: 
 
 def test_what_was_measured_before_the_thresholds_counts_in_neither_arm() -> None:
     guard = Watcher(GuardV1(watch="latency"), share=0.2, tail=0.05)
+    assert guard.look().part == "slow Calls (which are slow is known after 200 live ones)"
     for number in range(THRESHOLD_CALLS):
         guard.see(seen(number, candidate=True, latency_ms=9_000.0))
         guard.see(seen(number, candidate=False, latency_ms=100.0 + number))

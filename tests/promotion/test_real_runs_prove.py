@@ -60,6 +60,7 @@ def test_a_planted_regression_is_stopped_by_its_gate(shop: Shop) -> None:
     shop.edit("workflows/triage.py", ' and "refund 1" not in ticket.text', " and True")
     shop.ok("eval", "run", "triage-golden")
     shop.ok("propose", "-m", "as many refunds")
+    shop.write("golden.csv", ROWS + "hello again,other\n")
     shop.ok("dataset", "create", "golden", "--from-file", "golden.csv")
     assert shop.run("promote", "3").code == 1, "the Dataset has grown since the run"
     shop.ok("eval", "run", "triage-golden")

@@ -71,7 +71,14 @@ def test_ten_points_of_errors_are_rolled_back_within_a_minute() -> None:
     assert at_s <= 60
     assert "Guard `errors`" in step.verdict
     assert "failed Calls" in step.verdict
+    assert f"after {at_s}.0 seconds of stage 1" in step.verdict, "no minutes of what took seconds"
     assert step.evidence["units_candidate"] > 0
+
+
+def test_what_a_stage_waits_for_is_told_in_seconds_below_a_minute() -> None:
+    watch = Watch(active(0.2, minutes=2), LIVE)
+    assert watch.waits(START + 30 * SECOND)[0] == "1.5 minutes"
+    assert watch.waits(START + 95 * SECOND)[0] == "25.0 seconds"
 
 
 def test_a_candidate_that_is_no_worse_goes_on_after_its_minutes_and_is_completed_after_the_last_stage() -> None:

@@ -423,6 +423,46 @@ def test_drivetrain_train_of_a_declared_model(project: Path) -> None:
         assert json.loads(done("report", "show", name, "--json"))["id"] == told["report_id"]
 
 
+ROUTED = """\
+import drivetrain as dt
+
+
+class Message(dt.Record):
+    text: str
+
+
+class Intent(dt.Record):
+    intent: str
+
+
+route = dt.Workflow(
+    "route", input=Message, output=Intent, owner="a@b.example", team="support", use_case="x",
+    route=[dt.Variant("own", model="models:/intent@champion"), dt.Rule("rest", when=lambda m: True,
+           then=Intent(intent="other"))],
+)
+"""
+
+
+@pytest.mark.slow
+def test_a_model_is_trained_that_the_project_names_already(project: Path) -> None:
+    (project / "workflows").mkdir()
+    (project / "workflows/route.py").write_text(ROUTED)
+    (project / "drivetrain.toml").write_text(
+        '[project]\nname = "shop"\n[gateway]\ndirect_models = ["models:/intent@champion"]\ndirect_team = "support"\n'
+    )
+    (project / "texts.csv").write_text(table(texts(90)))
+    done("dataset", "create", "texts", "--from-file", "texts.csv", "--split", "train=0.7,test=0.3")
+    refused = run("check")
+    assert refused.exit_code == 1, "nothing could be served"
+    assert "that the registry does not hold" in refused.output
+    assert "drivetrain train" in refused.output
+    assert done("train", "intent").startswith("intent@1: ")
+    (project / "workflows/route.py").write_text(ROUTED.replace("intent@champion", "Intent@"))
+    malformed = run("train", "intent")
+    assert malformed.exit_code == 1
+    assert "no reference to a trained model" in malformed.stderr
+
+
 @pytest.mark.slow
 def test_drivetrain_train_by_options_alone(project: Path) -> None:
     (project / "orders.csv").write_text(table(orders(200)))

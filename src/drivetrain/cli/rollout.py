@@ -12,7 +12,7 @@ from drivetrain.cli.places import plain
 from drivetrain.cli.release_options import Env, Json, Key, Project, builtins, place
 from drivetrain.cli.tables import Column, print_table
 from drivetrain.core.errors import DrivetrainError
-from drivetrain.core.times import NS_PER_S, iso
+from drivetrain.core.times import NS_PER_S, iso, lasted_text
 
 if TYPE_CHECKING:
     from drivetrain.core.releases import ActiveRollout
@@ -141,7 +141,7 @@ def _tell(state: State, active: ActiveRollout, found: Standing) -> None:
     typer.echo(
         plain(
             f"Release {active.release} of {state.live.environment}: stage {found.stage + 1} of "
-            f"{len(active.rollout.stages)}, {share}, for {found.minutes:.1f} minutes{paused}. "
+            f"{len(active.rollout.stages)}, {share}, for {lasted_text(found.minutes * 60 * NS_PER_S)}{paused}. "
             f"Candidate: {found.calls_candidate:,} Calls of {found.units_candidate:,} units; live: "
             f"{found.calls_live:,} of {found.units_live:,}."
         )

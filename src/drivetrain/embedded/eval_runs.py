@@ -23,7 +23,9 @@ from drivetrain.core.money import nano_usd
 from drivetrain.core.reports import ReportV1
 from drivetrain.core.scorers import scorers_of
 from drivetrain.embedded.applying import person
+from drivetrain.embedded.asking import lake_for
 from drivetrain.embedded.eval_baseline import NOTHING_BEFORE, Baseline, baseline_of
+from drivetrain.embedded.eval_owners import owned
 from drivetrain.embedded.evaluating import Asker, asking
 from drivetrain.embedded.modelling import reports_in
 from drivetrain.embedded.releasing import live_of
@@ -174,7 +176,7 @@ class _EvalRun:
             held.enter_context(self.files.alone(self.declared.name))
             held.callback(self.vault.close)
             given, references = self._given()
-            cases = cases_of(self.declared, self.workflow, given)
+            cases = owned(cases_of(self.declared, self.workflow, given), lake_for(self.snapshot))
             whole = len(cases)
             if self.wish.rows is not None and self.wish.rows < whole:
                 cases = some_of(cases, _at_least_one(self.wish.rows, 1, "--rows"))

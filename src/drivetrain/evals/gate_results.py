@@ -160,12 +160,13 @@ def shown(gate: Gate, value: float) -> str:
         return f"{value:.4g} ms"
     if gate.kind in (OVERALL, SLICES):
         return points(value)
-    return share(value) if gate.kind == SCORE else f"{value * 100:.3g} %"
+    return _share(value, gate.bound) if gate.kind == SCORE else f"{value * 100:.3g} %"
 
 
-def share(value: float) -> str:
-    """A score as tables tell it: `90.0%`, with a second digit only where it says something: `89.99%`."""
-    return f"{value * 100:.2f}".removesuffix("0") + "%"
+def _share(value: float, bound: float) -> str:
+    """A score as tables tell it, `90.0%`; beside the bound with a second digit where it has one, `89.99%`."""
+    text = f"{value:.1%}"
+    return f"{value * 100:.2f}".removesuffix("0") + "%" if text == f"{bound:.1%}" else text
 
 
 def points(value: float) -> str:

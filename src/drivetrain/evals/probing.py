@@ -179,9 +179,9 @@ class _Row(msgspec.Struct, frozen=True):
 
 def _odds(log: float) -> str:
     """Evidence from its logarithm: 1 says nothing; 20 happens to an unchanged model once in 20 times at most."""
-    value = math.exp(min(log, math.log(ODDS_TOLD_MAX)))
-    if value >= ODDS_TOLD_MAX:
-        return f"more than {ODDS_TOLD_MAX:,}"
+    if log >= math.log(ODDS_TOLD_MAX):
+        return f"{ODDS_TOLD_MAX:,} or more"
+    value = math.exp(log)
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}" if value >= 0.01 else "less than 0.01"
 
 

@@ -45,10 +45,11 @@ def changes_of(material: Material) -> list[Change]:
             applied = record.subject
         body = _body(record)
         if about.touches(record, body):
+            what = refused.get(record.seq, "") + _what(record, body, material.workflow)
             found.append(
                 Change(
                     seq=record.seq, at_ns=record.at_ns, kind=record.kind, subject=record.subject[:80],
-                    actor=record.actor, what=(refused.get(record.seq, "") + _what(record, body, material.workflow))[:WHAT_CHARS_MAX],
+                    actor=record.actor, what=what[:WHAT_CHARS_MAX],
                 )
             )  # fmt: skip
     return found
