@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -74,15 +75,26 @@ def test_run_show_list_compare_and_junit(world: World) -> None:
 @pytest.mark.slow
 def test_watch_runs_again_when_a_file_changes(world: World) -> None:
     with subprocess.Popen(
-        [*COMMAND, "eval", "watch", "golden"], cwd=world.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*COMMAND, "eval", "watch", "golden"],
+        cwd=world.root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        # Who runs the tests in the background ignores it, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - it only resets a signal
     ) as child:
         assert child.stdout is not None
         wait_for_reports(world, 1)
         world.edit("evals/golden.py", "accuracy >= 0.9", "accuracy >= 0.99")
-        wait_for_reports(world, 2)
-        time.sleep(0.3)
+        said = ""
+        for line in child.stdout:
+            said += line
+            if "accuracy >= 0.99" in line:
+                break
         child.send_signal(signal.SIGINT)
-        out, err = child.communicate(timeout=15)
+        rest, err = child.communicate(timeout=15)
+    out = said + rest
     assert child.returncode == 130, err
     assert "all 2 gates pass" in out
     assert "gate `accuracy >= 0.99` fails" in out
