@@ -54,12 +54,12 @@ def test_with_many_rows_nearly_all_that_may_be_answered_is() -> None:
 
 
 def test_what_is_told_of_a_threshold_is_what_it_answers() -> None:
-    confidence, right = sample(dice(), 3_000)
+    confidence, right = sample(dice(), 30_000)
     confidence = confidence.round(2)  # many rows on one threshold
     found = threshold_for(confidence, right, RISK, 0.9)
     assert found.threshold is not None
     answered = confidence >= found.threshold
-    assert (found.rows, found.answered, found.share) == (3_000, answered.sum(), answered.mean())
+    assert (found.rows, found.answered, found.share) == (30_000, answered.sum(), answered.mean())
     assert found.errors == (~right[answered]).sum()
     assert found.error_bound == clopper_pearson_upper(found.errors, found.answered, 0.9) <= RISK
     assert found.threshold == float(f"{found.threshold:.6f}")
