@@ -34,7 +34,6 @@ from drivetrain.core.releases import (
     PROPOSED,
     ROLLOUT,
     WHOLE,
-    ChangeV1,
     ProposalV1,
     ReleaseV1,
     RolloutEventV1,
@@ -44,6 +43,7 @@ from drivetrain.core.releases import (
 from drivetrain.project.load import load as load_project
 from drivetrain.project.snapshot import Snapshot
 from drivetrain.project.stored import store
+from drivetrain.promotion.plan import plan_of
 from growth import ratio_of
 from machine import Pins, described, free_port, how_to_get, pins, stay_off_the_target, tool
 from shapes import SHAPES, WrongAnswer, checked
@@ -178,6 +178,8 @@ class Gateway:
         first, second = (_stored(folder, PROJECT.format(variant=one, **said)) for one in ("live", "candidate"))
         self._log = SqliteControlLog(first.data_folder / "control.db", first.keys_folder)
         self._environment = first.environment
+        self._before: Snapshot | None = None
+        """What the last Release made live, or rolls out."""
         self._run_folder = first.data_folder / "run"
         shadow = StageV1(share_ppm=0, minutes=1e6, shadow_ppm=WHOLE, shadow_nano_usd_per_day=10**15)
         self._release(1, first, None)
@@ -231,20 +233,24 @@ class Gateway:
 
     def _release(self, number: int, snapshot: Snapshot, rollout: RolloutV1 | None) -> None:
         """Its proposal and its record, as `drivetrain propose` and `promote` write them."""
-        before = self._before if number > 1 else ""
-        workflows = ("triage",)
+        before = self._before
+        planned = plan_of(
+            before, snapshot, release=number - 1, in_force=before.rules if before is not None else None,
+            proof=lambda _: "",
+        )  # fmt: skip
         proposal = ProposalV1(
             number=number, environment=self._environment, snapshot=snapshot.hash, base=number - 1,
-            base_snapshot=before, by=BY, keys={"triage": "0" * 16},
-            changes=(ChangeV1(workflow="triage", aspect="variants", what="measured"),),
+            base_snapshot=before.hash if before is not None else "", by=BY, keys=planned.keys,
+            changes=planned.changes, rules=planned.rules,
         )  # fmt: skip
         self._append(PROPOSED, number, proposal)
         release = ReleaseV1(
             number=number, environment=self._environment, way="promote", snapshot=snapshot.hash, previous=number - 1,
-            by=BY, proposal=number, proposal_hash=proposal.hash, workflows=workflows, rollout=rollout,
+            by=BY, proposal=number, proposal_hash=proposal.hash, workflows=tuple(sorted(planned.keys)),
+            rollout=rollout,
         )  # fmt: skip
         self._append(PROMOTED, number, release)
-        self._before = snapshot.hash
+        self._before = snapshot
 
     def _event(self, what: str) -> None:
         self._append(ROLLOUT, 2, RolloutEventV1(environment=self._environment, release=2, event=what, by=BY))
