@@ -149,7 +149,7 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="shadow.py", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--runs", type=int, default=20, help="pairs of runs (default 20)")
-    parser.add_argument("--seconds", type=int, default=1, help="length of a run (default 1)")
+    parser.add_argument("--seconds", type=int, default=3, help="length of a run (default 3)")
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument(
         "--pause-ms", type=int, default=10, help="between a connection's requests (default 10); 0: as fast as they go"
