@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.releases import ApprovalV1, ProposalV1, RulesV1, WithdrawalV1
 from drivetrain.promotion.plan import Plan
@@ -9,6 +11,8 @@ from drivetrain.promotion.standing import Proposed, State
 from drivetrain.promotion.writing import Desk, Written, name_of, write
 
 REASON_CHARS_MAX = 2_000
+
+Answer = TypeVar("Answer", ApprovalV1, WithdrawalV1)
 
 
 def propose(desk: Desk, plan: Plan, reason: str) -> Written[ProposalV1]:
@@ -32,23 +36,20 @@ def propose(desk: Desk, plan: Plan, reason: str) -> Written[ProposalV1]:
 
 def approve(desk: Desk, number: int, reason: str = "") -> Written[ApprovalV1]:
     """Somebody stands for a proposal, by its hash. Raises: DrivetrainError where that does not count."""
-
-    def make(state: State) -> ApprovalV1:
-        found = proposed(state, number)
-        return ApprovalV1(
-            environment=desk.environment, proposal=number, proposal_hash=found.proposal.hash,
-            by=name_of(desk, rules_for(state, found)), reason=checked_reason(reason),
-        )  # fmt: skip
-
-    return write(desk, make)
+    return _answer(ApprovalV1, desk, number, reason)
 
 
 def withdraw(desk: Desk, number: int, reason: str = "") -> Written[WithdrawalV1]:
     """A proposal is released no more. Raises: DrivetrainError where that does not count."""
+    return _answer(WithdrawalV1, desk, number, reason)
 
-    def make(state: State) -> WithdrawalV1:
+
+def _answer(kind: type[Answer], desk: Desk, number: int, reason: str) -> Written[Answer]:
+    """What somebody says to a proposal, bound to its hash."""
+
+    def make(state: State) -> Answer:
         found = proposed(state, number)
-        return WithdrawalV1(
+        return kind(
             environment=desk.environment, proposal=number, proposal_hash=found.proposal.hash,
             by=name_of(desk, rules_for(state, found)), reason=checked_reason(reason),
         )  # fmt: skip

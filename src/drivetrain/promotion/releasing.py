@@ -33,9 +33,9 @@ def promote(
 ) -> Written[ReleaseV1]:
     """A proposal becomes a Release.
 
-    evidence: Reports found since it was proposed. missing: what `evidence.missing` tells of it. looked: Reports
-    that were found and prove nothing, and why. override: release it
-    all the same, with what it lacks written down. Raises: DrivetrainError where it may not be.
+    evidence: Reports found since it was proposed. missing: what `evidence.missing` tells of it. looked: Reports that
+    were found and prove nothing, and why. override: release it all the same, with what it lacks written down.
+    Raises: DrivetrainError where it may not be.
     """
 
     def make(state: State) -> ReleaseV1:
