@@ -22,18 +22,13 @@ from drivetrain.core.calls import Attribution, ClosedV1, OpenedV1, OutcomeV1, St
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.ids import call_ids
 from drivetrain.core.releases import (
-    PROMOTED,
-    PROPOSED,
-    ChangeV1,
     GuardV1,
-    ProposalV1,
-    ReleaseV1,
     RolloutEventV1,
     RolloutV1,
     StageV1,
 )
 from drivetrain.embedded.asking import lake_for
-from drivetrain.embedded.releasing import ReleasePlace, live_of, place_of, state_of
+from drivetrain.embedded.releasing import ReleasePlace, live_of, state_of
 from drivetrain.embedded.rollouts import feed, steer, told_by
 from drivetrain.embedded.serving import Served, served_by, tell
 from drivetrain.embedded.starting import to_serve
@@ -52,10 +47,9 @@ from support import wire
 from support.projects import model, provider, settings
 from support.records import put, write
 from support.releases import Releases
+from support.rollouts import CANDIDATE, LIVE, placed, release
 from support.upstream import Asked, Upstream, Wire, completion, http
 
-LIVE, CANDIDATE = "a" * 64, "b" * 64
-BY = "alice"
 STAGES = tuple(StageV1(share_ppm=share, minutes=60, units=20) for share in (200_000, 500_000, 800_000))
 SOLVED = (GuardV1(watch="outcome", metric="solved"),)
 NEXT_ID = call_ids(time.time_ns)
@@ -64,26 +58,7 @@ NEXT_ID = call_ids(time.time_ns)
 @pytest.fixture
 def place(tmp_path: Path) -> ReleasePlace:
     """Release 1 is live; its records are all that there is of it."""
-    (tmp_path / "drivetrain.toml").write_text('[project]\nname = "tests"\n')
-    found = place_of(tmp_path)
-    release(found, LIVE, None)
-    return found
-
-
-def release(place: ReleasePlace, snapshot: str, rollout: RolloutV1 | None) -> None:
-    log, now = place.log(), state_of(place)
-    proposal = ProposalV1(
-        number=now.next_proposal, environment="default", snapshot=snapshot, base=now.live.release,
-        base_snapshot=now.live.snapshot, by=BY, keys={"triage": "k"},
-        changes=(ChangeV1(workflow="triage", aspect="prompts", what="another"),),
-    )  # fmt: skip
-    made = ReleaseV1(
-        number=now.next_release, environment="default", way="promote", snapshot=snapshot, previous=now.live.release,
-        by=BY, proposal=proposal.number, proposal_hash=proposal.hash, workflows=("triage",), rollout=rollout,
-    )  # fmt: skip
-    for kind, body in ((PROPOSED, proposal), (PROMOTED, made)):
-        log.append(kind=kind, actor=BY, subject=f"default/{body.number}", body=msgspec.to_builtins(body))
-    assert not live_of(place.root).refused
+    return placed(tmp_path)
 
 
 def canary(place: ReleasePlace, *guards: GuardV1) -> None:

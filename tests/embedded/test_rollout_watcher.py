@@ -11,30 +11,23 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from drivetrain.core.calls import Attribution, ClosedV1, OpenedV1, OutcomeV1, Stored
 from drivetrain.core.ids import call_ids
 from drivetrain.core.releases import (
-    PROMOTED,
-    PROPOSED,
-    ChangeV1,
     GuardV1,
-    ProposalV1,
-    ReleaseV1,
     RolloutV1,
     StageV1,
 )
 from drivetrain.embedded.modelling import reports_in
-from drivetrain.embedded.releasing import ReleasePlace, live_of, place_of, state_of
+from drivetrain.embedded.releasing import ReleasePlace, live_of, state_of
 from drivetrain.embedded.rollouts import steer, told_by
 from drivetrain.embedded.upkeep import Upkeep
 from drivetrain.embedded.watching import Watching
 from support.records import write
+from support.rollouts import CANDIDATE, LIVE, placed, release
 
-LIVE, CANDIDATE = "a" * 64, "b" * 64
-BY = "alice"
 STAGES = (StageV1(share_ppm=200_000, minutes=60, units=20), StageV1(share_ppm=500_000, minutes=60, units=20))
 ERRORS = (GuardV1(watch="errors"),)
 NEXT_ID = call_ids(time.time_ns)
@@ -42,29 +35,8 @@ NEXT_ID = call_ids(time.time_ns)
 
 @pytest.fixture
 def place(tmp_path: Path) -> ReleasePlace:
-    (tmp_path / "drivetrain.toml").write_text('[project]\nname = "tests"\n')
-    found = place_of(tmp_path)
-    release(found, LIVE, None)
-    return found
-
-
-def release(place: ReleasePlace, snapshot: str, rollout: RolloutV1 | None) -> None:
-    """By somebody who may: no rules are declared."""
-    log, now = place.log(), state_of(place)
-    proposal = ProposalV1(
-        number=now.next_proposal, environment=place.environment, snapshot=snapshot, base=now.live.release,
-        base_snapshot=now.live.snapshot, by=BY, keys={"triage": "k"},
-        changes=(ChangeV1(workflow="triage", aspect="prompts", what="another"),),
-    )  # fmt: skip
-    made = ReleaseV1(
-        number=now.next_release, environment=place.environment, way="promote", snapshot=snapshot,
-        previous=now.live.release, by=BY, proposal=proposal.number, proposal_hash=proposal.hash,
-        workflows=("triage",), rollout=rollout,
-    )  # fmt: skip
-    for kind, body, number in ((PROPOSED, proposal, proposal.number), (PROMOTED, made, made.number)):
-        subject = f"{place.environment}/{number}"
-        log.append(kind=kind, actor=BY, subject=subject, body=msgspec.to_builtins(body))
-    assert not live_of(place.root).refused
+    """Release 1 is live; its records are all that there is of it."""
+    return placed(tmp_path)
 
 
 def canary(place: ReleasePlace, guards: tuple[GuardV1, ...] = ERRORS) -> None:

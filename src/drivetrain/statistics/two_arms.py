@@ -30,6 +30,7 @@ import math
 from array import array
 from collections.abc import Sequence
 from statistics import NormalDist
+from zlib import crc32
 
 import msgspec
 
@@ -229,7 +230,7 @@ class TwoArms:
             low, high = difference - half, difference + half
             evidence = log_capital(_as_normal(beyond / error, freedom), calls)
         if self._coins is not None and margin == 0:
-            evidence = _log_mean(evidence, self._coins.log_capital)
+            evidence = log_mean((evidence, self._coins.log_capital))
         return Comparison(
             units_live=live.units, units_candidate=candidate.units, calls_live=live.calls,
             calls_candidate=candidate.calls, hit_live=live.hits, hit_candidate=candidate.hits, live=live.mean,
@@ -273,7 +274,7 @@ class Coins:
 
     @property
     def log_capital(self) -> float:
-        return _log_mean(*self._logs)
+        return log_mean(self._logs)
 
 
 class Units:
@@ -321,10 +322,6 @@ def log_mean(logs: Sequence[float]) -> float:
     return most + math.log(math.fsum(math.exp(one - most) for one in logs) / len(logs))
 
 
-def _log_mean(*logs: float) -> float:
-    return log_mean(logs)
-
-
 def _as_normal(t: float, freedom: float) -> float:
     """The normal value that is as rare as a Student's t.
 
@@ -342,6 +339,4 @@ def _as_t(z: float, freedom: float) -> float:
 
 
 def _bucket(unit: str) -> int:
-    from zlib import crc32
-
     return crc32(unit.encode()) % BUCKETS
