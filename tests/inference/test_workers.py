@@ -12,8 +12,9 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -146,6 +147,41 @@ async def test_kill_9_in_mid_load_every_row_ends_once_the_worker_is_replaced_and
                 await asyncio.sleep(0.02)
         assert sink.label == "again"
         assert supervisor.workers.pids[0] != first
+
+
+class LosingLoop:
+    """A loop of which the first connection is lost before who asked for it goes on, as uvloop's may be."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.made = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    async def create_unix_connection(self, make: Callable[[], asyncio.Protocol], path: str) -> Any:
+        made = await self._loop.create_unix_connection(make, path)
+        self.made += 1
+        if self.made == 1:
+            transport, protocol = made
+            transport.abort()
+            while protocol.transport is not None:  # type: ignore[attr-defined]
+                await asyncio.sleep(0)
+        return made
+
+
+@on_a_loop
+async def test_a_connection_that_is_lost_as_it_is_made_is_made_again(supervisor: Supervisor) -> None:
+    loop = LosingLoop()
+    pool = WorkerModels(supervisor.paths, cast("asyncio.AbstractEventLoop", loop))
+    try:
+        await pool.prepare((pinned(),), limit_s=20)
+        sink = Sink()
+        pool.send(asked("again"), sink)
+        await all_ended([sink])
+        assert (sink.label, loop.made) == ("again", 2)
+    finally:
+        await pool.close()
 
 
 @on_a_loop

@@ -133,7 +133,7 @@ class Gateway:
     def workers(self) -> list[int]:
         """Their process ids."""
         children = Path(f"/proc/{self.child.pid}/task/{self.child.pid}/children").read_text()
-        return [int(pid) for pid in children.split()]
+        return [int(pid) for pid in children.split() if is_worker(int(pid))]
 
     @property
     def stderr(self) -> str:
@@ -146,6 +146,14 @@ class Gateway:
     def everywhere(self, key: str | None, status: int) -> bool:
         """Whether so many connections of their own are answered `status` that no worker can have been missed."""
         return all(self.one(key).status == status for _ in range(CONNECTIONS))
+
+
+def is_worker(pid: int) -> bool:
+    """Whether a child of the supervisor serves: workers are forks of it, other children have commands of their own."""
+    try:
+        return b"serve" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except FileNotFoundError:
+        return False
 
 
 def chat(key: str | None, workflow: str = "help", headers: str = "") -> bytes:

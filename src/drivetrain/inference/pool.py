@@ -224,7 +224,9 @@ class _Link(asyncio.Protocol):
                 with contextlib.suppress(OSError, TimeoutError):
                     async with asyncio.timeout(CONNECT_S):
                         await self._loop.create_unix_connection(lambda: self, str(self.path))
-                    return
+                    if self.transport is not None:
+                        return
+                    # It was lost before this task heard of it (uvloop), and nobody else tries while this one does.
                 self._failed = True
                 self._lose("worker_lost", "the model worker is not up")
                 await asyncio.sleep(pause_s)
