@@ -12,9 +12,8 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any, cast
 
 import msgspec
 import pytest
@@ -28,6 +27,7 @@ from drivetrain.inference.frames import FRAME_BYTES_MAX, FrameFault, FrameReader
 from drivetrain.inference.local import LocalModels
 from drivetrain.inference.pool import OUTSTANDING_BYTES_MAX, WorkerModels
 from drivetrain.inference.threaded import ThreadModels
+from support.losing import losing_loop
 from support.trained import Echo, Sink, all_ended, asked, on_a_loop, pinned
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -149,37 +149,16 @@ async def test_kill_9_in_mid_load_every_row_ends_once_the_worker_is_replaced_and
         assert supervisor.workers.pids[0] != first
 
 
-class LosingLoop:
-    """A loop of which the first connection is lost before who asked for it goes on, as uvloop's may be."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.made = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loop, name)
-
-    async def create_unix_connection(self, make: Callable[[], asyncio.Protocol], path: str) -> Any:
-        made = await self._loop.create_unix_connection(make, path)
-        self.made += 1
-        if self.made == 1:
-            transport, protocol = made
-            transport.abort()
-            while protocol.transport is not None:  # type: ignore[attr-defined]
-                await asyncio.sleep(0)
-        return made
-
-
 @on_a_loop
 async def test_a_connection_that_is_lost_as_it_is_made_is_made_again(supervisor: Supervisor) -> None:
-    loop = LosingLoop()
-    pool = WorkerModels(supervisor.paths, cast("asyncio.AbstractEventLoop", loop))
+    loop, connections = losing_loop()
+    pool = WorkerModels(supervisor.paths, loop)
     try:
         await pool.prepare((pinned(),), limit_s=20)
         sink = Sink()
         pool.send(asked("again"), sink)
         await all_ended([sink])
-        assert (sink.label, loop.made) == ("again", 2)
+        assert (sink.label, connections.made) == ("again", 2)
     finally:
         await pool.close()
 

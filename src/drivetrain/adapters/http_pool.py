@@ -7,6 +7,8 @@ is reused last in, first out; one that ends while idle is dropped when its end a
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import ssl
 import time
 from collections import deque
@@ -102,6 +104,8 @@ class HttpPool:
         try:
             async with asyncio.timeout(endpoint.connect_timeout_ms / 1000):
                 connection = await _open(self, host)
+            if connection.closed:  # before this task heard of it, as uvloop has it; nobody would hear of it again
+                raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
         except TimeoutError:
             detail = f"no connection to {endpoint.authority} within {endpoint.connect_timeout_ms} ms"
             failure = UpstreamFailure("connect_timeout", detail, False)
