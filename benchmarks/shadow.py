@@ -28,7 +28,7 @@ import msgspec
 
 import load
 import process_tree
-from drivetrain.adapters.sqlite import SqliteControlLog
+from drivetrain.adapters.sqlite import open_control_log
 from drivetrain.core.releases import (
     PROMOTED,
     PROPOSED,
@@ -176,7 +176,7 @@ class Gateway:
         self._shape, self._expected = SHAPES[options.shape], up.says(SHAPES[options.shape])
         said = {"upstream_port": up.port, "retention": options.retention}
         first, second = (_stored(folder, PROJECT.format(variant=one, **said)) for one in ("live", "candidate"))
-        self._log = SqliteControlLog(first.data_folder / "control.db", first.keys_folder)
+        self._log = open_control_log(first.data_folder, first.keys_folder)
         self._environment = first.environment
         self._before: Snapshot | None = None
         """What the last Release made live, or rolls out."""

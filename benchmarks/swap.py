@@ -25,7 +25,7 @@ from typing import cast
 
 import uvloop
 
-from drivetrain.adapters.sqlite_control_feed import SqliteControlFeed
+from drivetrain.adapters.sqlite_control_feed import open_control_feed
 from drivetrain.core.releases import PROMOTED
 from drivetrain.embedded.serving import served_by
 from machine import described, free_port
@@ -169,7 +169,7 @@ async def _run(root: Path, port: int, options: argparse.Namespace) -> tuple[Seen
 
 def _change(root: Path, workers: int, what: str, arguments: Sequence[str]) -> Change:
     _drivetrain(root, *arguments)
-    feed = SqliteControlFeed(root / ".drivetrain" / "data" / "control.db")
+    feed = open_control_feed(root / ".drivetrain" / "data")
     record = feed.read([PROMOTED])[-1]
     feed.close()
     number = int(record.subject.rpartition("/")[2])

@@ -107,7 +107,7 @@ def test_two_tenants_that_ask_at_once_do_not_share_a_flight(gateway: Served, ups
 
     def held(_asked: Asked, to: Wire) -> None:
         said = f"answer {next(_numbers)}"
-        go.wait(5)
+        go.wait(60)
         to.send(http(completion(said)))
 
     upstream.on("/raw", held)
@@ -117,7 +117,7 @@ def test_two_tenants_that_ask_at_once_do_not_share_a_flight(gateway: Served, ups
         theirs = [pool.submit(ask, gateway, said, key=OTHER_KEY) for _ in range(3)]
         while len(upstream.asked) < 2:
             time.sleep(0.01)
-        time.sleep(0.1)
+        time.sleep(0.1)  # for those who wait for the two that were sent
         go.set()
         ours, others = ({text_of(one.result()) for one in some} for some in (mine, theirs))
     assert len(upstream.asked) == 2
@@ -128,7 +128,7 @@ def test_two_tenants_that_ask_at_once_do_not_share_a_flight(gateway: Served, ups
 def test_who_leads_a_flight_and_leaves_spoils_nobodys_answer(gateway: Served, upstream: Upstream) -> None:
     def cut(_asked: Asked, to: Wire) -> None:
         to.send(STREAM_HEAD, chunk(stream_events("poison")[0]), chunk(stream_events("poison")[1]))
-        to.left(2)
+        to.left(60)
 
     upstream.on("/raw", cut)
     said = question(stream=True)
@@ -246,7 +246,7 @@ def test_a_private_request_joins_nobodys_flight(gateway: Served, upstream: Upstr
 
     def held(_asked: Asked, to: Wire) -> None:
         said = f"answer {next(_numbers)}"
-        go.wait(5)
+        go.wait(60)
         to.send(http(completion(said)))
 
     upstream.on("/raw", held)

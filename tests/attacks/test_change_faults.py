@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from drivetrain.adapters.sqlite_control_feed import SqliteControlFeed
+from drivetrain.adapters.sqlite_control_feed import open_control_feed
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.releases import PROMOTED, PROPOSED, ProposalV1, ReleaseV1
 from drivetrain.embedded import promoting
@@ -68,7 +68,7 @@ def canary(shop: Shop) -> Releases:
 def test_a_watcher_that_died_before_the_clock_was_put_back_is_missed(canary: Releases, put_back_s: float) -> None:
     canary.beat()
     now = [time.time()]
-    feed = SqliteControlFeed(canary.root / ".drivetrain/data/control.db")
+    feed = open_control_feed(canary.root / ".drivetrain/data")
     watch = LiveWatch("default", feed, canary.run_folder / "rollout.beat", now_s=lambda: now[0])
     assert watch.watched
     now[0] -= put_back_s
@@ -105,7 +105,7 @@ def test_a_promotion_that_is_killed_is_whole_or_was_not(shop: Shop, before: str,
     shop.edit("workflows/triage.j2", "Sort", "Order")
     shop.ok("propose", "--reason", "second")
     command = [sys.executable, "-c", KILLED_BEFORE, before, "promote", "2", "--project", str(shop.root)]
-    killed = subprocess.run(command, capture_output=True, timeout=50, check=False)
+    killed = subprocess.run(command, capture_output=True, timeout=200, check=False)
     assert killed.returncode == -signal.SIGKILL, killed
     assert live_of(shop.root).release == (2 if is_released else 1)
     starts = to_serve(shop.root)
@@ -190,7 +190,7 @@ def test_users_with_odd_names_have_an_arm_and_keep_it(simulator: SimulatorProces
         def ask(user: str | None, raw: str = "") -> tuple[int, str]:
             body = {"model": "said", "messages": [{"role": "user", "content": "?"}], "user": user or "x"}
             sent = msgspec.json.encode(body).decode()
-            answer = wire.one(served.port, wire.request(sent.replace('"x"', raw) if raw else body), wait_s=3)
+            answer = wire.one(served.port, wire.request(sent.replace('"x"', raw) if raw else body))
             return answer.status, answer.json["choices"][0]["message"]["content"] if answer.status == 200 else ""
 
         for user in ODD:

@@ -309,7 +309,7 @@ def test_nothing_of_who_was_erased_is_read_from_evals_upgrades_and_rollouts() ->
 def told_call(served: Gateway, user: str, text: str) -> str:
     """The id of a Call of somebody, the truth about it told."""
     header = f"x-drivetrain-user: {user}\r\n"
-    answer = wire.one(served.port, wire.request({"text": text}, path="/v1/workflows/triage", headers=header), wait_s=5)
+    answer = wire.one(served.port, wire.request({"text": text}, path="/v1/workflows/triage", headers=header))
     assert answer.status == 200, answer
     truth = [{"call_id": answer.json["call_id"], "metric": "intent", "value": "a"}]
     assert wire.one(served.port, wire.request(json.dumps(truth), path="/v1/outcomes")).status == 200

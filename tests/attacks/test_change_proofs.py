@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from drivetrain.adapters.sqlite import SqliteControlLog, record_hash
+from drivetrain.adapters.sqlite import open_control_log, record_hash
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.releases import PROMOTED, PROPOSED, ChangeV1, EvidenceV1, ProposalV1, ReleaseV1
 from drivetrain.embedded import promoting
@@ -48,7 +48,7 @@ def project(url: str, answer: str) -> dict[str, str]:
 
 def said(served: Gateway) -> str:
     body = {"model": "said", "messages": [{"role": "user", "content": "?"}]}
-    answer = wire.one(served.port, wire.request(body), wait_s=3)
+    answer = wire.one(served.port, wire.request(body))
     assert answer.status == 200, answer
     text: str = answer.json["choices"][0]["message"]["content"]
     return text
@@ -223,7 +223,7 @@ def test_a_log_that_is_gone_is_not_begun_anew(shop: Shop) -> None:
     for file in (*place.data_folder.glob("control.db*"), place.keys_folder / "control.anchor"):
         file.unlink()
     for act in (
-        lambda: SqliteControlLog(place.data_folder / "control.db", place.keys_folder),
+        lambda: open_control_log(place.data_folder, place.keys_folder),
         lambda: live_of(shop.root),
         lambda: to_serve(shop.root),
     ):

@@ -55,7 +55,7 @@ def test_no_answer_breaks_a_scorer(scorer: Scorer) -> None:
 
 
 def by(function: Any, times: int = 1) -> list[Score]:
-    with compiled(scorers.function(function, timeout_ms=2_000)) as scorer:
+    with compiled(scorers.function(function, timeout_ms=30_000)) as scorer:
         return [scorer(Answer(text=str(number)), number, {}) for number in range(times)]
 
 
@@ -111,10 +111,10 @@ print("}", end="")
 
 
 def test_what_a_scorer_prints_is_no_part_of_the_output_and_what_it_starts_ends() -> None:
-    ended = subprocess.run([sys.executable, "-c", PRINTS], capture_output=True, text=True, timeout=30, check=True)
+    ended = subprocess.run([sys.executable, "-c", PRINTS], capture_output=True, text=True, timeout=100, check=True)
     assert ended.stdout == "{1.0}"
     (left,) = map(int, ended.stderr.split())
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while _runs(left) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not _runs(left)

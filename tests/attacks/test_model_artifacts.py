@@ -14,7 +14,6 @@ import resource
 import stat
 import struct
 import tarfile
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from drivetrain.adapters.sqlite import SqliteControlLog
+from drivetrain.adapters.sqlite import open_control_log
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.embedded.modelling import LOADER, LinearTexts, importer_of
 from drivetrain.lineage.lineage import Lineage
@@ -39,6 +38,8 @@ TEN_GB = 10 * 1024**3
 MEMORY_BYTES_MAX = 300 * 1024**2
 """How much more memory a refusal may take at its peak than the tests before it took."""
 TIME_S_MAX = 10.0
+"""Of processor time, here and in the processes that try an artifact: one that stands still uses none. What hangs
+without using any meets the limit of every test."""
 
 
 class Place:
@@ -49,7 +50,7 @@ class Place:
         self.attacks = root / "attacks"
         self.attacks.mkdir()
         self.canary = root / "canary"
-        control = SqliteControlLog(root / "data/control.db", root / "keys")
+        control = open_control_log(root / "data", root / "keys")
         self.control = control
         self.registry = Registry(root / "data/models", control, Lineage(control))
         with self.registry.workplaces.folder():
@@ -588,15 +589,20 @@ def refused(place: Place, path: Path, by: Importer | None = None) -> str:
     """The error of an import, after which everything is as it was before."""
     by = by or importer_of(place.registry)
     before, noted = place.listing(), len(list(place.control.records()))
-    peak, began = _peak_bytes(), time.monotonic()
+    peak, began_s = _peak_bytes(), _cpu_s()
     with pytest.raises(DrivetrainError) as caught:
         by.import_path(path, Terms(name="victim"))
-    assert time.monotonic() - began < TIME_S_MAX
+    assert _cpu_s() - began_s < TIME_S_MAX
     assert _peak_bytes() - peak < MEMORY_BYTES_MAX
     assert place.listing() == before
     assert len(list(place.control.records())) == noted
     assert not place.canary.exists()
     return str(caught.value)
+
+
+def _cpu_s() -> float:
+    of = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in of)
 
 
 def _peak_bytes() -> int:

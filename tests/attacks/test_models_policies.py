@@ -258,7 +258,7 @@ def test_whatever_a_table_says_it_decides_or_says_why_not() -> None:
     decided = refused = 0
     for _ in range(400):
         graph = spoiled(GRAPH, dice)
-        started = time.monotonic()
+        started = time.process_time()
         try:
             policy = compile_policy(Policy("p", table="p.json"), {"policies/p.json": json.dumps(graph).encode()})
         except DrivetrainError:
@@ -271,7 +271,7 @@ def test_whatever_a_table_says_it_decides_or_says_why_not() -> None:
                 continue
             decided += 1
             assert isinstance(verdict.action, str), graph
-        assert time.monotonic() - started < SLOWEST_S, graph
+        assert time.process_time() - started < SLOWEST_S, graph
     assert decided
     assert refused
 

@@ -55,9 +55,9 @@ def test_a_graph_whose_memory_depends_on_the_row_fails_that_row_alone(tmp_path: 
     pinned = Pinned(name="grows", number=1, digest="grows", format="onnx", signature=signature)
     scorer, another = open_scorer(tmp_path, pinned), open_scorer(tmp_path, pinned)
     before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.monotonic()
+    start = time.process_time()
     calm, greedy, after = scorer.score([[0.5], [2000.0], [1.0]])
-    assert time.monotonic() - start < REFUSED_WITHIN_S
+    assert time.process_time() - start < REFUSED_WITHIN_S
     assert (calm.value, after.value) == (0.5, 1.0)
     assert "could not compute" in greedy.fault
     assert another.score([[2.0]])[0].value == 2.0

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from drivetrain.adapters.objects import FileObjects
-from drivetrain.adapters.sqlite import SqliteControlLog
+from drivetrain.adapters.sqlite import open_control_log
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.models import Column, Signature
 from drivetrain.core.recipes import Examples, Recipe, TabularRegression, Trained, TrainedModel
@@ -112,7 +112,7 @@ def test_numbers_whose_squares_are_infinite_are_told_before_any_work(tmp_path: P
 def trained(folder: Path, rows: str, **options: Any) -> None:
     """A regression of `value` by `amount`."""
     data = folder / "data"
-    control = SqliteControlLog(data / "control.db", folder / "keys")
+    control = open_control_log(data, folder / "keys")
     datasets, lineage = Datasets(None, FileObjects(data / "lake"), control, root=folder), Lineage(control)
     (folder / "rows.csv").write_text(rows)
     made = datasets.create("rows", FromFile("rows.csv")).dataset

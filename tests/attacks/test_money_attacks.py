@@ -105,7 +105,7 @@ def standing(gateway: Served, name: str) -> int:
     return books.settled(gateway.data_folder, name.split("/", maxsplit=1)[0]).get(name, 0)
 
 
-def settled(gateway: Served, name: str, wanted: int | None = None, within_s: float = 3.0) -> int:
+def settled(gateway: Served, name: str, wanted: int | None = None, within_s: float = 30.0) -> int:
     """What the account has settled, as soon as it is `wanted` or the time is over."""
     deadline = time.monotonic() + within_s
     while (now := standing(gateway, name)) != wanted and time.monotonic() < deadline:
@@ -134,7 +134,7 @@ def by_python(gateway: Served) -> None:
     """`drivetrain run` beside the gateway, on the same budgets."""
     command = [sys.executable, "-c", START, "run", "chat", "--project", str(gateway.root), "--input", '{"text": "hi"}']
     ended = subprocess.run(
-        command, capture_output=True, text=True, timeout=20, check=False, env={**os.environ, **ENVIRON}
+        command, capture_output=True, text=True, timeout=100, check=False, env={**os.environ, **ENVIRON}
     )
     assert ended.returncode == 0, ended.stderr
 
@@ -239,7 +239,7 @@ def test_whoever_leaves_in_mid_stream_pays_what_came(gateway: Served, upstream: 
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(leave, range(16)))
-    deadline = time.monotonic() + 3
+    deadline = time.monotonic() + 30
     while any(call.status == "running" for call in gateway.calls()) and time.monotonic() < deadline:
         time.sleep(0.05)
     calls = [call for call in gateway.calls() if call.call_id not in known]
@@ -433,7 +433,7 @@ def test_a_hundred_pipelined_requests_on_many_connections_get_what_the_budget_ho
         with wire.connect(gateway.port) as connection:
             sender = threading.Thread(target=connection.sendall, args=(raw,))
             sender.start()
-            heard = wire.hear(connection, answers=100, wait_s=20)
+            heard = wire.hear(connection, answers=100)
             sender.join()
             codes.extend(
                 (answer.status, answer.json["error"]["code"]) if answer.status != 200 else 200
@@ -465,7 +465,7 @@ def test_a_failing_provider_is_not_flooded_by_retries(gateway: Served, upstream:
     """200 Calls may retry three times each; what reaches the provider stays near what clients sent."""
     upstream.on("/watched", http(b"{}", status="503 Unavailable"))
     with ThreadPoolExecutor(10) as pool:
-        answers = list(pool.map(lambda n: ask(gateway, body(f"{n}", "watched"), wait_s=20), range(200)))
+        answers = list(pool.map(lambda n: ask(gateway, body(f"{n}", "watched")), range(200)))
     assert {answer.status for answer in answers} <= {502, 503}
     assert 0 < len(upstream.asked) <= 200 * 1.1 + 30
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from attack_world import ENVIRON, KEY, PROVIDER_KEY, WITH_KEY, ask, body, echo, text_of, then_end
 
+from promises.promise_gateway import best_s
 from support import books, wire
 from support.projects import model, provider, settings, workflow
 from support.served import Served, served
@@ -109,10 +110,15 @@ def test_a_stream_that_is_packed_by_its_transfer_coding_is_no_stream(gateway: Se
 @pytest.mark.parametrize("digits", ["9" * 1_000_000, "0." + "9" * 1_000_000, "1e" + "9" * 100_000, "-" + "1" * 5_000])
 @pytest.mark.parametrize("name", ["seed", "temperature", "max_tokens", "x_unknown"])
 def test_a_number_of_a_million_digits_takes_no_time(gateway: Served, name: str, digits: str) -> None:
-    begun = time.monotonic()
-    answer = ask(gateway, (json.dumps(body())[:-1] + f',"{name}":{digits}}}').encode())
-    assert answer.status in (200, 400)
-    assert time.monotonic() - begun < 1.5
+    """The best of a few whole tries: a machine that stands still spoils one."""
+
+    def took_s() -> float:
+        begun = time.monotonic()
+        answer = ask(gateway, (json.dumps(body())[:-1] + f',"{name}":{digits}}}').encode())
+        assert answer.status in (200, 400)
+        return time.monotonic() - begun
+
+    assert best_s(took_s, 1.5) < 1.5
 
 
 @pytest.mark.parametrize(
@@ -133,7 +139,7 @@ def test_no_line_feed_of_a_body_gets_into_any_head(gateway: Served, upstream: Up
     for said in (body(**{field: value}), body(**{"stream": True, field: value})):
         with wire.connect(gateway.port) as connection:
             connection.sendall(wire.request(said, key=KEY))
-            heard = wire.hear(connection, wait_s=2)
+            heard = wire.hear(connection)
         assert heard.rest == b""
         assert not {"set-cookie", "x-evil"} & set(heard.answers[0].headers)
     for one in upstream.asked:
@@ -159,7 +165,7 @@ def test_no_line_feed_of_a_provider_gets_into_our_head(gateway: Served, upstream
     for stream in (False, True):
         with wire.connect(gateway.port) as connection:
             connection.sendall(wire.request(body(stream=stream), key=KEY))
-            heard = wire.hear(connection, wait_s=2)
+            heard = wire.hear(connection)
         assert heard.rest == b""
         assert "evil" not in str(heard.answers[0].headers)
 
@@ -194,7 +200,7 @@ def test_no_line_feed_of_a_provider_gets_into_our_head(gateway: Served, upstream
 )
 def test_a_workflow_has_one_name(gateway: Served, upstream: Upstream, name: str, status: int) -> None:
     raw = wire.request({"text": "hello"}, key=KEY, path=f"/v1/workflows/{name}")
-    answer = wire.one(gateway.port, raw, wait_s=2)
+    answer = wire.one(gateway.port, raw)
     assert answer.status == status, answer
     assert len(upstream.asked) == (status == 200)
     assert len(answer.body) < 2_000

@@ -18,7 +18,7 @@ from drivetrain.policies.compile import CONTEXT_BYTES_MAX
 from drivetrain.policies.graph_parts import TableRefused
 
 REFUSED_WITHIN_S = 2.0
-"""Reading ten megabytes and saying no; on a busy machine."""
+"""Of processor time: reading ten megabytes and saying no."""
 
 
 def node(id: str, kind: str, content: Any = None) -> dict[str, Any]:
@@ -131,10 +131,10 @@ def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
 def test_a_hostile_table_is_refused(name: str) -> None:
     document, why = ATTACKS[name]
     content = document if isinstance(document, bytes) else json.dumps(document).encode()
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(TableRefused) as raised:
         compile_policy(Policy("bad", table="bad.json"), {"policies/bad.json": content, "drivetrain.toml": b""})
-    assert time.monotonic() - began < REFUSED_WITHIN_S
+    assert time.process_time() - began < REFUSED_WITHIN_S
     assert why in str(raised.value)
     assert "policies/bad.json" in str(raised.value) or "drivetrain.toml" in str(raised.value)
     assert len(str(raised.value)) < 1_000

@@ -114,7 +114,7 @@ def test_a_proposal_that_tells_less_than_it_changes_is_found_before_it_is_served
     (root / "evals" / "golden.py").write_text(GOLDEN, encoding="utf-8")
     planned = promoting.plan(place_of(root)).plan
     assert planned.lacks
-    promoting.propose(place_of(root), "stores the Snapshot")
+    proposal = promoting.propose(place_of(root), "stores the Snapshot").body
     forged = ProposalV1(
         number=3, environment="default", snapshot=planned.snapshot, base=1, base_snapshot=planned.base_snapshot,
         by=me(), changes=planned.changes[:1], keys={}, rules=RulesV1(gates=False),
@@ -122,7 +122,14 @@ def test_a_proposal_that_tells_less_than_it_changes_is_found_before_it_is_served
     log_of(root).append(kind=PROPOSED, actor=me(), subject="default/3", body=msgspec.to_builtins(forged))
     with pytest.raises(DrivetrainError, match="no Report that it passed"):
         promoting.promote(place_of(root), 2)
-    releasing.promote(promoting.desk_of(place_of(root)), 2, evidence=[_invented(planned)])
+    with pytest.raises(DrivetrainError, match="no record of a run"):
+        releasing.promote(promoting.desk_of(place_of(root)), 2, evidence=[_invented(planned)])
+    release = ReleaseV1(
+        number=2, environment="default", way="promote", snapshot=proposal.snapshot, previous=1, by=me(),
+        proposal=2, proposal_hash=proposal.hash, workflows=tuple(sorted(proposal.keys)),
+        evidence=(_invented(planned),),
+    )  # fmt: skip
+    log_of(root).append(kind=PROMOTED, actor=me(), subject="default/2", body=msgspec.to_builtins(release))
     assert live_of(root).release == 2
     after = stored_snapshot(place_of(root), planned.snapshot)
     found = doubts_about(place_of(root), 2, after)
@@ -256,7 +263,7 @@ def test_of_two_who_promote_at_once_one_is_first(root: Path) -> None:
         )
         for number in (2, 3, 2)
     ]
-    ended = [(one.communicate(timeout=50), one.returncode) for one in started]
+    ended = [(one.communicate(timeout=200), one.returncode) for one in started]
     assert sorted(code for _, code in ended) == [0, 1, 1], ended
     state = state_of(place_of(root))
     assert [one.state for one in state.releases.values()] == ["retired", "live"]

@@ -25,6 +25,7 @@ from drivetrain.ledger.journal import FrameJournal
 from support import books, wire
 from support.projects import model, provider, settings, workflow
 from support.served import START, Served, read_port, served
+from support.tries import PATIENCE_S
 from support.upstream import Upstream, completion, http
 
 OURS = {"backup": backup_command, "restore": restore_command, "migrate": migrate_command}
@@ -104,7 +105,7 @@ def serving(**more: Any) -> Iterator[Served]:
 
 def asked(port: int, request: bytes) -> wire.Answered:
     """The answer; as any client does, it tries again where a busy machine's counters did not answer in time."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while (answer := wire.one(port, request)).status == 503 and time.monotonic() < deadline:
         time.sleep(0.05)
     assert answer.status == 200, answer
@@ -192,7 +193,7 @@ def served_again(root: Path) -> Iterator[int]:
         yield read_port(child, stderr)
     finally:
         child.terminate()
-        child.wait(10)
+        child.wait(PATIENCE_S)
         assert child.stdout is not None
         child.stdout.close()
 

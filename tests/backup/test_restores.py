@@ -14,7 +14,7 @@ from backup_world import Said, begin, calls_of, content, data_of, may_mount, pro
 from drivetrain.adapters.files import FileVault
 from drivetrain.adapters.lake_places import lake_place
 from drivetrain.adapters.objects import FileObjects
-from drivetrain.adapters.sqlite import SqliteControlLog
+from drivetrain.adapters.sqlite import SqliteControlLog, open_control_log
 from drivetrain.backup.copying import back_up
 from drivetrain.backup.generations import Generations
 from drivetrain.backup.restoring import Restored, restore
@@ -36,7 +36,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def log_of(root: Path) -> SqliteControlLog:
-    return SqliteControlLog(data_of(root) / "control.db", root / ".drivetrain" / "keys")
+    return open_control_log(data_of(root), root / ".drivetrain" / "keys")
 
 
 def test_what_is_there_is_refused_or_moved_aside_and_never_lost(root: Path, tmp_path: Path) -> None:

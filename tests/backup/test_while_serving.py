@@ -35,6 +35,7 @@ from drivetrain.ledger.frames import segments
 from drivetrain.ledger.leaving import leave_all
 from support import wire
 from support.served import Served
+from support.tries import PATIENCE_S
 
 pytestmark = pytest.mark.slow
 BACKUPS = 3
@@ -48,7 +49,7 @@ def order(gateway: Served, key: str, number: int) -> str:
 def once(port: int, key: str, name: str = "once") -> None:
     """A Call under an idempotency key, as soon as the gateway knows of the API key and so asks for it."""
     said = {"model": "help", "max_tokens": 50, "messages": [{"role": "user", "content": "Only once."}]}
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
     while wire.one(port, wire.request(said)).status != 401 and time.monotonic() < deadline:
         time.sleep(0.1)
     asked(port, wire.request(said, key=key, headers=f"Idempotency-Key: {name}\r\n"))
@@ -68,7 +69,7 @@ class Upkeeping(threading.Thread):
         try:
             while not self._ended.wait(0.02):
                 upkeep = Upkeep(self._root)
-                leave_all(upkeep.data_folder)
+                leave_all(upkeep.data_folder, PATIENCE_S)
                 self.rolls += upkeep.roller().roll().rolls
                 done = maintain(
                     upkeep.data_folder,
@@ -103,8 +104,10 @@ def test_every_backup_under_load_is_of_one_moment(tmp_path: Path) -> None:
                 known.append((before, said["generation"]))
                 assert said["generation"] == number
                 rolls = upkeeping.rolls
-                while upkeeping.rolls < rolls + 1 and upkeeping.is_alive():
+                while (upkeeping.rolls == rolls or len(load.answered) == len(before)) and upkeeping.is_alive():
                     time.sleep(0.01)
+            while upkeeping.deleted <= 10 and upkeeping.is_alive():
+                time.sleep(0.01)
             upkeeping.end()
         in_the_end = calls_of(root)
         assert upkeeping.deleted > 10
@@ -117,9 +120,10 @@ def test_every_backup_under_load_is_of_one_moment(tmp_path: Path) -> None:
         found = calls_of(new)
         assert before <= set(found) <= set(in_the_end)
         assert first in found
-        ended = {call: how for call, how in found.items() if how[0] == "answered"}
+        # Some may have ended with a refusal, where counters did not answer in time; they are as they were, too.
+        ended = {call: how for call, how in found.items() if how[0] != "interrupted"}
         assert ended == {call: in_the_end[call] for call in ended}
-        assert {how[0] for call, how in found.items() if call not in ended} <= {"interrupted"}
+        assert "running" not in {how[0] for how in found.values()}
         total = sum(cost for _, cost in found.values())
         assert cost_of(new) == total
         assert settled(new) == {"all/": total, "team/support": total}

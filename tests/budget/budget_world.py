@@ -7,12 +7,12 @@ import json
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from typer.testing import CliRunner
 
-from drivetrain.adapters.sqlite import SqliteControlLog
-from drivetrain.adapters.sqlite_control_feed import SqliteControlFeed
+from drivetrain.adapters.sqlite import SqliteControlLog, open_control_log
+from drivetrain.adapters.sqlite_control_feed import open_control_feed
 from drivetrain.adapters.sqlite_counters import SqliteCounters
 from drivetrain.cli.budget import app
 from drivetrain.core.calls import AttemptV1, Attribution, ClosedV1, OpenedV1
@@ -25,7 +25,9 @@ from drivetrain.limits.leasing import Limits
 from drivetrain.limits.slices import Hold, Waiter
 from drivetrain.ports.control import ControlRecord
 from support.projects import model, provider, settings, workflow
+from support.tries import PATIENCE_S
 
+T = TypeVar("T")
 CENT = NANO_PER_USD // 100
 RULE = '{ rule = "all", matches = ".", answer = "by rule" }'
 TABLES = """
@@ -96,7 +98,7 @@ class Project:
 
     @property
     def log(self) -> SqliteControlLog:
-        return SqliteControlLog(self.data / "control.db", self.root / ".drivetrain" / "keys")
+        return open_control_log(self.data, self.root / ".drivetrain" / "keys")
 
     def logged(self) -> list[ControlRecord]:
         return [one for one in self.log.records() if one.kind.startswith("budget.")]
@@ -122,7 +124,7 @@ class Spender:
     """A worker: limits that follow the control log, and a ledger."""
 
     def __init__(self, project: Project, name: str, loop: asyncio.AbstractEventLoop) -> None:
-        self.watch = LimitWatch(project.limits, SqliteControlFeed(project.data / "control.db"))
+        self.watch = LimitWatch(project.limits, open_control_feed(project.data))
         self.limits = Limits(
             self.watch.limits, SqliteCounters(project.data / "limits"), worker=name, loop=loop,
             recall_ms=5_000, wait_ms=10_000,
@@ -168,18 +170,18 @@ async def _heard(ask: Callable[[Callable[[Any], None]], Any]) -> Any:
     return await future if type(taken) is Waiter else taken
 
 
-def run(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    async def all_of_it() -> None:
-        await asyncio.wait_for(story(), 25)
+def run(story: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    async def all_of_it() -> T:
+        return await asyncio.wait_for(story(), 4 * PATIENCE_S)
 
-    asyncio.run(all_of_it())
+    return asyncio.run(all_of_it())
 
 
-async def within(seconds: float, is_so: Callable[[], bool]) -> float:
-    """Waits until `is_so`; how long that took."""
+async def comes(is_so: Callable[[], bool]) -> float:
+    """Waits until `is_so`; the seconds that this took."""
     began = time.monotonic()
     while not is_so():
-        assert time.monotonic() - began < seconds, f"not within {seconds} s"
+        assert time.monotonic() - began < PATIENCE_S, "it never comes"
         await asyncio.sleep(0.01)
     return time.monotonic() - began
 

@@ -15,8 +15,10 @@ from drivetrain.core.markup import (
     html_table,
     html_text,
     markdown_block,
+    markdown_fenced,
     markdown_table,
     markdown_text,
+    printable,
 )
 
 HOSTILE = [
@@ -107,3 +109,13 @@ def test_a_page_allows_its_own_style_alone(text: str) -> None:
     assert "unsafe" not in made
     assert Parsed(made).tags == ["html", "head", *["meta"] * 4, "title", "style", "body", "p"]
     made.encode()  # what cannot be written is not in it
+
+
+@given(st.lists(st.one_of(TEXTS, st.sampled_from(["```", "````json", " ```", "~~~"])), max_size=6))
+def test_no_line_of_a_text_ends_its_fence(lines: list[str]) -> None:
+    text = "\n".join(lines)
+    fence, *inside, last, rest = markdown_fenced(text, "text").split("\n")
+    assert (fence, rest) == (f"{last}text", "")
+    assert set(last) == {"`"}
+    assert not any(last in line for line in inside)
+    assert [one.split() for one in inside] == [one.split() for one in printable(text).rstrip().split("\n")]

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from drivetrain.adapters.files import FileVault
-from drivetrain.adapters.sqlite import SqliteControlLog
+from drivetrain.adapters.sqlite import open_control_log
 from drivetrain.cli import dataset
 from drivetrain.core.calls import Answers, AttemptV1, Attribution, ClosedV1, OpenedV1, OutcomeV1, Stored
 from drivetrain.core.codec import MSGPACK
@@ -230,7 +230,7 @@ def test_a_file_through_schema_split_diff_and_verify(project: Path) -> None:
     manifest.write_bytes(manifest.read_bytes().replace(b'"rows": 60', b'"rows": 61'))
     ran = run("verify", "tickets@1")
     assert (ran.exit_code, ran.stderr) == (1, "It has 60 rows, and had 61.\n")
-    log = SqliteControlLog(project / ".drivetrain/data/control.db", project / ".drivetrain/keys")
+    log = open_control_log(project / ".drivetrain/data", project / ".drivetrain/keys")
     assert [(one.kind, one.subject) for one in log.records()] == [
         ("made", "dataset:tickets@1"), ("made", "dataset:tickets@2"), ("exported", "dataset:tickets@2"),
         ("exported", "dataset:tickets@1"), ("exported", "dataset:tickets@1"),

@@ -15,6 +15,7 @@ from dataset_samples import NOW_NS, Place
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.lineage import MadeV1
 from drivetrain.datasets import DatasetRefused, FromFile, FromQuery, parquet_paths, parse_schema
+from support.tries import PATIENCE_S
 
 CSV = (
     "id,name,price,ok,at,day,zip,extra\n"
@@ -179,7 +180,7 @@ def test_two_creators_at_once_get_two_numbers(tmp_path: Path) -> None:
 
         def list(self, prefix: str) -> list[str]:
             found = place.objects.list(prefix)
-            self.together.wait(10)
+            self.together.wait(PATIENCE_S)
             return found
 
     place.datasets = place.over(Slow())

@@ -15,6 +15,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,13 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 BANKING77 = REPOSITORY.parent / "shared" / "data" / "banking77"
 COMMAND = [sys.executable, "-m", "drivetrain.cli.main", "demo"]
 CALLS = 300
-RUN_S = 60
+RUN_S = 240
+"""Ends what hangs; a run takes some seconds."""
 BACK_S_MAX = 2
 """It goes back within a second; machines that run tests are busy."""
-TRAINED_RUN_S = 300
+STILL_S = 0.1
+"""Between two Calls of a busy demo at most so much is time: where it is longer, the machine stood still."""
+TRAINED_RUN_S = 900
 """With a training on 10,000 texts."""
 
 
@@ -319,7 +323,9 @@ def test_a_canary_that_fails_more_often_goes_back_by_itself(report: dict[str, An
     assert {one.call_id for one in failed} <= {one.call_id for one in candidate}
     assert len(failed) == canary["failed"] == canary["failed_by_candidate"]
     assert failed or canary["guard"] != "errors", "on a busy machine another guard may be sooner"
-    assert max(one.opened_ns for one in candidate) < at_ns + BACK_S_MAX * NS_PER_S
+    last_ns = max(one.opened_ns for one in candidate)
+    since = [at_ns, *sorted(one.opened_ns for one in calls if at_ns < one.opened_ns <= last_ns)]
+    assert sum(min(later - one, STILL_S * NS_PER_S) for one, later in pairwise(since)) < BACK_S_MAX * NS_PER_S
     users = {one.attribution.user for one in candidate}
     begun_ns = min(one.opened_ns for one in candidate)
     others = {one.attribution.user for one in calls if begun_ns < one.opened_ns < at_ns and one not in candidate}
@@ -496,7 +502,7 @@ def test_children_end_when_the_demo_is_killed(running: tuple[subprocess.Popen[st
     assert len(children) == 2
     child.kill()
     child.wait()
-    deadline_s = time.monotonic() + 20
+    deadline_s = time.monotonic() + RUN_S
     while any(_lives(pid) for pid in children) and time.monotonic() < deadline_s:
         time.sleep(0.05)
     assert not [pid for pid in children if _lives(pid)]
@@ -512,14 +518,14 @@ def test_a_training_ends_with_the_demo(tmp_path: Path, signum: int) -> None:
     )  # fmt: skip
     log = tmp_path / "ends" / "training.log"
     try:
-        deadline_s = time.monotonic() + RUN_S / 2
+        deadline_s = time.monotonic() + RUN_S
         while not (log.exists() and "fold 1" in log.read_text()) and time.monotonic() < deadline_s:
             time.sleep(0.05)
         children = _children(child.pid)
         assert len(children) == 1, "the training"
         child.send_signal(signum)
-        assert child.wait(5) == (130 if signum == signal.SIGINT else -signal.SIGKILL)
-        deadline_s = time.monotonic() + 5
+        assert child.wait(RUN_S) == (130 if signum == signal.SIGINT else -signal.SIGKILL)
+        deadline_s = time.monotonic() + RUN_S
         while _lives(children[0]) and time.monotonic() < deadline_s:
             time.sleep(0.05)
         assert not _lives(children[0])

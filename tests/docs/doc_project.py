@@ -20,7 +20,8 @@ GATEWAY = "http://127.0.0.1:8080"
 SIMULATOR = "http://127.0.0.1:8090"
 CALL_ID = re.compile(r"call_[0-9a-f]{30}")
 READY = re.compile(r"drivetrain serving .* on (http://127\.0\.0\.1:\d+)/v1")
-RUN_TIMEOUT_S = 30
+RUN_TIMEOUT_S = 120
+"""Ends what hangs; the longest command of a page takes some seconds."""
 START = "from drivetrain.cli.main import main; main()"
 
 
@@ -54,7 +55,7 @@ class DocProject:
         """Ends the gateway."""
         if self._gateway is not None:
             self._gateway.terminate()
-            self._gateway.communicate(timeout=10)
+            self._gateway.communicate(timeout=RUN_TIMEOUT_S)
 
     def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"

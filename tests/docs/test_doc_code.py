@@ -53,7 +53,7 @@ def _chaos_allowed() -> dict[str, object]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_code_of_a_page_runs(page: Path, simulator: SimulatorProcess, tmp_path: Path) -> None:
     if "sklearn" in page.read_text(encoding="utf-8") and importlib.util.find_spec("sklearn") is None:

@@ -14,6 +14,8 @@ from drivetrain.ledger.reader import LedgerReader
 from drivetrain.simulator import SimulatorProcess
 
 COMMAND = [sys.executable, "-c", "from drivetrain.cli.main import main; main()"]
+WAIT_S = 100.0
+"""For a process that takes a second or two: the limit is for a machine that stands still."""
 SIMULATOR = {
     "seed": 1,
     "server": {"allow_overrides": True},
@@ -63,11 +65,11 @@ class Project:
     root: Path
     simulator: SimulatorProcess
 
-    def python(self, code: str, *, folder: Path | None = None, wait_s: float = 20) -> Ran:
+    def python(self, code: str, *, folder: Path | None = None, wait_s: float = WAIT_S) -> Ran:
         """Runs a program in the project's folder, as a user's own script would."""
         return ran([sys.executable, "-c", code], folder or self.root, wait_s=wait_s)
 
-    def drivetrain(self, *arguments: str, stdin: str = "", wait_s: float = 20) -> Ran:
+    def drivetrain(self, *arguments: str, stdin: str = "", wait_s: float = WAIT_S) -> Ran:
         return ran([*COMMAND, *arguments], self.root, stdin=stdin, wait_s=wait_s)
 
     def calls(self) -> list[Call]:
@@ -81,7 +83,7 @@ class Project:
         path.write_text(text.replace(old, new))
 
 
-def ran(command: list[str], folder: Path, *, stdin: str = "", wait_s: float = 20) -> Ran:
+def ran(command: list[str], folder: Path, *, stdin: str = "", wait_s: float = WAIT_S) -> Ran:
     environ: dict[str, Any] = {name: value for name, value in os.environ.items() if name != "DRIVETRAIN_ENV"}
     ended = subprocess.run(
         command, cwd=folder, input=stdin, capture_output=True, text=True, timeout=wait_s, env=environ, check=False

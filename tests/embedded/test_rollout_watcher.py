@@ -66,7 +66,7 @@ def test_a_regression_is_rolled_back_and_reported(place: ReleasePlace) -> None:
     told = told_by(run_folder)
     assert told is not None
     assert (told.standing.calls_live, told.standing.calls_candidate) == (80, 20)
-    assert time.time() - (run_folder / "rollout.beat").stat().st_mtime < 5
+    assert time.time() - (run_folder / "rollout.beat").stat().st_mtime < 60
     write(place.data_folder, *traffic(300, failing=True))
     assert watching.look()  # it decides
     assert not watching.look()
@@ -159,7 +159,7 @@ def test_where_its_decision_cannot_be_written_it_shows_no_life(
 
 def drivetrain(place: ReleasePlace, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "drivetrain.cli.main", "rollout", *arguments, "--project", str(place.root)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
 
 
 @pytest.mark.slow
@@ -198,7 +198,7 @@ def started(place: ReleasePlace) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "drivetrain.embedded.watching", "--project", str(place.root)]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     beat = place.data_folder / "run" / "rollout.beat"
-    until_s = time.monotonic() + 30
+    until_s = time.monotonic() + 100
     while not beat.exists():
         assert time.monotonic() < until_s
         assert process.poll() is None
@@ -213,7 +213,7 @@ def test_the_process_rolls_back_and_ends_with_the_rollout(place: ReleasePlace) -
     try:
         assert os.getpriority(os.PRIO_PROCESS, process.pid) == 10
         write(place.data_folder, *traffic(300, failing=True))
-        assert process.wait(20) == 0
+        assert process.wait(100) == 0
         assert live_of(place.root).active is None
     finally:
         process.kill()
@@ -225,18 +225,18 @@ def test_the_process_ends_on_a_signal_and_with_its_parent(place: ReleasePlace) -
     canary(place)
     process = started(place)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == 0
+    assert process.wait(100) == 0
     assert live_of(place.root).active is not None
     (place.data_folder / "run" / "rollout.beat").unlink()
     module = ["-m", "drivetrain.embedded.watching", "--project", str(place.root)]
     script = (
         f"import subprocess, sys, time; made = subprocess.Popen([sys.executable, *{module!r}]); "
-        "print(made.pid, flush=True); time.sleep(60)"
+        "print(made.pid, flush=True); time.sleep(600)"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
-    until_s = time.monotonic() + 30
+    until_s = time.monotonic() + 100
     while not (place.data_folder / "run" / "rollout.beat").exists():
         assert time.monotonic() < until_s
         time.sleep(0.05)

@@ -13,7 +13,7 @@ import msgspec
 from erasure_world import CODE, HER, HIM, csv_file, files_with, needles, planted, stats_file
 
 from drivetrain.adapters.files import FileVault
-from drivetrain.adapters.sqlite import SqliteControlLog
+from drivetrain.adapters.sqlite import SqliteControlLog, open_control_log
 from drivetrain.adapters.sqlite_counters import SqliteCounters
 from drivetrain.adapters.sqlite_idempotency import SqliteIdempotency
 from drivetrain.core.calls import AttemptV1, Attribution, ClosedV1, OpenedV1, OutcomeV1, Stored
@@ -157,7 +157,7 @@ def tables_of(snapshot: Snapshot) -> Any:
 
 
 def control_of(snapshot: Snapshot) -> SqliteControlLog:
-    return SqliteControlLog(snapshot.data_folder / "control.db", snapshot.keys_folder)
+    return open_control_log(snapshot.data_folder, snapshot.keys_folder)
 
 
 def datasets_of(snapshot: Snapshot, vault: FileVault | None = None) -> Datasets:

@@ -23,6 +23,7 @@ from drivetrain.erasure.note import unfinished
 from drivetrain.ledger.frames import has_records, segments
 from drivetrain.ledger.journal import FrameJournal
 from drivetrain.ports.counters import MONEY, Line, Report, SyncRequest, Terms, Want
+from support.tries import PATIENCE_S
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def test_a_call_that_runs_is_waited_for_and_erased_when_it_has_ended(root: Path)
             with pytest.raises(DrivetrainError, match="still hold Calls that run"):
                 impatient.erase(HER)
             assert unfinished(snapshot.keys_folder) is not None
-            patient = Erasure(stores, actor="tests", running_s=20.0)
+            patient = Erasure(stores, actor="tests", running_s=2 * PATIENCE_S)
             done: list[object] = []
             work = threading.Thread(target=lambda: done.append(patient.resume()))
             work.start()
@@ -74,7 +75,7 @@ def test_a_call_that_runs_is_waited_for_and_erased_when_it_has_ended(root: Path)
             journal.append(record)
         journal.flush()
         with looking(journal):
-            work.join(30)
+            work.join(2 * PATIENCE_S)
         journal.close()
         assert done, "it has ended"
         # Its end, and what came after, was written after the erasure began: that is in the segment of later.
@@ -109,7 +110,7 @@ def test_a_segment_that_a_budget_needs_stays_until_its_worker_has_told(root: Pat
             assert needed in {one.name for one in segments(snapshot.data_folder)}
             # Half a second after the Call's end a worker tells what it has cost.
             store.sync(SyncRequest(journal.writer, 1, (), needed, reports=(Report(1, terms, booked=500),)))
-            assert Erasure(stores, actor="tests", running_s=10).resume() is not None
+            assert Erasure(stores, actor="tests", running_s=PATIENCE_S).resume() is not None
         assert needed not in {one.name for one in segments(snapshot.data_folder)}
         assert totals(snapshot) == before
         assert left(snapshot, HIM) == {}

@@ -10,6 +10,7 @@ from erasure_world import HER, HIM, World, needles, planted, project
 
 from drivetrain.core.errors import DrivetrainError
 from support import wire
+from support.tries import eventually
 
 PLAIN = ("order", "label", "late", "tag", "page", "note", "city", "mail", "badmail", "prompt", "answer")
 """What stands somewhere in plain; what was asked and answered does so in a Dataset made of Calls."""
@@ -51,7 +52,7 @@ def test_nothing_of_a_person_is_left_and_everything_else_is() -> None:
             text for texts in world.left(needles(HIM)).values() for text in texts
         }
         places = told["places"]
-        assert (places["calls"], places["keys"] > 0, places["outcomes"]) == (5, True, 6)
+        assert (places["calls"], places["keys"] > 0, places["outcomes"]) == (5 + world.refused[HER], True, 6)
         assert places["pushed"] == {"clicks": 4, "bought": 2}
         assert places["datasets"] == {"dataset:people@1": 1, "dataset:people@2": 1, "dataset:asked@1": 1}
         assert places["quarantined"] == {"dataset:people@1": 1, "dataset:people@2": 1}
@@ -63,5 +64,13 @@ def test_nothing_of_a_person_is_left_and_everything_else_is() -> None:
 
 def still_serves(world: World) -> None:
     body = {"model": "help", "messages": [{"role": "user", "content": "hi"}]}
-    assert wire.one(world.gateway.port, wire.request(body)).status == 200
+    # As any client does, it tries again where a busy machine's counters did not answer in time.
+    said: list[int] = []
+
+    def answered() -> bool:
+        said.append(wire.one(world.gateway.port, wire.request(body)).status)
+        return said[-1] != 503
+
+    assert eventually(answered)
+    assert said[-1] == 200
     assert not world.gateway.faults, world.gateway.faults

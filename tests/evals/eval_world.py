@@ -162,7 +162,7 @@ class World:
         file.write_text("".join(json.dumps(one) + "\n" for one in rows))
         datasets_in(load(self.root)).create(name, FromFile(file.name), **made)
 
-    def drivetrain(self, *arguments: str, wait_s: float = 30) -> Ran:
+    def drivetrain(self, *arguments: str, wait_s: float = 100) -> Ran:
         ended = subprocess.run(
             [*COMMAND, *arguments], cwd=self.root, capture_output=True, text=True, timeout=wait_s, check=False,
             env={name: value for name, value in os.environ.items() if name != "DRIVETRAIN_ENV"},

@@ -249,13 +249,13 @@ def test_no_reading_raises_or_takes_long_for_any_text() -> None:
     alphabet = ["`", "```", "{", "[", "]", "}", '"', "\n", " yes", " no", "1,", "2.", "-", ":", "a", "\u2028", "\ud83d"]
     texts = ["".join(dice.choices(alphabet, k=dice.randint(0, 60))) for _ in range(300)]
     texts += ["[" * 200_000, "```" * 100_000, "1," * 200_000, "yes " * 200_000, "x" * 2_000_000]
-    started = time.monotonic()
+    started = time.process_time()
     for text in texts:
         inside_fences(text)
         for one in READINGS.values():
             found = one.read(text)
             assert found.ok or found.value is None
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10  # of this process alone: nothing here waits
 
 
 def test_a_row_that_expects_nothing_is_the_scorer_s_failure_and_not_the_answer_s() -> None:

@@ -343,3 +343,12 @@ def test_examples_show_the_question_where_a_column_tells_it(tmp_path: Path) -> N
     run(*options, "--question", "ask")
     assert "how much is" in page.read_text()
     assert "no column `asks`" in run(*options, "--question", "asks", code=1)
+
+
+def test_the_help_tells_what_belongs_to_files_apart() -> None:
+    told = CliRunner().invoke(application(["upgrade"]), ["upgrade", "--help"]).output
+    asked, files = told.split("Outcomes in files:")
+    assert re.findall(r"^  (--[a-z-]+)", files, re.MULTILINE)[:2] == ["--recorded", "--id"]
+    assert "--candidate" in asked.split("How it is judged:")[0]
+    assert "--candidate" not in files
+    assert "Files:" not in told, "the heading says so"

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from drivetrain.adapters.sqlite import SqliteControlLog
+from drivetrain.adapters.sqlite import open_control_log
 from drivetrain.cli.main import application
 from drivetrain.core.calls import Call
 from drivetrain.embedded import calls as embedded
@@ -235,7 +235,7 @@ def test_pages_quote_examples_and_their_export_is_noted(root: Path, tmp_path: Pa
     run("triage", "--candidate", "sim/worse", "--project", str(root), "--html", str(html), "--markdown", str(markdown))
     assert "ticket number" in html.read_text()
     assert "ticket number" in markdown.read_text()
-    control = SqliteControlLog(root / ".drivetrain" / "data" / "control.db", root / ".drivetrain" / "keys")
+    control = open_control_log(root / ".drivetrain" / "data", root / ".drivetrain" / "keys")
     exports = [json.loads(one.body) for one in control.records() if one.kind == "exported"]
     assert [(one["format"], one["personal"]) for one in exports] == [("html", True), ("markdown", True)]
 

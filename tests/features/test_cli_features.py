@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 from drivetrain.cli.features import app
 from drivetrain.embedded.featuring import unmaterialized
 from drivetrain.project import load
+from support.tries import PATIENCE_S
 
 DECLARED = """
 import drivetrain as dt
@@ -131,7 +132,7 @@ def test_parity_over_recorded_calls(run: Callable[..., Result], project: Path) -
         "for name in ('c0', 'c1', 'c4', 'stranger'):\n"
         "    assert workflow(workflow.input(customer=name, amount=2.0)).good\n"
     )
-    subprocess.run([sys.executable, "-c", calls], check=True, timeout=50)
+    subprocess.run([sys.executable, "-c", calls], check=True)
     report = json.loads(run("parity", "--json").output)
     assert (report["calls"], report["differs"]) == (4, 0)
     assert [one["feature"] for one in report["features"]["inputs"]] == [
@@ -191,7 +192,7 @@ def served(project: Path) -> Iterator[Callable[..., tuple[int, Any]]]:
     assert found is not None, line + process.stdout.read()
 
     def ask(method: str, path: str, body: Any = None, key: str = "") -> tuple[int, Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=PATIENCE_S)
         try:
             headers = {"authorization": f"Bearer {key}"} if key else {}
             content = body if isinstance(body, bytes) else json.dumps(body).encode() if body is not None else None
@@ -203,7 +204,7 @@ def served(project: Path) -> Iterator[Callable[..., tuple[int, Any]]]:
 
     yield ask
     process.terminate()
-    assert process.wait(timeout=20) == 0
+    assert process.wait(PATIENCE_S) == 0
     process.stdout.close()
 
 
@@ -286,7 +287,7 @@ def test_keys_are_the_gateways(
     assert served("POST", "/push", push, key=judging)[0] == 403
     assert served("POST", "/push", push, key=whole)[0] == 200
     late = key_of("late")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + PATIENCE_S
     while served("POST", "/get-online-features", body, key=late)[0] != 200:
         assert time.monotonic() < deadline, "a key that is issued while it serves"
         time.sleep(0.05)

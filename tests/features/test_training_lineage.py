@@ -9,7 +9,7 @@ import typer
 from online_world import write_csv
 from typer.testing import CliRunner
 
-from drivetrain.adapters.sqlite import SqliteControlLog
+from drivetrain.adapters.sqlite import open_control_log
 from drivetrain.cli import dataset, features
 from drivetrain.embedded.feature_store import feature_store
 
@@ -43,7 +43,7 @@ def test_a_dataset_of_a_training_set_leads_back_to_features_and_labels(tmp_path:
     run(dataset.app, "create", "training", "--from-file", "data/train.parquet")
 
     store = feature_store(tmp_path)
-    control = SqliteControlLog(tmp_path / ".drivetrain/data/control.db", tmp_path / ".drivetrain/keys")
+    control = open_control_log(tmp_path / ".drivetrain/data", tmp_path / ".drivetrain/keys")
     made = {record.subject: json.loads(record.body) for record in control.records() if record.kind == "made"}
     (file,) = made["dataset:training@1"]["inputs"]
     assert file.startswith("file:data/train.parquet@")

@@ -321,7 +321,7 @@ def test_a_model_without_a_known_price_is_passed_over(gateway: Served, upstream:
 
 def test_check_names_every_model_without_a_known_price(gateway: Served) -> None:
     run = [sys.executable, "-c", START, "check", "--project", str(gateway.root), "--json"]
-    said = subprocess.run(run, check=False, capture_output=True, text=True, timeout=20)
+    said = subprocess.run(run, check=False, capture_output=True, text=True, timeout=50)
     assert said.returncode == 1
     problems = json.loads(said.stdout)["problems"]
     assert {one["value"] for one in problems} == {"any/unpriced", "any/as-nobody", "direct/unpriced"}

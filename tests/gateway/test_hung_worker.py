@@ -12,19 +12,20 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from drivetrain.core.calls import Call
 from drivetrain.ledger.reader import LedgerReader
 from drivetrain.simulator import SimulatorProcess
+from promises.promise_gateway import gone
 from support import wire
 from support.projects import model, provider, settings, workflow
 from support.served import READY, START, Served
+from support.tries import PATIENCE_S, eventually, measured
 
 SILENT_S = 2.0
 REPLACED_S = 5.0
@@ -74,17 +75,8 @@ def simulator() -> Iterator[SimulatorProcess]:
         yield running
 
 
-class Running(Served):
-    """A gateway whose worker processes are known."""
-
-    @property
-    def workers(self) -> list[int]:
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
-        return [int(pid) for pid in children.split()]
-
-
 @contextlib.contextmanager
-def gateway(simulator: SimulatorProcess, *, workers: int) -> Iterator[Running]:
+def gateway(simulator: SimulatorProcess, *, workers: int) -> Iterator[Served]:
     """Serves `ruled`, which rules answer, and `help`, whose model takes 20 s."""
     tables = provider("sim", f"{simulator.url}/v1") + model("sim/m")
     tables += workflow("help", "sim/m", more='budget = { usd_per_day = "1" }\n')
@@ -97,7 +89,7 @@ def gateway(simulator: SimulatorProcess, *, workers: int) -> Iterator[Running]:
         command = [sys.executable, "-c", START, "serve", "--project", folder, "--port", "0", "--workers", str(workers)]
         with (root / "stderr.txt").open("w") as said:
             child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True)
-        running = Running(root, child, 0, root / "stderr.txt")
+        running = Served(root, child, 0, root / "stderr.txt")
         try:
             assert child.stdout is not None
             ready = READY.search(child.stdout.readline())
@@ -112,38 +104,30 @@ def gateway(simulator: SimulatorProcess, *, workers: int) -> Iterator[Running]:
                 child.stdout.close()
 
 
-def ask(port: int, text: str, wait_s: float = 10.0) -> wire.Heard:
+def ask(port: int, text: str, wait_s: float = PATIENCE_S) -> wire.Heard:
     return wire.ask(port, wire.request({"text": text}, path="/v1/workflows/ruled"), wait_s=wait_s)
 
 
-def answers(port: int) -> bool:
+def answers(port: int, wait_s: float = 3.0) -> bool:
     with contextlib.suppress(OSError):
-        heard = ask(port, "hello", wait_s=1.0)
+        heard = ask(port, "hello", wait_s=wait_s)
         return bool(heard.answers) and heard.answers[0].status == 200
     return False
 
 
-def eventually(what: Callable[[], Any], wait_s: float = REPLACED_S) -> Any:
-    """`what()` as soon as it is true; its last value where it never is."""
-    deadline = time.monotonic() + wait_s
-    while not (found := what()) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return found
-
-
-def replaced(running: Running, gone: int, workers: int) -> bool:
+def replaced(running: Served, gone: int, workers: int) -> bool:
     pids = running.workers
     return gone not in pids and len(pids) == workers
 
 
-def in_ledger(running: Running, name: str) -> list[Call]:
+def in_ledger(running: Served, name: str) -> list[Call]:
     return [call for call in LedgerReader(running.data_folder).calls() if call.workflow == name]
 
 
 class Client(threading.Thread):
     """One request on a connection of its own, and how it ended."""
 
-    def __init__(self, running: Running, request: bytes) -> None:
+    def __init__(self, running: Served, request: bytes) -> None:
         super().__init__(daemon=True)
         self._connection = wire.connect(running.port)
         self._connection.sendall(request)
@@ -152,14 +136,14 @@ class Client(threading.Thread):
 
     def run(self) -> None:
         with self._connection:
-            self.heard = wire.hear(self._connection, wait_s=20)
+            self.heard = wire.hear(self._connection)
 
 
-def hung(running: Running) -> Client:
+def hung(running: Served) -> Client:
     return Client(running, wire.request({"text": "hang"}, path="/v1/workflows/ruled"))
 
 
-def slow_call(running: Running) -> Client:
+def slow_call(running: Served) -> Client:
     """A call that its provider takes 20 s for, begun."""
     client = Client(running, wire.request({"model": "help", "messages": [{"role": "user", "content": "x"}]}))
     assert eventually(lambda: in_ledger(running, "help"))
@@ -169,25 +153,30 @@ def slow_call(running: Running) -> Client:
 def test_a_lone_worker_in_an_endless_loop_is_replaced_and_its_calls_are_interrupted(
     simulator: SimulatorProcess,
 ) -> None:
-    with gateway(simulator, workers=1) as running:
-        (pid,) = running.workers
-        cut = slow_call(running)
-        begun = time.monotonic()
-        stuck = hung(running)
-        # Who comes now waits in the queue of the port for the next worker, and is not refused.
-        assert ask(running.port, "hello", wait_s=8).answers or answers(running.port)
-        assert SILENT_S - 0.3 < time.monotonic() - begun < REPLACED_S
-        assert replaced(running, pid, 1)
-        for client in (stuck, cut):
-            client.join(3)
-            assert client.heard is not None
-            assert (client.heard.answers, client.heard.end) in (([], "fin"), ([], "rst"))
-        assert [call.status for call in in_ledger(running, "help")] == ["interrupted"]
-        assert running.stderr.count("has been silent for 2 s") == 1
-        assert f"worker 0 (process {pid})" in running.stderr
-        assert "in never_returns" in running.stderr, "it names the function that did not return"
-        assert "hang" not in running.stderr, "but nothing of what was asked"
-        assert "worker 0 ended by SIGKILL; starting another." in running.stderr
+    def story() -> float:
+        with gateway(simulator, workers=1) as running:
+            (pid,) = running.workers
+            cut = slow_call(running)
+            begun = time.monotonic()
+            stuck = hung(running)
+            # Who comes now waits in the queue of the port for the next worker, and is not refused.
+            assert ask(running.port, "hello").answers or answers(running.port)
+            took_s = time.monotonic() - begun
+            assert took_s > SILENT_S - 0.3
+            assert replaced(running, pid, 1)
+            for client in (stuck, cut):
+                client.join(PATIENCE_S)
+                assert client.heard is not None
+                assert (client.heard.answers, client.heard.end) in (([], "fin"), ([], "rst"))
+            assert [call.status for call in in_ledger(running, "help")] == ["interrupted"]
+            assert running.stderr.count("has been silent for 2 s") == 1
+            assert f"worker 0 (process {pid})" in running.stderr
+            assert "in never_returns" in running.stderr, "it names the function that did not return"
+            assert "hang" not in running.stderr, "but nothing of what was asked"
+            assert "worker 0 ended by SIGKILL; starting another." in running.stderr
+            return took_s
+
+    measured(REPLACED_S, story)
 
 
 def test_others_serve_on_while_one_hangs(simulator: SimulatorProcess) -> None:
@@ -197,10 +186,10 @@ def test_others_serve_on_while_one_hangs(simulator: SimulatorProcess) -> None:
         begun = time.monotonic()
         # The kernel gives each connection to either of them; those of the one that hangs wait for its end.
         with ThreadPoolExecutor(32) as pool:
-            told = sum(pool.map(lambda _: answers(running.port), range(32)))
-        assert told > 0
-        assert eventually(lambda: replaced(running, known[0], 2), REPLACED_S)
-        assert replaced(running, known[0], 2)
+            told = sum(pool.map(lambda _: answers(running.port, SILENT_S / 2), range(32)))
+        # So soon only the other one can have answered; were it slow itself, the machine was: it answers all the same.
+        assert told > 0 or time.monotonic() - begun > SILENT_S / 2 + 0.5
+        assert eventually(lambda: replaced(running, known[0], 2))
         assert time.monotonic() - begun > SILENT_S - 0.3
         assert known[1] in running.workers
         assert eventually(lambda: all(answers(running.port) for _ in range(16)))
@@ -233,54 +222,64 @@ def test_what_may_rightly_take_long_is_no_silence(simulator: SimulatorProcess) -
         (running.root / "workflows" / "ruled.py").write_text(slow.replace('"ruled"))', '"loaded"))'))
         os.kill(running.pid, signal.SIGHUP)
         # Once by the supervisor, then by the worker.
-        assert eventually(lambda: "serving snapshot" in running.stderr, 15), running.stderr
+        assert eventually(lambda: "serving snapshot" in running.stderr), running.stderr
         assert ask(running.port, "hello").answers[0].json["output"] == {"text": "loaded"}
         assert running.workers == known
         assert "silent" not in running.stderr
 
 
 def test_a_worker_that_hangs_while_the_gateway_ends_is_not_waited_for(simulator: SimulatorProcess) -> None:
-    with gateway(simulator, workers=1) as running:
-        (pid,) = running.workers
-        hung(running)
-        time.sleep(0.3)
-        begun = time.monotonic()
-        assert running.stop() == 0
-        assert time.monotonic() - begun < REPLACED_S
-        assert not Path(f"/proc/{pid}").exists()
+    def story() -> float:
+        with gateway(simulator, workers=1) as running:
+            (pid,) = running.workers
+            hung(running)
+            time.sleep(0.3)
+            begun = time.monotonic()
+            assert running.stop() == 0
+            took_s = time.monotonic() - begun
+            assert gone(pid)
+            return took_s
+
+    measured(REPLACED_S, story)
 
 
 @pytest.mark.slow
 def test_a_worker_that_is_lost_again_and_again_is_started_again(simulator: SimulatorProcess) -> None:
-    with gateway(simulator, workers=1) as running:
-        begun = time.monotonic()
-        for _ in range(6):
-            assert eventually(lambda: running.workers)
-            assert eventually(lambda: answers(running.port), 8)
-            os.kill(running.workers[0], signal.SIGKILL)
-        assert time.monotonic() - begun < 10, "more than the supervisor's old bound in its window"
-        assert eventually(lambda: answers(running.port), 8)
-        assert running.alive
-        assert "starting another in 0.8 s" in running.stderr, "with growing pauses"
+    def story() -> float:
+        """Its time: more than the supervisor's old bound was in its window."""
+        with gateway(simulator, workers=1) as running:
+            begun = time.monotonic()
+            for _ in range(6):
+                assert eventually(lambda: running.workers and answers(running.port))
+                os.kill(running.workers[0], signal.SIGKILL)
+            took_s = time.monotonic() - begun
+            assert eventually(lambda: answers(running.port))
+            assert running.alive
+            if took_s < 10:
+                assert "starting another in 0.8 s" in running.stderr, "with growing pauses"
+            return took_s
+
+    measured(10, story)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(150)
 def test_it_gives_up_only_when_none_serves_and_none_can_start(simulator: SimulatorProcess) -> None:
     with gateway(simulator, workers=2) as running:
         key = subprocess.run(
             [sys.executable, "-c", START, "keys", "issue", "app", "--project", str(running.root)],
-            capture_output=True, text=True, timeout=30, check=True,
+            capture_output=True, text=True, timeout=50, check=True,
         ).stdout.strip()  # fmt: skip
         (running.data_folder / "keys.db").unlink()
         first, second = running.workers
         os.kill(first, signal.SIGKILL)
-        assert eventually(lambda: running.stderr.count("keys.db is missing") > 6, 10), running.stderr
+        assert eventually(lambda: running.stderr.count("keys.db is missing") > 6), running.stderr
         assert running.alive
-        assert running.workers[0] == second or second in running.workers
+        assert second in running.workers
         asked = wire.request({"text": "hello"}, path="/v1/workflows/ruled", key=key)
         assert wire.one(running.port, asked).status == 200, "the other one serves on"
         os.kill(second, signal.SIGKILL)
-        assert eventually(lambda: not running.alive, 25)
+        assert eventually(lambda: not running.alive, 60)
         assert running.stop() == 1
         assert "giving up" in running.stderr
 
@@ -291,48 +290,57 @@ def test_a_gateway_that_cannot_start_says_why_once(simulator: SimulatorProcess, 
     rule = '{ rule = "all", matches = ".", answer = "x" }'
     tables = provider("far", "http://127.0.0.1:9/v1") + model("far/m") + secret + workflow("help", rule, "far/m")
     (tmp_path / "drivetrain.toml").write_text(settings(tables=tables))
-    begun = time.monotonic()
     ended = subprocess.run(
         [sys.executable, "-c", START, "serve", "--project", str(tmp_path), "--port", "0", "--workers", "3"],
-        capture_output=True, text=True, timeout=30, check=False,
+        capture_output=True, text=True, timeout=50, check=False,
     )  # fmt: skip
     assert ended.returncode == 1
     assert ended.stderr.count("not set or empty") == 1, ended.stderr
     assert ended.stderr.startswith("drivetrain: ")
     assert "giving up" not in ended.stderr
-    assert time.monotonic() - begun < 5
+    assert "starting another" not in ended.stderr, "it waits for nothing"
 
 
 def test_a_lone_worker_leaves_the_port_as_soon_as_its_supervisor_is_gone(simulator: SimulatorProcess) -> None:
-    with gateway(simulator, workers=1) as running:
-        (pid,) = running.workers
-        os.kill(running.pid, signal.SIGKILL)
+    def story() -> float:
+        with gateway(simulator, workers=1) as running:
+            (pid,) = running.workers
+            begun = time.monotonic()
+            os.kill(running.pid, signal.SIGKILL)
+            assert eventually(lambda: free(running.port), every_s=0.01)
+            took_s = time.monotonic() - begun
+            assert gone(pid)
+            return took_s
 
-        def free() -> bool:
-            with contextlib.suppress(OSError), socket.socket() as tried:
-                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                tried.bind(("127.0.0.1", running.port))
-                return True
-            return False
+    measured(0.5, story)
 
-        assert eventually(free, 0.5)
-        assert eventually(lambda: not Path(f"/proc/{pid}").exists(), 3)
+
+def free(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.socket() as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        tried.bind(("127.0.0.1", port))
+        return True
+    return False
 
 
 def test_a_worker_whose_reservations_others_have_resolved_makes_room_for_one_that_knows(
     simulator: SimulatorProcess,
 ) -> None:
-    with gateway(simulator, workers=1) as running:
-        (pid,) = running.workers
-        begun = time.monotonic()
-        counters = sqlite3.connect(running.data_folder / "limits" / "counters.db", timeout=5)
-        with contextlib.closing(counters), counters:
-            assert counters.execute("DELETE FROM workers").rowcount == 1
-        slow = Client(running, wire.request({"model": "help", "messages": [{"role": "user", "content": "x"}]}))
-        slow.join(3)
-        assert slow.heard is not None
-        assert [one.status for one in slow.heard.answers] == [503], "nothing is spent by who may not"
-        assert eventually(lambda: replaced(running, pid, 1), 2), running.stderr
-        assert time.monotonic() - begun < 4
-        assert answers(running.port)
-        assert "others have resolved what this worker had reserved; it ends" in running.stderr
+    def story() -> float:
+        with gateway(simulator, workers=1) as running:
+            (pid,) = running.workers
+            begun = time.monotonic()
+            counters = sqlite3.connect(running.data_folder / "limits" / "counters.db", timeout=30)
+            with contextlib.closing(counters), counters:
+                assert counters.execute("DELETE FROM workers").rowcount == 1
+            slow = Client(running, wire.request({"model": "help", "messages": [{"role": "user", "content": "x"}]}))
+            slow.join(PATIENCE_S)
+            assert slow.heard is not None
+            assert [one.status for one in slow.heard.answers] == [503], "nothing is spent by who may not"
+            assert eventually(lambda: replaced(running, pid, 1)), running.stderr
+            took_s = time.monotonic() - begun
+            assert eventually(lambda: answers(running.port))
+            assert "others have resolved what this worker had reserved; it ends" in running.stderr
+            return took_s
+
+    measured(4, story)

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from drivetrain.simulator import SimulatorProcess
 from support.projects import model, provider, settings, workflow
 from support.served import Served, served
+from support.tries import PATIENCE_S, eventually
 
 KEY = "client-key-abcdefghij"
 LABELS = ["billing", "technical", "spam"]
@@ -96,7 +97,7 @@ def gateway(simulator: SimulatorProcess) -> Iterator[Served]:
 @pytest.fixture
 def client(gateway: Served, simulator: SimulatorProcess) -> Iterator[openai.OpenAI]:
     simulator.forget()
-    with openai.OpenAI(base_url=gateway.url, api_key=KEY, max_retries=0, timeout=10) as made:
+    with openai.OpenAI(base_url=gateway.url, api_key=KEY, max_retries=0, timeout=PATIENCE_S) as made:
         yield made
 
 
@@ -550,5 +551,9 @@ def test_the_sdk_keeps_one_connection(client: openai.OpenAI, gateway: Served) ->
     for _ in range(5):
         list(client.chat.completions.create(model="openai", messages=said(), stream=True))
         client.chat.completions.create(model="openai", messages=said())
-    metrics = client._client.get(gateway.url.replace("/v1", "/metrics")).text
-    assert "drivetrain_connections 1\n" in metrics
+
+    def metrics() -> str:
+        return client._client.get(gateway.url.replace("/v1", "/metrics")).text
+
+    # Those of the clients before may not have been seen to end yet.
+    assert eventually(lambda: "drivetrain_connections 1\n" in metrics()), metrics()

@@ -54,9 +54,9 @@ def call_id(gateway: Served) -> str:
     return wire.one(gateway.port, raw).headers["x-request-id"]
 
 
-def sent(gateway: Served, body: Any, *, key: str | None = KEY, wait_s: float = 3.0) -> wire.Answered:
+def sent(gateway: Served, body: Any, *, key: str | None = KEY) -> wire.Answered:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return wire.one(gateway.port, wire.request(raw, path="/v1/outcomes", key=key), wait_s=wait_s)
+    return wire.one(gateway.port, wire.request(raw, path="/v1/outcomes", key=key))
 
 
 def recorded(gateway: Served, body: Any, **more: Any) -> int:
@@ -373,5 +373,5 @@ def test_ten_thousand_at_once_and_not_one_more(gateway: Served, call_id: str) ->
     error = refused(gateway, many, "10000")
     assert error["param"] == "outcomes"
     assert of(gateway, call_id) == []
-    assert recorded(gateway, many[:-1], wait_s=10) == 10_000
+    assert recorded(gateway, many[:-1]) == 10_000
     assert len(of(gateway, call_id)) == 10_000

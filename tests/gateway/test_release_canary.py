@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -55,7 +56,7 @@ def project(url: str, answer: str, more: str = "") -> dict[str, str]:
 
 def ask(port: int, user: str = "", name: str = "said", headers: str = "") -> wire.Answered:
     body = {"model": name, "messages": [{"role": "user", "content": "?"}], **({"user": user} if user else {})}
-    return wire.one(port, wire.request(body, headers=headers), wait_s=3)
+    return wire.one(port, wire.request(body, headers=headers))
 
 
 def said(port: int, user: str = "", name: str = "said", headers: str = "") -> str:
@@ -183,10 +184,10 @@ def test_without_its_watcher_a_canary_goes_back_to_live(simulator: SimulatorProc
         assert said(served.port, "anna") == "new"
 
         def unwatched() -> bool:
-            for pid in watchers(served):
-                os.kill(pid, signal.SIGSTOP)
+            tell(served, signal.SIGSTOP)
             os.utime(beat, (time.time() - 31, time.time() - 31))
-            return all(not one.watched and not one.share_ppm for one in served_by(canary.releases.run_folder))
+            told = served_by(canary.releases.run_folder)
+            return bool(told) and all(not one.watched and not one.share_ppm for one in told)
 
         assert eventually(unwatched, every_s=0.1), served.stderr
         assert said(served.port, "anna") == "old"
@@ -198,8 +199,14 @@ def test_without_its_watcher_a_canary_goes_back_to_live(simulator: SimulatorProc
         assert eventually(lambda: "\ndrivetrain_rollout_unwatched 0\n" in metrics(served.port))
         assert eventually(lambda: "is watched again" in served.stderr)
         assert served.stderr.count("watcher has shown no life") == 1
-        for pid in watchers(served):
-            os.kill(pid, signal.SIGCONT)
+        tell(served, signal.SIGCONT)
+
+
+def tell(served: Gateway, what: signal.Signals) -> None:
+    """To whoever watches its canary; one that ended meanwhile hears nothing."""
+    for pid in watchers(served):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, what)
 
 
 def watchers(served: Gateway) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from support import wire
 from support.projects import settings
 from support.registered import register_words
 from support.releases import Releases
+from support.tries import measured
 
 CODE = """
 import drivetrain as dt
@@ -68,8 +70,17 @@ def test_each_release_scores_with_the_model_that_it_pinned() -> None:
         assert intent(served) == "cards", "the alias moved, and the Release did not"
         releases.release(second, ["triage"])
         assert eventually(lambda: intent(served) == "plastic"), served.stderr
-        releases.roll_back(1, first)
-        assert eventually(lambda: intent(served) == "cards", 1.5), served.stderr
+
+        def back() -> float:
+            if intent(served) != "plastic":  # another whole try
+                releases.release(second, ["triage"])
+                assert eventually(lambda: intent(served) == "plastic"), served.stderr
+            releases.roll_back(1, first)
+            begun = time.monotonic()
+            assert eventually(lambda: intent(served) == "cards"), served.stderr
+            return time.monotonic() - begun
+
+        measured(1.5, back)
 
 
 @pytest.mark.parametrize("running", [True, False])

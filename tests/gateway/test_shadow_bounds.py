@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from drivetrain.embedded.shadow_socket import Copy, Received
 from drivetrain.ledger.reader import LedgerReader
 from drivetrain.project import load
 from support.projects import model, provider, settings, workflow
+from support.tries import PATIENCE_S
 from support.upstream import Asked, Upstream, Wire, completion, http
 
 LIMITS = """
@@ -53,13 +54,18 @@ per = "minute"
 
 @pytest.fixture
 def slow() -> Iterator[tuple[Upstream, list[int]]]:
-    """An upstream that answers once it is let, and how many asked at a time."""
-    lock, running = threading.Lock(), [0, 0]
+    """An upstream that answers the first at once and others when they are as many as may run; and how many asked at a
+    time."""
+    lock, running, full = threading.Lock(), [0, 0], threading.Event()
 
     def answer(asked: Asked, wire: Wire) -> None:
         with lock:
             running[0] += 1
             running[1] = max(running)
+            if running[0] >= RUNNING_MAX:
+                full.set()
+        if len(upstream.asked) > 1:
+            full.wait(PATIENCE_S)
         wire.wait(0.2)
         with lock:
             running[0] -= 1
@@ -82,9 +88,9 @@ def received(number: int, text: str = "hello") -> Received:
 
 
 async def shadowing(
-    root: Path, copies: list[Received], wait_s: float, nano_usd_per_day: int = 10**12
+    root: Path, copies: list[Received], ended: Callable[[ShadowCounts], bool], nano_usd_per_day: int = 10**12
 ) -> tuple[ShadowCounts, ShadowCounts]:
-    """What is counted right after all `copies` came, and after those that could run have ended."""
+    """What is counted right after all `copies` came, and once those that ran when `ended` became true have."""
     candidate = shadowed(load(root), nano_usd_per_day)
     runtime = Runtime(candidate, asyncio.get_running_loop())
     await runtime.prepare(candidate)
@@ -92,7 +98,9 @@ async def shadowing(
     for one in copies:
         calls.take(one)
     at_once = ShadowCounts(dict(calls.counts.shadow_copies))
-    await asyncio.sleep(wait_s)
+    async with asyncio.timeout(PATIENCE_S):
+        while not ended(calls.counts):
+            await asyncio.sleep(0.02)
     calls.close()
     while calls.running:
         await asyncio.sleep(0.02)
@@ -104,7 +112,11 @@ def test_few_run_at_a_time_and_the_oldest_make_room(tmp_path: Path, slow: tuple[
     upstream, running = slow
     more = 150
     copies = [received(number) for number in range(1 + WAITING_MAX + more)]
-    at_once, after = asyncio.run(shadowing(written(tmp_path, upstream.url), copies, 0.9))
+
+    def some_ran(counts: ShadowCounts) -> bool:
+        return counts.shadow_copies.get("help\x00answered", 0) > RUNNING_MAX
+
+    at_once, after = asyncio.run(shadowing(written(tmp_path, upstream.url), copies, some_ran))
     assert at_once.shadow_copies == {"help\x00late": more}
     assert running[1] == RUNNING_MAX
     answered = after.shadow_copies["help\x00answered"]
@@ -120,7 +132,7 @@ def test_waiting_copies_take_bounded_memory(tmp_path: Path, slow: tuple[Upstream
     upstream, _ = slow
     text = "x" * 100_000
     copies = [received(number, text) for number in range(1 + 300)]
-    at_once, _ = asyncio.run(shadowing(written(tmp_path, upstream.url), copies, 0.0))
+    at_once, _ = asyncio.run(shadowing(written(tmp_path, upstream.url), copies, lambda _: True))
     kept = WAITING_BYTES_MAX // len(copies[0].request)
     assert at_once.shadow_copies == {"help\x00late": 300 - kept}
 
@@ -131,7 +143,11 @@ def test_what_nothing_may_be_spent_for_is_not_run(
 ) -> None:
     upstream, _ = slow
     copies = [received(number) for number in range(300)]
-    _, after = asyncio.run(shadowing(written(tmp_path, upstream.url, ladder=ladder), copies, 0.5, 0))
+
+    def all_ended(counts: ShadowCounts) -> bool:
+        return sum(counts.shadow_copies.values()) >= 300
+
+    _, after = asyncio.run(shadowing(written(tmp_path, upstream.url, ladder=ladder), copies, all_ended, 0))
     assert after.shadow_copies == {"help\x00unaffordable": 300}
     assert not upstream.asked
     assert len(list(LedgerReader(tmp_path / ".drivetrain" / "data").calls())) == 1

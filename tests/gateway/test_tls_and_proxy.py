@@ -23,6 +23,7 @@ from support import wire
 from support.projects import model, provider, settings, workflow
 from support.served import Served, served
 from support.tls import LOOPBACK, OPENED, REFUSED, Authority, SixUpstream, TlsUpstream, Tunnels
+from support.tries import PATIENCE_S, eventually, measured, within
 from support.upstream import Asked, Upstream, Wire, completion, http, stream, stream_events
 
 PROVIDER_KEY = "sk-provider-0123456789-very-secret"
@@ -59,6 +60,9 @@ class World:
         self.mute = socket.create_server(("127.0.0.1", 0), backlog=64)
         """Connections come about, in the kernel; nobody ever says a word."""
         self.no_tls = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.nowhere = socket.socket()
+        """Nobody listens there, and nobody else can."""
+        self.nowhere.bind(("127.0.0.1", 0))
         threading.Thread(target=self._speak_plainly, daemon=True).start()
 
     def _speak_plainly(self) -> None:
@@ -76,13 +80,12 @@ class World:
         return [self.good, self.misnamed, self.expired, self.plain, *sixes]
 
     def project(self) -> str:
-        key = 'key = "env:PROVIDER_KEY"\n'
-        hurried = f"connect_timeout_ms = {CONNECT_S * 1_000:.0f}\n"
+        impatient = 'key = "env:PROVIDER_KEY"\n'
+        key = impatient + "connect_timeout_ms = 25_000\n"
+        hurried = f"connect_timeout_ms = {CONNECT_S * 1_000:.0f}\n" + impatient
         through = f'proxy = "http://127.0.0.1:{self.tunnels.port}"\n'
-        secret = 'proxy = "env:TUNNELS"\n' + hurried
-        nowhere = socket.create_server(("127.0.0.1", 0))
-        port = nowhere.getsockname()[1]
-        nowhere.close()
+        secret = 'proxy = "env:TUNNELS"\n'
+        port = self.nowhere.getsockname()[1]
         providers = {
             "good": (self.good.url, CA_LINE + key),
             "named": (f"https://localhost:{self.good.port}", CA_LINE + key),
@@ -92,10 +95,11 @@ class World:
             "misnamed": (self.misnamed.url, CA_LINE + key),
             "expired": (self.expired.url, CA_LINE + key),
             "no-tls": (f"https://127.0.0.1:{self.no_tls.getsockname()[1]}", CA_LINE + key),
-            "mute": (f"https://127.0.0.1:{self.mute.getsockname()[1]}", CA_LINE + hurried + key),
-            "tunnel": (self.good.url, CA_LINE + through + hurried + key),
+            "mute": (f"https://127.0.0.1:{self.mute.getsockname()[1]}", CA_LINE + hurried),
+            "tunnel": (self.good.url, CA_LINE + through + key),
             "secret-tunnel": (self.good.url, CA_LINE + secret + key),
             "expired-tunnel": (self.expired.url, CA_LINE + secret + key),
+            "silent-tunnel": (self.expired.url, CA_LINE + secret + hurried),
             "no-proxy": (self.good.url, CA_LINE + f'proxy = "http://127.0.0.1:{port}"\n' + key),
             "forward": (f"http://127.0.0.1:{port}/v1", f'proxy = "http://127.0.0.1:{self.plain.port}"\n' + key),
             "secret-forward": (f"http://127.0.0.1:{port}/v1?a=b", 'proxy = "env:FORWARD"\n' + key),
@@ -106,10 +110,10 @@ class World:
         if _has_six():
             providers["six"] = (self.six.url, key)
             providers["six-tls"] = (self.six_tls.url, CA_LINE + key)
-            providers["six-tunnel"] = (self.six_tls.url, CA_LINE + through + hurried + key)
+            providers["six-tunnel"] = (self.six_tls.url, CA_LINE + through + key)
         tables = [provider(name, url, more=more) for name, (url, more) in providers.items()]
         for name in providers:
-            variant = f'{{ name = "only", model = "{name}/m", first_byte_timeout_ms = 3_000 }}'
+            variant = f'{{ name = "only", model = "{name}/m", first_byte_timeout_ms = 25_000 }}'
             more = "" if name == "untrusted" else "attempts_max = 2\n"
             tables += [model(f"{name}/m"), workflow(name, variant, more=more)]
             tables.append(workflow(f"{name}-once", variant, more=ONCE))
@@ -138,6 +142,7 @@ def world() -> Iterator[World]:
             made.six.__exit__()
             made.six_tls.__exit__()
         made.mute.close()
+        made.nowhere.close()
         made.no_tls.shutdown(socket.SHUT_RDWR)
         made.no_tls.close()
 
@@ -248,19 +253,24 @@ def test_a_certificate_that_does_not_hold_is_a_502_and_nothing_is_sent(
     gateway: Served, world: World, name: str
 ) -> None:
     upstream = getattr(world, UNTRUSTED[name][0])
-    before, begun = upstream.connections, time.monotonic()
-    answer = asked(gateway, name)
-    assert answer.status == 502
-    assert answer.error["code"] == "upstream_unreachable"
-    assert "its certificate was not accepted" in answer.error["message"]
-    assert time.monotonic() - begun < 3
-    assert upstream.asked == []
-    call = records(gateway, answer)
-    most = 4 if name == "untrusted" else 2
-    assert 1 <= upstream.connections - before == len(call.attempts) <= most
-    assert call.status == "failed"
-    assert call.cost_nano_usd == 0
-    assert {(one.failure, one.status, one.cost_nano_usd) for one in call.attempts} == {("tls", 0, 0)}
+
+    def tried() -> float:
+        before, begun = upstream.connections, time.monotonic()
+        answer = asked(gateway, name)
+        took_s = time.monotonic() - begun
+        assert answer.status == 502
+        assert answer.error["code"] == "upstream_unreachable"
+        assert "its certificate was not accepted" in answer.error["message"]
+        assert upstream.asked == []
+        call = records(gateway, answer)
+        most = 4 if name == "untrusted" else 2
+        assert 1 <= upstream.connections - before == len(call.attempts) <= most
+        assert call.status == "failed"
+        assert call.cost_nano_usd == 0
+        assert {(one.failure, one.status, one.cost_nano_usd) for one in call.attempts} == {("tls", 0, 0)}
+        return took_s
+
+    measured(3, tried)
 
 
 @pytest.mark.parametrize("name", UNTRUSTED)
@@ -285,9 +295,7 @@ def test_a_provider_that_speaks_no_tls_is_a_502(gateway: Served) -> None:
 
 
 def test_a_handshake_that_never_ends_is_a_504_in_time(gateway: Served) -> None:
-    begun = time.monotonic()
-    answer = asked(gateway, "mute-once")
-    assert CONNECT_S - 0.05 <= time.monotonic() - begun < CONNECT_S + SLACK_S
+    answer = within(CONNECT_S + SLACK_S, lambda: asked(gateway, "mute-once"), least_s=CONNECT_S - 0.05)
     assert answer.status == 504
     assert answer.error["code"] == "upstream_timeout"
     (attempt,) = records(gateway, answer).attempts
@@ -375,9 +383,7 @@ def test_a_proxy_whose_head_never_ends_is_a_502(gateway: Served, world: World) -
 
 def test_a_proxy_that_says_nothing_is_a_504_in_time(gateway: Served, world: World) -> None:
     world.tunnels.answer = None
-    begun = time.monotonic()
-    answer = asked(gateway, "expired-tunnel-once")
-    assert CONNECT_S - 0.05 <= time.monotonic() - begun < CONNECT_S + SLACK_S
+    answer = within(CONNECT_S + SLACK_S, lambda: asked(gateway, "silent-tunnel-once"), least_s=CONNECT_S - 0.05)
     assert answer.status == 504
     assert answer.error["code"] == "upstream_timeout"
     assert records(gateway, answer).attempts[0].failure == "connect_timeout"
@@ -445,22 +451,22 @@ def test_a_referenced_proxy_that_is_no_http_url_is_refused_before_serving(
 
 
 def test_an_address_that_cannot_be_encoded_fails_at_once(gateway: Served) -> None:
-    begun = time.monotonic()
-    answer = asked(gateway, "unnameable-once")
-    assert answer.status == 502
-    assert time.monotonic() - begun < 1
+    assert within(1, lambda: asked(gateway, "unnameable-once")).status == 502
 
 
 # Pools and their limits.
 
 
 def test_attempts_beyond_the_limit_wait_and_are_served(gateway: Served, world: World) -> None:
-    running, most, lock = [0], [0], threading.Lock()
+    running, most, lock, full = [0], [0], threading.Lock(), threading.Event()
 
     def slow(_asked: Asked, to: Wire) -> None:
         with lock:
             running[0] += 1
             most[0] = max(most[0], running[0])
+            if running[0] == 2:
+                full.set()
+        full.wait(PATIENCE_S)
         to.wait(0.03)
         with lock:
             running[0] -= 1
@@ -479,7 +485,7 @@ def test_who_waits_too_long_for_a_connection_is_a_504_and_takes_none(gateway: Se
     held = threading.Event()
 
     def hold(_asked: Asked, to: Wire) -> None:
-        held.wait(10)
+        held.wait(PATIENCE_S)
         to.send(http(completion("late")))
 
     world.plain.on("/few", hold)
@@ -501,16 +507,26 @@ def test_an_unused_connection_is_dropped(gateway: Served, world: World) -> None:
 
     def watch(_asked: Asked, to: Wire) -> None:
         to.send(http(completion("brief")))
-        if to.left(5):
+        if to.left(PATIENCE_S):
             to.open = False
             ended.set()
 
-    world.plain.on("/brief", watch)
-    text(asked(gateway, "brief"))
-    begun, open_before = time.monotonic(), metric(gateway, "drivetrain_upstream_connections")
-    assert ended.wait(IDLE_S + SLACK_S)
-    assert time.monotonic() - begun >= IDLE_S - 0.15
-    assert metric(gateway, "drivetrain_upstream_connections") == open_before - 1
+    def unused() -> float:
+        ended.clear()
+        world.plain.on("/brief", watch)
+        begun = time.monotonic()
+        text(asked(gateway, "brief"))
+        open_before = metric(gateway, "drivetrain_upstream_connections")
+        if ended.is_set():
+            return float("inf")  # the machine stood still, and it was looked at too late
+        assert ended.wait(PATIENCE_S)
+        took_s = time.monotonic() - begun
+        assert took_s >= IDLE_S - 0.15
+        # Those of other tests may end at any time.
+        assert eventually(lambda: metric(gateway, "drivetrain_upstream_connections") < open_before)
+        return took_s
+
+    measured(IDLE_S + SLACK_S, unused)
     world.plain.on("/brief", http(completion("anew")))
     assert text(asked(gateway, "brief")) == "anew"
 

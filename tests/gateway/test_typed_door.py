@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from drivetrain.simulator import SimulatorProcess
 from support import wire
 from support.projects import model, provider, settings, workflow
 from support.served import Served, served
+from support.tries import eventually
 from support.upstream import Asked, Upstream, Wire, completion, http
 
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
@@ -176,7 +176,7 @@ def answers(upstream: Upstream, text: str = "", by_model: Mapping[str, str] | No
 
 def asked(gateway: Served, name: str, value: Any, *, path: str = "") -> wire.Answered:
     raw = value if isinstance(value, bytes) else json.dumps(value).encode()
-    return wire.one(gateway.port, wire.request(raw, path=path or f"/v1/workflows/{name}"), wait_s=5)
+    return wire.one(gateway.port, wire.request(raw, path=path or f"/v1/workflows/{name}"))
 
 
 def chatted(gateway: Served, name: str, *messages: Any, **more: Any) -> wire.Answered:
@@ -694,7 +694,6 @@ def test_a_chat_workflow_sends_what_it_was_given_but_what_it_treats(gateway: Ser
 
 def test_nothing_is_left_running(gateway: Served) -> None:
     """Stands last."""
-    deadline = time.monotonic() + 2
-    while any(call.status == "running" for call in gateway.calls()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert [call for call in gateway.calls() if call.status == "running"] == []
+    assert eventually(lambda: all(call.status != "running" for call in gateway.calls()), every_s=0.05), [
+        call for call in gateway.calls() if call.status == "running"
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -29,6 +30,7 @@ from drivetrain.inference.pool import OUTSTANDING_BYTES_MAX, WorkerModels
 from drivetrain.inference.threaded import ThreadModels
 from support.losing import losing_loop
 from support.trained import Echo, Sink, all_ended, asked, on_a_loop, pinned
+from support.tries import PATIENCE_S, in_one_try
 
 TESTS = Path(__file__).resolve().parents[1]
 PROCESS = f"""
@@ -90,7 +92,7 @@ def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
 async def gateway(supervisor: Supervisor, *models: Pinned) -> AsyncIterator[WorkerModels]:
     """What a gateway worker has."""
     pool = WorkerModels(supervisor.paths, asyncio.get_running_loop())
-    await pool.prepare(models or (pinned(), SLOW), limit_s=20)
+    await pool.prepare(models or (pinned(), SLOW), limit_s=45)
     try:
         yield pool
     finally:
@@ -136,7 +138,7 @@ async def test_kill_9_in_mid_load_every_row_ends_once_the_worker_is_replaced_and
         lost = [sink for sink in sinks if sink.kind == "worker_lost"]
         assert lost
         assert all(sink.status == 200 or sink.kind == "worker_lost" for sink in sinks)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(45):
             while True:
                 supervisor.reap()
                 sink = Sink()
@@ -174,26 +176,33 @@ async def test_a_row_that_kills_its_worker_fails_and_the_rest_of_its_batch_too(s
         assert all(sink.failure is not None and sink.failure.sent for sink in sinks)
 
 
-@on_a_loop
-async def test_who_cannot_be_in_time_is_refused_at_once(supervisor: Supervisor) -> None:
+def test_who_cannot_be_in_time_is_refused_at_once(supervisor: Supervisor) -> None:
+    in_one_try(lambda: asyncio.run(refused_at_once(supervisor)))
+
+
+async def refused_at_once(supervisor: Supervisor) -> None:
+    """32 rows take the model 52 ms: of 1,500 some 600 can be in time on a machine that is its own."""
     async with gateway(supervisor) as pool:
-        sinks = [Sink() for _ in range(300)]
+        sinks = [Sink() for _ in range(1_500)]
         began_ns = time.monotonic_ns()
         for sink in sinks:
-            pool.send(asked("t", SLOW, slo_ms=200), sink)
+            pool.send(asked("t", SLOW, slo_ms=1_000), sink)
         await all_ended(sinks)
         refused = [sink for sink in sinks if sink.kind == "overload"]
         answered = [sink for sink in sinks if sink.status == 200]
-        assert len(refused) + len(answered) == 300
-        assert len(answered) >= 64
-        # 300 rows take half a second: most who are refused know it before the first batch is done.
-        early = [sink for sink in refused if sink.heard_ns - began_ns < 100_000_000]
-        assert len(early) >= 100
-        assert "cannot answer within 200 ms" in str(refused[0].failure)
+        assert len(refused) + len(answered) == 1_500
+        assert len(answered) >= 200
+        # Most who are refused know it long before they would have been late.
+        early = [sink for sink in refused if sink.heard_ns - began_ns < 500_000_000]
+        assert len(early) >= 500
+        assert "cannot answer within 1000 ms" in str(refused[0].failure)
 
 
-@on_a_loop
-async def test_timeouts_hold_while_the_model_is_slow_and_cancelled_rows_hear_nothing(supervisor: Supervisor) -> None:
+def test_timeouts_hold_while_the_model_is_slow_and_cancelled_rows_hear_nothing(supervisor: Supervisor) -> None:
+    in_one_try(lambda: asyncio.run(timeouts_hold(supervisor)))
+
+
+async def timeouts_hold(supervisor: Supervisor) -> None:
     async with gateway(supervisor) as pool:
         busy, late, gone, after = Sink(), Sink(), Sink(), Sink()
         pool.send(asked("sleep 400"), busy)
@@ -226,7 +235,7 @@ async def test_nonsense_closes_that_connection_and_no_other(supervisor: Supervis
             reader, writer = await asyncio.open_unix_connection(path)
             writer.write(nonsense)
             with contextlib.suppress(ConnectionError):
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(PATIENCE_S):
                     while await reader.read(65_536):
                         pass
             writer.close()
@@ -261,7 +270,7 @@ async def test_without_a_worker_rows_fail_at_once_and_preparing_says_where_it_lo
     assert str(tmp_path / "m.sock") in str(told.value)
     sink = Sink()
     pool.send(asked("a"), sink)
-    await all_ended([sink], limit_s=1)
+    await all_ended([sink], limit_s=10)
     assert sink.failure is not None
     assert (sink.kind, sink.failure.sent) == ("worker_lost", False)
     await pool.close()
@@ -274,27 +283,37 @@ async def test_a_model_that_cannot_be_loaded_is_told_before_traffic(supervisor: 
             pass
 
 
-@on_a_loop
-async def test_sigterm_answers_the_running_batch_and_the_supervisors_end_ends_the_worker(tmp_path: Path) -> None:
-    supervisor = Supervisor(tmp_path)
-    async with gateway(supervisor) as pool:
-        running, waiting = Sink(), Sink()
-        pool.send(asked("sleep 200"), running)
-        await asyncio.sleep(0.05)
-        pool.send(asked("waits"), waiting)
-        await asyncio.sleep(0.05)
-        os.kill(supervisor.workers.pids[0], signal.SIGTERM)
-        await all_ended([running, waiting])
-        assert (running.status, waiting.kind) == (200, "worker_lost")
-    os.waitpid(supervisor.workers.pids[0], 0)
+def test_sigterm_answers_the_running_batch(tmp_path: Path) -> None:
+    folders = (tmp_path / str(number) for number in itertools.count())
+    in_one_try(lambda: asyncio.run(ended_in_mid_batch(next(folders))))
 
+
+async def ended_in_mid_batch(folder: Path) -> None:
+    folder.mkdir()
+    supervisor = Supervisor(folder)
+    try:
+        async with gateway(supervisor) as pool:
+            running, waiting = Sink(), Sink()
+            pool.send(asked("sleep 200"), running)
+            await asyncio.sleep(0.05)
+            pool.send(asked("waits"), waiting)
+            await asyncio.sleep(0.05)
+            os.kill(supervisor.workers.pids[0], signal.SIGTERM)
+            await all_ended([running, waiting])
+            assert (running.status, waiting.kind) == (200, "worker_lost")
+    finally:
+        supervisor.end()
+
+
+@on_a_loop
+async def test_the_supervisors_end_ends_the_worker(tmp_path: Path) -> None:
     ended, alive = os.pipe()
     arguments = [sys.executable, "-c", PROCESS, "--socket", str(tmp_path / "o.sock"), "--supervisor-fd", str(ended)]
     with subprocess.Popen(arguments, pass_fds=(ended,)) as process:
         while not (tmp_path / "o.sock").exists():
             await asyncio.sleep(0.02)
         os.close(alive)
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE_S) == 0
     os.close(ended)
     assert not (tmp_path / "o.sock").exists()
 
@@ -302,7 +321,7 @@ async def test_sigterm_answers_the_running_batch_and_the_supervisors_end_ends_th
 @on_a_loop
 async def test_the_door_scores_small_models_here_and_larger_ones_in_a_thread_that_holds_nobody_up() -> None:
     loop = asyncio.get_running_loop()
-    scorers = {model.digest: Echo(model, *((20, 1) if model is SLOW else (0, 0))) for model in (pinned(), SLOW)}
+    scorers = {model.digest: Echo(model, *((300, 1) if model is SLOW else (0, 0))) for model in (pinned(), SLOW)}
     local = LocalModels(lambda model: scorers[model.digest], loop.call_soon, time.monotonic_ns)
     door = ModelsDoor(
         local, ThreadModels(loop, lambda model: scorers[model.digest]), lambda model: model.name == "echo"
@@ -311,11 +330,9 @@ async def test_the_door_scores_small_models_here_and_larger_ones_in_a_thread_tha
     slow, fast = [Sink() for _ in range(10)], Sink()
     for sink in slow:
         door.send(asked("s", SLOW), sink)
-    began = time.monotonic()
     door.send(asked("f"), fast)
     await fast.ended.wait()
-    assert time.monotonic() - began < 0.015
-    assert not any(sink.endings for sink in slow)
+    assert not any(sink.endings for sink in slow), "it waited for them"
     cancelled, late = Sink(), Sink()
     door.send(asked("c", SLOW), cancelled).cancel()
     door.send(asked("l", SLOW, timeout_ms=1), late)

@@ -19,7 +19,7 @@ from typing import Any
 
 from typer.testing import CliRunner
 
-from drivetrain.adapters.sqlite import SqliteControlLog
+from drivetrain.adapters.sqlite import SqliteControlLog, open_control_log
 from drivetrain.adapters.sqlite_keys import SqliteKeySource, SqliteKeyStore
 from drivetrain.cli.keys import app
 from drivetrain.ports.control import ControlRecord
@@ -98,7 +98,7 @@ class Keys:
 
     @property
     def log(self) -> SqliteControlLog:
-        return SqliteControlLog(self.root / ".drivetrain" / "data" / "control.db", self.root / ".drivetrain" / "keys")
+        return open_control_log(self.root / ".drivetrain" / "data", self.root / ".drivetrain" / "keys")
 
     def logged(self, name: str | None = None) -> list[ControlRecord]:
         """The records about keys, or about one."""
@@ -114,7 +114,7 @@ def store_in(folder: Path, **more: Any) -> SqliteKeyStore:
 
 
 def log_in(folder: Path) -> SqliteControlLog:
-    return SqliteControlLog(folder / "data" / "control.db", folder / "keys")
+    return open_control_log(folder / "data", folder / "keys")
 
 
 def source_in(folder: Path) -> SqliteKeySource:

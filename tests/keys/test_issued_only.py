@@ -46,7 +46,7 @@ def test_an_issued_key_lets_it_listen_beyond_this_machine(root: Path, workers: i
         assert wire.one(port, chat(None)).status == 401, "the end of the last key opens nothing"
     finally:
         child.terminate()
-        child.communicate(timeout=10)
+        child.communicate(timeout=45)
     assert child.returncode == 0
 
 
@@ -60,12 +60,12 @@ def test_a_revoked_key_protects_too(root: Path) -> None:
         assert f"on http://{EVERYWHERE}:" in child.stdout.readline()
     finally:
         child.terminate()
-        child.communicate(timeout=10)
+        child.communicate(timeout=45)
 
 
 def test_without_any_key_it_refuses_and_says_how_to_issue_one(root: Path) -> None:
     child = serve(root, EVERYWHERE)
-    out, said = child.communicate(timeout=20)
+    out, said = child.communicate(timeout=50)
     assert (child.returncode, out) == (1, "")
     assert f"has no key, so the gateway may only listen on this machine, not on {EVERYWHERE}" in said
     assert "Run `drivetrain keys issue NAME`" in said
@@ -79,4 +79,4 @@ def test_on_this_machine_it_says_that_anybody_may_call(root: Path) -> None:
         assert "no key is declared or issued: anybody on this machine may call" in child.stdout.readline()
     finally:
         child.terminate()
-        child.communicate(timeout=10)
+        child.communicate(timeout=45)

@@ -249,7 +249,7 @@ def test_kill_9_between_the_two_stores_leaves_no_accepted_key_unlogged(tmp_path:
         if action != "issue":
             store_in(folder).issue(KeyTerms(name="app"), fresh(), "ann")
         running.append(subprocess.Popen([sys.executable, "-c", DIE, str(folder), when, action], env=os.environ))
-    assert [child.wait(timeout=30) for child in running] == [-signal.SIGKILL] * len(cases)
+    assert [child.wait(timeout=50) for child in running] == [-signal.SIGKILL] * len(cases)
     for action, when in cases:
         folder = tmp_path / f"{action}-{when}"
         before = {"issue": 0, "rotate": 1, "revoke": 1}[action]
@@ -294,7 +294,7 @@ except DrivetrainError as error:
 
 def test_of_several_that_issue_one_name_at_once_one_gets_it(tmp_path: Path) -> None:
     running = [subprocess.Popen([sys.executable, "-c", ISSUE, str(tmp_path), f"p{n}"]) for n in range(5)]
-    codes = [child.wait(timeout=30) for child in running]
+    codes = [child.wait(timeout=50) for child in running]
     assert sorted(codes) == [0, 3, 3, 3, 3]
     (one,) = kept(tmp_path, "app")
     assert one.created_by == f"p{codes.index(0)}"

@@ -27,7 +27,7 @@ def keys(tmp_path: Path) -> Keys:
 def test_the_key_is_on_standard_output_alone(keys: Keys) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", KEYS, "issue", "app", "--team", "support", "--project", str(keys.root)],
-        capture_output=True, text=True, env=os.environ, timeout=30, check=True,
+        capture_output=True, text=True, env=os.environ, timeout=50, check=True,
     )  # fmt: skip
     key = ended.stdout.removesuffix("\n")
     assert is_well_formed(key.encode())

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
-import socket
+import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -24,7 +25,8 @@ from drivetrain.adapters.mirror import Mirror
 from drivetrain.adapters.objects import FileObjects, StoreObjects
 
 SECRET = "wJalrXUtnFEMI-K7MDENG-never-shown"
-START_S = 20.0
+START_S = 60.0
+STARTED = re.compile(rb"Running on http://127\.0\.0\.1:(\d+)")
 
 
 @dataclass
@@ -55,23 +57,30 @@ class S3Server:
     """An S3-compatible server on loopback, in a process of its own."""
 
     def __init__(self) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.port = 0
+        """Its own, once `wait` has ended."""
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
+        # It takes a free port by itself: one that was free a moment ago may be somebody else's.
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "from moto.server import main; main()", "-H", "127.0.0.1", "-p", str(self.port)],
+            [sys.executable, "-c", "from moto.server import main; main()", "-H", "127.0.0.1", "-p", "0"],
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=self._said,
             env={**os.environ, "PYTHONWARNINGS": "ignore"},
         )
         self._buckets = 0
 
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
     def wait(self) -> None:
         until = time.monotonic() + START_S
         while time.monotonic() < until:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/moto-api/", timeout=1):
-                return
+            found = STARTED.search(os.pread(self._said.fileno(), 1 << 16, 0))
+            if found is not None:
+                self.port = int(found[1])
+                with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/moto-api/", timeout=START_S):
+                    return
             time.sleep(0.05)
         raise AssertionError("the S3 server did not start")
 
@@ -85,6 +94,7 @@ class S3Server:
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
+        self._said.close()
 
 
 def s3_options(endpoint: str) -> dict[str, str]:
@@ -124,7 +134,7 @@ def http_server(answer: Callable[[BaseHTTPRequestHandler, bytes], None]) -> Iter
 
 def ask(request: BaseHTTPRequestHandler, body: bytes, port: int) -> tuple[int, dict[str, str], bytes]:
     """What the server at `port` says to a request that was meant for it."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=START_S)
     try:
         connection.request(request.command, request.path, body, dict(request.headers.items()))
         answer = connection.getresponse()

@@ -23,6 +23,7 @@ from drivetrain.lake.roller import Roller
 from drivetrain.ledger.journal import FrameJournal
 from drivetrain.ledger.reader import LedgerReader
 from support.records import LAW, T0_NS, attempt, call_id, closed, opened, put, write
+from support.tries import PATIENCE_S
 
 NAMES = st.sampled_from(["", "a", "b c", "ä=ö", "'; DROP TABLE calls; --", '"', "\0", "😀"])
 NUMBERS = st.one_of(st.integers(0, 10**6), st.sampled_from([0, 2**31, 2**53 + 1, 2**63 - 1]))
@@ -106,7 +107,7 @@ def test_law_lake_and_tail_are_the_ledger(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @settings(LAW, max_examples=40)
 @given(writers=histories(), rows=st.integers(1, 5))
 def test_law_lake_and_tail_are_the_ledger_over_many_histories(
@@ -236,13 +237,13 @@ def test_two_rollers_at_once_roll_each_call_once(tmp_path: Path) -> None:
     class Waiting(HaltingTables):
         def _step(self) -> None:
             inside.set()
-            go.wait(10)
+            go.wait(PATIENCE_S)
 
     results = []
     slow = Roller(tmp_path, Waiting(stores(tmp_path), -1))  # type: ignore[arg-type]
     thread = threading.Thread(target=lambda: results.append(slow.roll()))
     thread.start()
-    assert inside.wait(10)
+    assert inside.wait(PATIENCE_S)
     second = roller(tmp_path).roll()
     assert second.elsewhere
     assert second.calls == 0

@@ -17,6 +17,7 @@ from roller_world import roller, seen_calls, seen_outcomes, spent, stores
 from drivetrain.lake import plans
 from drivetrain.lake.plans import ledger_of
 from support.records import call_id
+from support.tries import PATIENCE_S
 
 HERE = Path(__file__).parent
 WRITER = """
@@ -101,9 +102,12 @@ def rounds(folder: Path, kills: int, seed: int) -> None:
     rollers = start(ROLLERS, folder, HERE)
     assert rollers.stdin is not None
     assert rollers.stdout is not None
-    longest, last = 0.2, [0]
+    longest, last, count = 0.2, [0], 0
     try:
-        for count in range(kills):
+        while not log.read_text():
+            time.sleep(0.01)
+        # A slow machine may take more of them until enough rolls have come to a commit.
+        while count < kills or (count < 10 * kills and last[-1:] <= [kills // 8]):
             rollers.stdin.write(b"go\n")
             rollers.stdin.flush()
             pid = int(rollers.stdout.readline())
@@ -120,6 +124,7 @@ def rounds(folder: Path, kills: int, seed: int) -> None:
                 kill(writer)
                 next_number = int(log.read_text().splitlines()[-1]) + 100
                 writer = start(WRITER, folder, HERE, log, next_number)
+            count += 1
     finally:
         kill(rollers)
         kill(writer)
@@ -138,7 +143,7 @@ def rounds(folder: Path, kills: int, seed: int) -> None:
         files = stores(folder).files(table, transactions=[ledger.application])
         assert files is not None
         assert files.transactions[ledger.application] == newest.number
-    assert newest.number > kills / 8
+    assert newest.number > kills // 8
 
 
 def test_a_roller_that_is_killed_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
@@ -146,7 +151,7 @@ def test_a_roller_that_is_killed_loses_nothing_and_doubles_nothing(tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1_800)
 def test_a_roller_that_is_killed_two_hundred_times_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
     rounds(tmp_path, 200, random.SystemRandom().randrange(10**6))
 
@@ -166,9 +171,10 @@ def test_a_reader_sees_each_call_once_and_soon_while_it_is_rolled(tmp_path: Path
     thread.start()
     try:
         tables = stores(tmp_path)
-        looks = 0
-        until = time.monotonic() + 2
-        while time.monotonic() < until:
+        looks, began = 0, time.monotonic()
+        while (passed_s := time.monotonic() - began) < 2 or (
+            passed_s < 2 * PATIENCE_S and (looks <= 1 or plans.numbers(tmp_path)[-1:] <= [1])
+        ):
             answered = [int(line) for line in log.read_text().split("\n")[:-1]]
             calls = seen_calls(tmp_path, tables)
             ids = {call.call_id for call in calls if call.status == "answered"}

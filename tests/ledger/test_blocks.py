@@ -22,6 +22,7 @@ from drivetrain.ledger.frames import HEAD, Damage, records, segments
 from drivetrain.ledger.journal import FrameJournal
 from drivetrain.ledger.reader import LedgerReader
 from support.records import LAW, attempt, call_id, closed, opened, write
+from support.tries import PATIENCE_S
 
 
 def read(folder: Path, start: int = 0) -> list[tuple[int, int, Stored]]:
@@ -235,7 +236,7 @@ def test_callbacks_of_a_block_run_once_each_in_order_and_sync_ones_after_the_dis
             made.append(opened(number), lambda ok, n=number: order.append(f"plain {n} {ok}"))  # type: ignore[misc]
             made.append(closed(number), lambda ok, n=number: order.append(f"sync {n} {ok}"), sync=True)  # type: ignore[misc]
         made.append(opened(100), lambda _: done.set(), sync=True)
-        await asyncio.wait_for(done.wait(), 5)
+        await asyncio.wait_for(done.wait(), PATIENCE_S)
         made.close()
 
     asyncio.run(main())

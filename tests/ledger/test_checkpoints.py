@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner, Result
 
 from drivetrain.adapters.checkpoints import MARKS_MAX, differences, make_checkpoint, public_text
-from drivetrain.adapters.sqlite import GENESIS, SqliteControlLog, record_hash
+from drivetrain.adapters.sqlite import GENESIS, SqliteControlLog, open_control_log, record_hash
 from drivetrain.cli import audit
 from drivetrain.ports.control import ControlRecord
 
@@ -42,7 +42,7 @@ def project_in(folder: Path, records: int = RECORDS) -> Path:
 
 
 def log_of(folder: Path) -> SqliteControlLog:
-    return SqliteControlLog(folder / ".drivetrain" / "data" / "control.db", folder / ".drivetrain" / "keys")
+    return open_control_log(folder / ".drivetrain" / "data", folder / ".drivetrain" / "keys")
 
 
 @pytest.fixture

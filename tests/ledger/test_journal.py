@@ -16,6 +16,7 @@ from drivetrain.ledger import journal as journal_module
 from drivetrain.ledger.journal import FrameJournal
 from drivetrain.ledger.reader import LedgerReader
 from support.records import attempt, closed, opened, write
+from support.tries import PATIENCE_S
 
 
 def test_callbacks_run_after_the_write_in_order_and_never_inside_append(tmp_path: Path) -> None:
@@ -88,7 +89,7 @@ def test_sync_records_wait_for_the_disk_and_others_do_not(tmp_path: Path, monkey
         journal.append(closed(1), lambda ok: (order.append(f"sync {ok}"), done.set()), sync=True)
         await asyncio.sleep(0)
         journal.append(opened(2), lambda _: order.append("later"))
-        await asyncio.wait_for(done.wait(), 5)
+        await asyncio.wait_for(done.wait(), PATIENCE_S)
         journal.append(closed(2), lambda ok: order.append(f"at close {ok}"), sync=True)
         journal.close()
 
@@ -173,7 +174,7 @@ async def main(folder, limit):
     assert refused, "the limit was never met"
     assert journal.failed
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-    for _ in range(100):
+    for _ in range(1_500):
         await asyncio.sleep(0.02)
         if not journal.failed:
             break
@@ -197,7 +198,6 @@ def test_a_full_disk_refuses_what_does_not_stand_and_recovers_by_itself(tmp_path
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
         capture_output=True,
         text=True,
-        timeout=30,
     )
     assert done.returncode == 0, done.stderr
     acknowledged = [int(number) for number in done.stdout.split(",")]
@@ -307,6 +307,7 @@ def test_a_killed_writer_loses_nothing_that_was_acknowledged(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_killed_writer_loses_nothing_over_many_kills(tmp_path: Path) -> None:
     for round_number in range(40):
         _kill_one(tmp_path / str(round_number), 1 + 61 * round_number)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from drivetrain.ledger.journal import FrameJournal
 from drivetrain.ledger.leaving import LEAVE_NAME, leave_all
 from drivetrain.ledger.reader import LedgerReader
 from support.records import attempt, call_id, closed, opened, write
+from support.tries import PATIENCE_S
 
 
 class Looks:
@@ -170,7 +172,7 @@ def test_a_writer_of_another_thread_is_waited_for(tmp_path: Path) -> None:
     old = journal.segment
     timer = threading.Timer(0.1, journal.look)
     timer.start()
-    leave_all(tmp_path, 5)
+    leave_all(tmp_path, PATIENCE_S)
     timer.join()
     assert not is_locked(old)
     journal.close()
@@ -214,8 +216,9 @@ def test_busy_writers_leave_what_then_stands_still_and_lose_nothing(tmp_path: Pa
     try:
         while sum(path.stat().st_size > 0 for path in tmp_path.glob("*.out")) < len(writers):
             assert all(writer.poll() is None for writer in writers)
+            time.sleep(0.01)
         for _ in range(8):
-            mark = leave_all(tmp_path, 5)
+            mark = leave_all(tmp_path, PATIENCE_S)
             for segment in segments(tmp_path):
                 if segment.opened_ns is not None and segment.opened_ns < mark and not segment.live:
                     content = segment.path.read_bytes()

@@ -47,7 +47,7 @@ def read(path: Path) -> Iterator[Any]:
         at += 4 + size
 
 
-async def main(folder: Path, name: str, seconds: float) -> None:
+async def main(folder: Path, name: str) -> None:
     fd = os.open(folder / f"{name}.frames", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     loop = asyncio.get_running_loop()
     limits = Limits(
@@ -57,19 +57,18 @@ async def main(folder: Path, name: str, seconds: float) -> None:
         loop=loop,
         read_ledger=lambda writer, _: read(folder / f"{writer}.frames"),
         recall_ms=3_000,
-        wait_ms=5_000,
+        wait_ms=20_000,
     )
     (folder / f"{name}.ready").touch()
     while not (folder / "go").exists():
         await asyncio.sleep(0.002)
-    until = time.monotonic() + seconds
-    await asyncio.gather(*(spend(limits, fd, f"{name}-{n}", until) for n in range(4)))
+    await asyncio.gather(*(spend(limits, fd, f"{name}-{n}", folder / "stop") for n in range(4)))
     await limits.close()
 
 
-async def spend(limits: Limits, fd: int, name: str, until: float) -> None:
+async def spend(limits: Limits, fd: int, name: str, stop: Path) -> None:
     number = 0
-    while time.monotonic() < until:
+    while not stop.exists():
         number += 1
         call_id = f"{name}-{number}"
         hold = await _when(lambda then: limits.admit(WHO, "w", time.time_ns(), then))
@@ -96,4 +95,4 @@ async def _when(ask: Any) -> Any:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])))
+    asyncio.run(main(Path(sys.argv[1]), sys.argv[2]))

@@ -20,17 +20,19 @@ WORKER = Path(__file__).with_name("last_dollar_worker.py")
 def test_four_processes_never_overspend_and_leave_nothing_that_fits(tmp_path: Path) -> None:
     names = [f"p{number}" for number in range(4)]
     processes = [
-        subprocess.Popen([sys.executable, str(WORKER), str(tmp_path), name, "2"], stderr=subprocess.PIPE)
-        for name in names
+        subprocess.Popen([sys.executable, str(WORKER), str(tmp_path), name], stderr=subprocess.PIPE) for name in names
     ]
     while not all((tmp_path / f"{name}.ready").exists() for name in names):
         time.sleep(0.005)
         assert all(process.poll() is None for process in processes)
     (tmp_path / "go").touch()
+    until = time.monotonic() + 2
     while (tmp_path / "p0.frames").stat().st_size < 3_000:
         time.sleep(0.001)
         assert processes[0].poll() is None, processes[0].communicate()[1].decode()
     processes[0].kill()
+    time.sleep(max(0.0, until - time.monotonic()))
+    (tmp_path / "stop").touch()
     for process in processes:
         _, told = process.communicate(timeout=30)
         if process is not processes[0]:

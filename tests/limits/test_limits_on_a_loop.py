@@ -16,6 +16,7 @@ from drivetrain.core.calls import Attribution, ClosedV1
 from drivetrain.core.limits import Alert, Limit, Refusal
 from drivetrain.limits.leasing import Limits
 from drivetrain.limits.slices import Hold, Waiter
+from support.tries import in_one_try, measured
 
 PURSE = [budget("all", 100)]
 
@@ -52,7 +53,7 @@ async def reserve(limits: Limits, hold: Hold, worst: int) -> Any:
 
 def run(story: Callable[[], Awaitable[None]]) -> None:
     async def all_of_it() -> None:
-        await asyncio.wait_for(story(), 20)
+        await asyncio.wait_for(story(), 45)
 
     asyncio.run(all_of_it())
 
@@ -86,10 +87,10 @@ def test_most_calls_ask_nobody(stores: Stores) -> None:
             limits.settle(hold, 900)
             limits.close_hold(hold)
             await asyncio.sleep(0)
-        assert asked < 50
         await limits.close()
+        assert asked < 50
 
-    run(story)
+    in_one_try(lambda: run(story))  # it is asked more often where its thread stands still
 
 
 def test_a_store_that_is_down_fails_closed_and_what_is_leased_may_be_spent() -> None:
@@ -120,18 +121,24 @@ def test_a_store_that_is_down_fails_closed_and_what_is_leased_may_be_spent() -> 
 def test_a_frozen_store_costs_a_call_its_deadline_and_no_more() -> None:
     stores = Stores("memory", Clock())
 
+    took_ms: list[float] = []
+
     async def story() -> None:
         limits = made(stores, PURSE, "a", recall_ms=35, wait_ms=50)
         hold = await admit(limits)
         with stores.memory.lock:
             began = time.monotonic()
             refused = await reserve(limits, hold, 10)
-            took_ms = (time.monotonic() - began) * 1e3
+            took_ms.append((time.monotonic() - began) * 1e3)
         assert refused.code == "limits_unavailable"
-        assert 45 < took_ms < 1_000, took_ms
+        assert took_ms[-1] > 45
         await limits.close()
 
-    run(story)
+    def one() -> float:
+        run(story)
+        return took_ms[-1]
+
+    measured(1_000, one)
 
 
 def test_a_holder_that_never_answers_delays_the_refusal_by_the_recall_only(stores: Stores) -> None:

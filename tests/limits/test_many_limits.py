@@ -237,7 +237,7 @@ def spend(worker: Worker, who: Attribution) -> None:
 
 
 def test_hundreds_of_budgets_that_run_low_are_topped_up_together() -> None:
-    asyncio.run(asyncio.wait_for(_topped_up(), 20))
+    asyncio.run(asyncio.wait_for(_topped_up(), 45))
 
 
 async def _topped_up() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from typer.testing import CliRunner, Result
 
-from drivetrain.adapters.sqlite import SqliteControlLog
+from drivetrain.adapters.sqlite import open_control_log
 from drivetrain.cli.freshness import freshness_command
 from drivetrain.cli.lineage import lineage_command
 from drivetrain.lineage.lineage import Lineage
@@ -78,7 +78,7 @@ class World:
         self.root = root
         for name, text in files.items():
             self.write(name, text)
-        self.control = SqliteControlLog(self._made(root / ".drivetrain/data") / "control.db", self._made(root / KEYS))
+        self.control = open_control_log(self._made(root / ".drivetrain/data"), self._made(root / KEYS))
         self.at_ns = T0_NS
         self.lineage = Lineage(self.control, actor="ada", now_ns=self._tick)
 

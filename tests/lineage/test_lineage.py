@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import time
 
@@ -14,6 +15,7 @@ from drivetrain.core.lineage import MadeV1
 from drivetrain.lineage.graph import Graph
 from drivetrain.lineage.made import INPUTS_MAX, History, Making, read_history
 from drivetrain.ports.control import ControlRecord
+from support.tries import TRIES
 
 
 def golden(world: World) -> None:
@@ -269,7 +271,7 @@ def test_records_that_are_none_are_counted_and_passed_over(world: World) -> None
 
 
 def test_ten_thousand_records_within_a_second() -> None:
-    """Any inputs, cycles too; up and down agree."""
+    """Any inputs, cycles too; up and down agree. The second is one of CPU, in one of a few whole tries."""
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     dice = random.Random(seed)
@@ -282,11 +284,14 @@ def test_ten_thousand_records_within_a_second() -> None:
                 seq=number + 1, at_ns=number, kind="made", actor="", subject="", body=body, prev_hash="", hash=""
             )
         )
-    began = time.process_time()
-    graph = Graph(read_history(records), {})
-    start = "dataset:d0@1"
-    up, steps, cycles = graph.upstream(start), list(graph.tree(start)), graph.cycles(graph)
-    took_s = time.process_time() - began
+    start, took_s = "dataset:d0@1", math.inf
+    for _ in range(TRIES):
+        began = time.process_time()
+        graph = Graph(read_history(records), {})
+        up, steps, cycles = graph.upstream(start), list(graph.tree(start)), graph.cycles(graph)
+        took_s = min(took_s, time.process_time() - began)
+        if took_s < 1.0:
+            break
     assert took_s < 1.0, f"seed {seed}"
     assert {step.artifact for step in steps} | {start} == set(up) | {start}, f"seed {seed}"
     in_cycle = {one for cycle in cycles for one in cycle}

@@ -77,7 +77,7 @@ def test_a_segment_is_let_go_when_nothing_more_comes(world: World) -> None:
     record_outcome(call_id=call_id(1), metric="m", value=1, project=world.root)
     (segment,) = segments(world.data_folder)
     waiting = threading.Event()
-    for _ in range(50):
+    for _ in range(300):
         if not is_locked(segment.path):
             break
         waiting.wait(0.1)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from drivetrain import DrivetrainError, project
+from drivetrain.project.document import parse
 from drivetrain.project.files import hash_of
 from drivetrain.project.load import Source, build
 from drivetrain.project.problems import Problems
-from drivetrain.project.settings import parse
 from drivetrain.project.snapshot import Versions
 
 CHANGES = [

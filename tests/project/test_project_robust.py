@@ -18,7 +18,17 @@ from hypothesis import strategies as st
 import drivetrain as dt
 from drivetrain import project
 from drivetrain.core.errors import ProjectError
-from drivetrain.project import chat_workflows, limits, settings
+from drivetrain.project import (
+    caller_settings,
+    chat_workflows,
+    gateway_settings,
+    limits,
+    model_settings,
+    provider_settings,
+    record_settings,
+    settings,
+)
+from drivetrain.project.document import parse
 from drivetrain.project.files import SETTINGS_FILE
 from drivetrain.project.load import Source, build
 from drivetrain.project.problems import Problems
@@ -116,7 +126,7 @@ def _load(document: dict[str, Any]) -> None:
     content = "\n".join(f"{key} = {_toml(value)}" for key, value in document.items()).encode()
     problems = Problems()
     source = Source(files={SETTINGS_FILE: content}, root=Path("/p"), code_root=Path("/p"), environment="prod")
-    project.unload(build(source, settings.parse(content, problems), problems))
+    project.unload(build(source, parse(content, problems), problems))
 
 
 @contextlib.contextmanager
@@ -217,13 +227,14 @@ def test_any_argument_of_any_declaration(kind: str, data: st.DataObject) -> None
         environment="prod",
     )
     with contextlib.suppress(ProjectError), _placed("workflows/w.py"):
-        project.unload(build(source, settings.parse(content, problems), problems))
+        project.unload(build(source, parse(content, problems), problems))
 
 
 REFERENCE = Path(__file__).parents[2] / "docs/reference/project.md"
 NAMES = {
-    *settings.TOP_KEYS, *settings.PROJECT_KEYS, *settings.PROVIDER_KEYS, *settings.MODEL_KEYS, *settings.TEAM_KEYS,
-    *settings.KEY_KEYS, *settings.GATEWAY_KEYS, *settings.LEDGER_KEYS, *settings.CAPABILITIES, *settings.OVERRIDES,
+    *settings.TOP_KEYS, *settings.PROJECT_KEYS, *provider_settings.PROVIDER_KEYS, *model_settings.MODEL_KEYS,
+    *model_settings.CAPABILITIES, *caller_settings.TEAM_KEYS, *caller_settings.KEY_KEYS, *caller_settings.OVERRIDES,
+    *gateway_settings.GATEWAY_KEYS, *record_settings.LEDGER_KEYS,
     *chat_workflows.WORKFLOW_KEYS, *chat_workflows.TYPED_KEYS, *chat_workflows.VARIANT_KEYS, *chat_workflows.RULE_KEYS,
     *chat_workflows.ACCEPT_KEYS, *chat_workflows.BUDGET_KEYS, *chat_workflows.SLO_KEYS, *chat_workflows.PARAMETERS_KEYS,
     *limits.LIMIT_KEYS, *chat_workflows.CACHE_KEYS, *chat_workflows.DEGRADE_KEYS, *dt.Stale.__struct_fields__,

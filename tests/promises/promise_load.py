@@ -7,6 +7,8 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+from promise_gateway import is_busy
+
 from support import wire
 
 INPUT_NANO, OUTPUT_NANO = 1_000, 2_000
@@ -48,7 +50,7 @@ class Load:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(15)
+            thread.join(60)
             assert not thread.is_alive(), "a client hangs"
 
     def _client(self, number: int) -> None:
@@ -67,20 +69,27 @@ class Load:
 
 
 def ask(connection: object, one: Told) -> bool:
-    """Sends one request and notes what comes; whether the connection is still good."""
+    """Sends one request and notes what comes; whether the connection is still good.
+
+    A client that is told to come back, since the store of limits was too busy to say anything, does.
+    """
     body = {
         "model": "help",
         "messages": [{"role": "user", "content": one.text}],
         **({"stream": True, "stream_options": {"include_usage": True}} if one.stream else {}),
     }
-    try:
-        connection.sendall(wire.request(body))  # type: ignore[attr-defined]
-        heard = wire.hear(connection)  # type: ignore[arg-type]
-    except OSError:
-        return False
-    if not heard.answers:
-        return False
-    answer = heard.answers[0]
+    while True:
+        try:
+            connection.sendall(wire.request(body))  # type: ignore[attr-defined]
+            heard = wire.hear(connection)  # type: ignore[arg-type]
+        except OSError:
+            return False
+        if not heard.answers:
+            return False
+        answer = heard.answers[0]
+        if not is_busy(answer):
+            break
+        time.sleep(0.1)
     one.status = answer.status
     one.call_id = answer.headers.get("x-request-id", "")
     if one.stream and answer.status == 200:

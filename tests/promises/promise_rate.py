@@ -13,7 +13,9 @@ from collections import deque
 
 CONNECTIONS = 64
 TICK_S = 0.001
-DRAIN_S = 5.0
+CONNECTIONS_MAX = 400
+"""A gateway that stands still for a moment is waited for then: more would meet limits on open files, here and there."""
+DRAIN_S = 60.0
 BODY = b'{"model":"said","messages":[{"role":"user","content":"?"}]}'
 REQUEST = (
     b"POST /v1/chat/completions HTTP/1.1\r\nhost: gateway\r\ncontent-type: application/json\r\n"
@@ -76,8 +78,10 @@ async def offer(port: int, rate: int, seconds: float) -> list[list[list[object]]
     while sent < rate * seconds:
         due = min(int((time.perf_counter() - began) * rate) + 1, int(rate * seconds))
         while sent < due:
-            if not idle:
+            if not idle and len(made) < CONNECTIONS_MAX:
                 await connect()
+            while not idle:
+                await asyncio.sleep(TICK_S)
             idle.popleft().send()
             sent += 1
         await asyncio.sleep(TICK_S)

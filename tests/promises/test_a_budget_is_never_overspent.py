@@ -74,7 +74,7 @@ class Storm:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(240)
             assert not thread.is_alive(), "a client hangs"
 
     def _client(self, number: int) -> None:
@@ -109,7 +109,7 @@ class Storm:
                     connection.recv(chance.randint(1, 3_000))
                 self.statuses["left"] += 1
                 return 0
-            heard = wire.hear(connection, wait_s=20)
+            heard = wire.hear(connection)
         if not heard.answers:
             self.wrong.append(f"no answer: {heard}")
             return 0
@@ -145,7 +145,7 @@ def test_the_last_dollar_is_spent_once_and_wholly(seed: int) -> None:
         assert not storm.wrong, (len(storm.wrong), storm.wrong[:3])
         assert storm.statuses["200"] > 20
         assert storm.statuses["429 budget_exceeded"] > 20, "the money never ran out"
-        assert eventually(lambda: books_agree(served), wait_s=5), (
+        assert eventually(lambda: books_agree(served)), (
             books.settled(served.data_folder, *SCOPES),
             spent(served),
         )
@@ -186,7 +186,7 @@ def spend_the_rest(served: Gateway, chance: random.Random) -> None:
             assert exact(served, team, user, fits + 1).status == 429, "one token more than what is left was sold"
             answer = exact(served, team, user, fits)
             assert answer.status == 200, (left, answer.body, books.accounts(served.data_folder, *SCOPES))
-            assert eventually(lambda: books_agree(served), wait_s=3)
+            assert eventually(lambda: books_agree(served))
 
 
 def tokens_for(served: Gateway, team: str, user: str, left: int) -> int:

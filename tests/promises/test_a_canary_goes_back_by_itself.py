@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,7 +46,7 @@ def canary() -> RolloutV1:
 
 def asked(port: int, user: int) -> int:
     body = {"model": "said", "messages": [{"role": "user", "content": "?"}], "user": f"user-{user}"}
-    status: int = wire.one(port, wire.request(body), wait_s=5).status
+    status: int = wire.one(port, wire.request(body)).status
     return status
 
 
@@ -66,7 +65,7 @@ def watchers(root: Path) -> list[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(90)
+@pytest.mark.timeout(300)
 def test_a_canary_goes_back_by_itself(simulator: SimulatorProcess) -> None:
     with gateway(project(simulator.url, works=True)) as served:
         releases = Releases(served.root)
@@ -83,13 +82,10 @@ def test_a_canary_goes_back_by_itself(simulator: SimulatorProcess) -> None:
         statuses = first + [asked(served.port, user) for user in range(8, USERS)]
         os.kill(watcher, signal.SIGKILL)
         assert {200} < set(statuses)  # half of them are the candidate's
-        assert eventually(lambda: state_of(place_of(served.root)).live.active is None, 20), served.stderr
+        assert eventually(lambda: state_of(place_of(served.root)).live.active is None), served.stderr
         _, event = state_of(place_of(served.root)).releases[2].events[-1]
         assert (event.event, event.by, event.guard) == ("aborted", "guards", "errors")
         assert event.evidence["calls_candidate"] + event.evidence["calls_live"] == USERS  # none was lost
         assert eventually(lambda: not any(one.candidate for one in served_by(run_folder)))
         assert {asked(served.port, user) for user in range(USERS)} == {200}
-        until_s = time.monotonic() + 10
-        while watchers(served.root):
-            assert time.monotonic() < until_s
-            time.sleep(0.1)
+        assert eventually(lambda: not watchers(served.root), every_s=0.1)

@@ -1,5 +1,8 @@
 """Promise 12: a store that freezes costs a call at most 50 ms; then it is refused, or goes on by what is leased.
 
+The time is that of all calls of eleven but the slowest: a machine that stands still for a moment spoils one, and a
+product that waits longer all of them.
+
 Frozen: another process holds the store's lock and is stopped. Three of them: the queue before the counters, the
 counters themselves, and the issued keys. Workflows that need none of it notice nothing.
 """
@@ -14,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 
 import pytest
 from promise_gateway import Gateway, eventually, gateway, simulated
@@ -23,6 +27,7 @@ from drivetrain.simulator import SimulatorProcess
 from support import books, wire
 from support.projects import model, provider, settings, workflow
 
+CALLS = 11
 WITHIN_MS = 50
 NOISE_MS = 60
 """For a busy machine: the client's and the worker's turns on its cores."""
@@ -78,7 +83,14 @@ def ask(served: Gateway, name: str, tokens: int = 50, key: str | None = None) ->
 
 
 def usual_ms(served: Gateway, name: str) -> float:
-    return sorted(ask(served, name)[1] for _ in range(9))[4]
+    """Of calls that were answered, once one was."""
+    assert eventually(lambda: ask(served, name)[0].status == 200)
+    return median(ask(served, name)[1] for _ in range(CALLS))
+
+
+def most(took_ms: list[float]) -> float:
+    """What all but one of these calls keep."""
+    return sorted(took_ms)[-2]
 
 
 def readyz(served: Gateway) -> wire.Answered:
@@ -88,19 +100,20 @@ def readyz(served: Gateway) -> wire.Answered:
 @pytest.mark.parametrize("what", ["queue", "counters"])
 def test_frozen_counters_cost_a_call_50_ms_and_others_nothing(served: Gateway, what: str) -> None:
     usual = usual_ms(served, "free")
+    limited_ms, free_ms = [], []
     with frozen(what, limits_folder(served.data_folder)):
         # Nothing of this budget is leased here yet, so it must be refused: only the store may say that it fits.
-        for _ in range(4):
+        for _ in range(CALLS):
             answer, took = ask(served, "limited")
             assert (answer.status, answer.json["error"]["code"]) == (503, "limits_unavailable")
             assert "retry-after" in answer.headers
-            assert took <= WITHIN_MS + NOISE_MS
-        assert ask(served, "limited")[1] <= WITHIN_MS + NOISE_MS
-        for _ in range(10):
+            limited_ms.append(took)
             answer, took = ask(served, "free")
             assert answer.status == 200
-            assert took <= usual + NOISE_MS
-    assert eventually(lambda: ask(served, "limited")[0].status == 200, wait_s=4), "it never recovers"
+            free_ms.append(took)
+    assert most(free_ms) <= usual + NOISE_MS, (usual, free_ms)
+    assert most(limited_ms) <= WITHIN_MS + NOISE_MS, limited_ms
+    assert eventually(lambda: ask(served, "limited")[0].status == 200), "it never recovers"
     assert eventually(lambda: readyz(served).status == 200)
     cost = sum(call.cost_nano_usd for call in served.calls() if call.workflow == "limited")
     assert eventually(lambda: books.settled(served.data_folder, "month") == {"month/limited": cost})
@@ -109,15 +122,20 @@ def test_frozen_counters_cost_a_call_50_ms_and_others_nothing(served: Gateway, w
 @pytest.mark.parametrize("what", ["queue", "counters"])
 def test_what_is_leased_is_spent_while_the_counters_are_frozen(served: Gateway, what: str) -> None:
     usual = usual_ms(served, "limited")
+    leased_ms, beyond_ms = [], []
     with frozen(what, limits_folder(served.data_folder)):
-        for _ in range(10):
+        for _ in range(CALLS):
             answer, took = ask(served, "limited", tokens=5)
             assert answer.status == 200, answer
-            assert took <= usual + NOISE_MS
-        refused, took = ask(served, "limited", tokens=4_000_000)
-        assert refused.status == 429 or took <= WITHIN_MS + NOISE_MS
+            leased_ms.append(took)
+        for _ in range(CALLS):
+            refused, took = ask(served, "limited", tokens=4_000_000)
+            assert refused.status in (429, 503)
+            beyond_ms.append(took)
+    assert most(leased_ms) <= usual + NOISE_MS, (usual, leased_ms)
+    assert most(beyond_ms) <= WITHIN_MS + NOISE_MS, beyond_ms
     cost = sum(call.cost_nano_usd for call in served.calls())
-    assert eventually(lambda: books.settled(served.data_folder, "month") == {"month/limited": cost}, wait_s=4)
+    assert eventually(lambda: books.settled(served.data_folder, "month") == {"month/limited": cost})
 
 
 @pytest.mark.slow
@@ -127,7 +145,7 @@ def test_a_stuck_queue_lets_a_gateway_end(served: Gateway) -> None:
     with frozen("queue", limits_folder(served.data_folder)):
         assert ask(served, "limited", tokens=5)[0].status == 200
         served.signal(signal.SIGTERM)
-        served.wait(12)
+        served.wait()
     served.start()
     cost = sum(call.cost_nano_usd for call in served.calls())
     assert eventually(lambda: books.settled(served.data_folder, "month") == {"month/limited": cost})
@@ -137,15 +155,17 @@ def test_frozen_issued_keys_cost_nothing_for_keys_that_are_known(served: Gateway
     key = served.command("keys", "issue", "shop", "--json")
     secret = next(word for word in key.replace('"', " ").split() if word.startswith("dt"))
     assert eventually(lambda: ask(served, "free", key=secret)[0].status == 200 and ask(served, "free")[0].status == 401)
-    usual = sorted(ask(served, "free", key=secret)[1] for _ in range(9))[4]
+    usual = median(ask(served, "free", key=secret)[1] for _ in range(CALLS))
+    took_ms = []
     store = next(path for path in served.root.rglob("keys.db"))
     with frozen("keys", store):
         until = time.monotonic() + 1.5
         while time.monotonic() < until:
             answer, took = ask(served, "free", key=secret)
             assert answer.status == 200
-            assert took <= usual + NOISE_MS
+            took_ms.append(took)
             assert ask(served, "free", key="dt_wrong")[0].status == 401
             time.sleep(0.05)
+    assert most(took_ms) <= usual + NOISE_MS, (usual, took_ms)
     served.command("keys", "revoke", "shop", "--now")
     assert eventually(lambda: ask(served, "free", key=secret)[0].status == 401, wait_s=2)

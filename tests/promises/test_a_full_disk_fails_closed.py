@@ -137,6 +137,6 @@ def check_books(served: Gateway) -> None:
         limited = [call for call in served.calls() if call.workflow == "limited"]
         return {**books.spent(limited, month="workflow"), **books.spent(served.calls(), user="user")}
 
-    assert eventually(lambda: books.settled(served.data_folder, "month", "user") == spent(), wait_s=4), (
+    assert eventually(lambda: books.settled(served.data_folder, "month", "user") == spent()), (
         books.settled(served.data_folder, "month", "user"), spent(),
     )  # fmt: skip

@@ -10,11 +10,10 @@ import signal
 import statistics
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from promise_gateway import Gateway, chat_project, eventually, gateway, gone, simulated
+from promise_gateway import Gateway, best_s, chat_project, eventually, gateway, gone, simulated
 
 from drivetrain.core.calls import Call
 from drivetrain.simulator import SimulatorProcess
@@ -56,13 +55,7 @@ def shadowed(simulator: SimulatorProcess, candidate: str, *, workers: int = 1) -
 
 def shadow_pid(of: Gateway) -> int:
     """Of the gateway's shadow; 0 where there is none now."""
-    try:
-        children = Path(f"/proc/{of.pid}/task/{of.pid}/children").read_text().split()
-        return next(
-            (int(pid) for pid in children if b"shadowing" in Path(f"/proc/{pid}/cmdline").read_bytes()), 0
-        )  # fmt: skip
-    except OSError:
-        return 0
+    return next(iter(of.pids_beside("drivetrain.embedded.shadowing")), 0)
 
 
 def shadow_calls(of: Gateway) -> list[Call]:
@@ -127,7 +120,7 @@ def fill_its_queue(of: Gateway) -> None:
             wire.one(of.port, wire.request({"model": "help", "messages": [{"role": "user", "content": "more"}]}))
         return unsent(of) > before
 
-    assert eventually(is_full, 15), "its queue is never full"
+    assert eventually(is_full), "its queue is never full"
 
 
 def await_copies(of: Gateway) -> None:
@@ -139,13 +132,14 @@ def await_copies(of: Gateway) -> None:
         time.sleep(0.1)
         return len(shadow_calls(of)) > before
 
-    assert eventually(answers, 15), of.stderr
+    assert eventually(answers), of.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("state", "candidate"), [("well", "sim/n"), ("slow", "sim/slow"), ("stopped", "sim/n"),
                                                    ("killed", "sim/n")])  # fmt: skip
 def test_answers_records_and_times_are_the_same(simulator: SimulatorProcess, state: str, candidate: str) -> None:
+    """Answers and records, every time; the times by the best of a few whole runs, each beside the same shadow."""
     with shadowed(simulator, candidate) as running:
         await_copies(running)
         shadows.event(running.root, "paused", release=2)
@@ -157,19 +151,25 @@ def test_answers_records_and_times_are_the_same(simulator: SimulatorProcess, sta
         assert len(without) == CALLS
 
         shadows.event(running.root, "resumed", release=2)
-        assert eventually(lambda: shadow_pid(running), 10)
+        assert eventually(lambda: shadow_pid(running))
         await_copies(running)
         pid = shadow_pid(running)
         if state == "stopped":
             os.kill(pid, signal.SIGSTOP)
             fill_its_queue(running)
-        elif state == "killed":
-            os.kill(pid, signal.SIGKILL)
-        seen, began_ns = len(shadow_calls(running)), time.time_ns()
-        shadowed_answers, shadowed_s = asked(running)
-        assert shadowed_answers == answers
-        assert recorded(running, began_ns) == without
-        assert p99(shadowed_s) <= SLOWER_MAX * p99(took_s) + ALLOWED_S
+        seen = len(shadow_calls(running))
+
+        def shadowed_p99_s() -> float:
+            if state == "killed":
+                os.kill(eventually(lambda: shadow_pid(running)), signal.SIGKILL)
+            began_ns = time.time_ns()
+            shadowed_answers, shadowed_s = asked(running)
+            assert shadowed_answers == answers
+            assert recorded(running, began_ns) == without
+            return p99(shadowed_s)
+
+        allowed_s = SLOWER_MAX * p99(took_s) + ALLOWED_S
+        assert best_s(shadowed_p99_s, allowed_s) <= allowed_s
         if state == "stopped":
             assert len(shadow_calls(running)) <= seen + 1, "it was not stopped"
             os.kill(pid, signal.SIGCONT)
@@ -186,9 +186,9 @@ def test_answers_records_and_times_are_the_same(simulator: SimulatorProcess, sta
 @pytest.mark.slow
 def test_a_shadow_ends_with_its_gateway_however_that_ends(simulator: SimulatorProcess) -> None:
     with shadowed(simulator, "sim/n", workers=2) as running:
-        assert eventually(lambda: shadow_pid(running), 10)
+        assert eventually(lambda: shadow_pid(running))
         await_copies(running)
         pid = shadow_pid(running)
         os.kill(running.pid, signal.SIGKILL)
-        assert gone(pid, 6.0), "the shadow outlives its supervisor"
+        assert gone(pid), "the shadow outlives its supervisor"
         running.wait()

@@ -49,7 +49,7 @@ def resident_bytes(pid: int) -> int:
     return int(line.split()[1]) * 1024
 
 
-@pytest.mark.parametrize("clients", [100, pytest.param(1_000, marks=[pytest.mark.slow, pytest.mark.timeout(90)])])
+@pytest.mark.parametrize("clients", [100, pytest.param(1_000, marks=[pytest.mark.slow, pytest.mark.timeout(400)])])
 def test_clients_that_never_read_cost_bounded_memory(clients: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 8 * clients)), hard))
@@ -68,7 +68,7 @@ def test_clients_that_never_read_cost_bounded_memory(clients: int) -> None:
             sent = clients * STREAM_BYTES
             assert most - before < sent // 2, f"{most - before} bytes are kept of {sent}"
             _serves_others(served)
-        assert eventually(lambda: not any(call.status == "running" for call in served.calls()), wait_s=20)
+        assert eventually(lambda: not any(call.status == "running" for call in served.calls()), wait_s=60)
         ledger = books.spent(served.calls(), all="project")
         assert eventually(lambda: books.settled(served.data_folder, "all") == ledger)
 

@@ -5,10 +5,11 @@ The provider sends so many words and then waits for the gateway to hang up. Afte
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import pytest
-from promise_gateway import Gateway, eventually, gateway
+from promise_gateway import BUSY, Gateway, eventually, gateway, is_left
 
 from drivetrain.core.calls import Call
 from support import books, wire
@@ -45,7 +46,7 @@ def _stop_after(asked: Asked, to: Wire, events: list[bytes], *, before: int) -> 
     to.send(STREAM_HEAD + chunk(b"".join(events[:before])))
     for one in events[before : before + words]:
         to.send(chunk(one))
-    to.left(20)
+    to.left(60)
     to.close()
 
 
@@ -63,17 +64,19 @@ def served(upstream: Upstream) -> Iterator[Gateway]:
 def left_after(served: Gateway, name: str, words: int) -> Call:
     """The call of a client that leaves once it has read so many words."""
     body = {"model": name, "stream": True, "max_tokens": 100 + words, "messages": [{"role": "user", "content": "talk"}]}
-    before = {call.call_id for call in served.calls()}
-    with wire.connect(served.port) as connection:
-        connection.sendall(wire.request(body))
-        got = b""
-        while words and WORDS[words - 1].encode() not in got:
-            part = connection.recv(65_536)
-            assert part, got
-            got += part
-        assert eventually(lambda: {call.call_id for call in served.calls()} - before)
-    (call_id,) = {call.call_id for call in served.calls()} - before
-    return served.call(call_id)
+    while True:
+        before = {call.call_id for call in served.calls()}
+        with wire.connect(served.port) as connection:
+            connection.sendall(wire.request(body))
+            got = b""
+            while WORDS[words - 1].encode() not in got and BUSY.encode() not in got:
+                part = connection.recv(65_536)
+                assert part, got
+                got += part
+            assert eventually(lambda before=before: {call.call_id for call in served.calls()} - before)
+        (call_id,) = {call.call_id for call in served.calls()} - before
+        if BUSY.encode() not in got:
+            return served.call(call_id)
 
 
 @pytest.mark.parametrize("dialect", ["openai", "claude"])
@@ -99,16 +102,20 @@ def agree(served: Gateway) -> bool:
 
 def test_a_client_that_leaves_a_whole_answer_pays_for_all_of_it(served: Gateway, upstream: Upstream) -> None:
     """The provider bills it, so it is awaited."""
+    left = threading.Event()
 
     def late(asked: Asked, to: Wire) -> None:
-        to.wait(0.2)
+        left.wait(60)
         to.send(http(completion()))
 
     upstream.on("/openai/chat", late)
     before = len(served.calls())
     with wire.connect(served.port) as connection:
         connection.sendall(wire.request({"model": "openai", "messages": [{"role": "user", "content": "talk"}]}))
+        client_port = connection.getsockname()[1]
         assert eventually(lambda: len(served.calls()) > before)
+    assert eventually(lambda: is_left(client_port, served.port))
+    left.set()
     call = served.call(served.calls()[-1].call_id)
     reported = USAGE["prompt_tokens"] * INPUT_NANO + USAGE["completion_tokens"] * OUTPUT_NANO
     assert (call.status, call.cost_nano_usd) == ("aborted", reported)

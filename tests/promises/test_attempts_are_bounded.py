@@ -72,7 +72,7 @@ def name(kind: str, length: int, most: int) -> str:
 
 def ask(served: Gateway, workflow_name: str, *, stream: bool = False) -> wire.Answered:
     body = {"model": workflow_name, "stream": stream, "messages": [{"role": "user", "content": "hello"}]}
-    return wire.one(served.port, wire.request(body), wait_s=15)
+    return wire.one(served.port, wire.request(body))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -124,4 +124,8 @@ def test_retries_stay_a_tenth_of_what_is_asked(served: Gateway, upstream: Upstre
     seconds = time.monotonic() - began
     retries = len(upstream.below("/flaky")) - number
     assert 0 < retries <= number // ATTEMPTS_PER_RETRY + FLOOR_PER_S * (seconds + 1) + BANK, retries
-    assert statuses.count(502) > number // 5, "so few calls failed that nothing had to be kept from being retried"
+    # A slow machine earns more retries, one a second; some calls are kept from them all the same.
+    kept = [
+        one for one in served.calls() if one.workflow == "flaky" and one.status == "failed" and len(one.attempts) < 3
+    ]
+    assert statuses.count(502) >= len(kept) > 0, "nothing had to be kept from being retried"

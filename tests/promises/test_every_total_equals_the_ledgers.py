@@ -153,7 +153,7 @@ def test_metrics_of_all_workers_say_it(served: Gateway, total: int) -> None:
         text = wire.one(served.port, wire.request(method="GET", path="/metrics")).body.decode()
         return sum(int(Decimal(one)) for one in COST_SAMPLE.findall(text))
 
-    assert eventually(lambda: counted() == total, wait_s=2), (counted(), total)
+    assert eventually(lambda: counted() == total), (counted(), total)
 
 
 @pytest.mark.parametrize("by", [*CALL_DIMENSIONS, *ATTEMPT_DIMENSIONS, "tag:env", "team,variant", "user,day,status"])

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from promise_gateway import Gateway, chat_project, gateway, simulated
+from promise_gateway import Gateway, best_s, chat_project, eventually, gateway, simulated, standing_still
 
 from drivetrain.core.calls import Call
 from drivetrain.lake.costs import COST_DIMENSIONS, LedgerQueries
@@ -65,16 +65,22 @@ def test_a_call_is_in_the_ledger_as_soon_as_its_answer_is(served: Gateway, strea
 
 
 def test_the_command_shows_a_call_and_its_outcome_within_a_second(served: Gateway) -> None:
-    answered = time.monotonic()
-    call_id = call(served, "a question").headers["x-request-id"]
-    outcome(served, {"call_id": call_id, "metric": "helpful", "value": True, "source": "user"})
-    lines = served.command("calls", "--json", "--limit", "3").splitlines()
-    took_s = time.monotonic() - answered
-    newest = json.loads(lines[0])
-    assert newest["call_id"] == call_id
-    assert newest["status"] == "answered"
-    assert [(one["metric"], one["value"]) for one in newest["outcomes"]] == [("helpful", True)]
-    assert took_s < FRESH_S + 1.0, "the command itself may take a second on a busy machine"
+    """The first look after the answer shows it, every time. The time is that of the best of a few whole tries, each
+    beside what the same command takes just before, when there is nothing new."""
+
+    def beyond_the_command_s() -> float:
+        begun = time.monotonic()
+        served.command("calls", "--json", "--limit", "3")
+        answered = time.monotonic()
+        call_id = call(served, "a question").headers["x-request-id"]
+        outcome(served, {"call_id": call_id, "metric": "helpful", "value": True, "source": "user"})
+        newest = json.loads(served.command("calls", "--json", "--limit", "3").splitlines()[0])
+        assert newest["call_id"] == call_id
+        assert newest["status"] == "answered"
+        assert [(one["metric"], one["value"]) for one in newest["outcomes"]] == [("helpful", True)]
+        return (time.monotonic() - answered) - (answered - begun)
+
+    assert best_s(beyond_the_command_s, FRESH_S) < FRESH_S
 
 
 def test_outcomes_hold_by_their_latest_arrival(served: Gateway) -> None:
@@ -89,12 +95,12 @@ def test_outcomes_hold_by_their_latest_arrival(served: Gateway) -> None:
     assert {row.keys[0] for row in rows} == {"user", "judge"}
 
 
-def test_a_running_call_is_shown_as_running_and_then_as_answered(served: Gateway) -> None:
-    body = {"model": "help", "messages": [{"role": "user", "content": "[[simulate latency_ms=400]] slow"}]}
+def test_a_running_call_is_shown_as_running_and_then_as_answered(served: Gateway, simulator: SimulatorProcess) -> None:
+    body = {"model": "help", "messages": [{"role": "user", "content": "a question"}]}
     with wire.connect(served.port) as connection:
-        connection.sendall(wire.request(body))
-        time.sleep(0.2)
-        running = [one for one in served.calls() if one.status == "running"]
+        with standing_still(simulator.pid):
+            connection.sendall(wire.request(body))
+            running = eventually(lambda: [one for one in served.calls() if one.status == "running"])
         assert len(running) == 1
         assert wire.hear(connection).answers[0].headers["x-request-id"] == running[0].call_id
     assert [one.status for one in served.calls() if one.call_id == running[0].call_id] == ["answered"]

@@ -26,6 +26,8 @@ from support.lakes import lake_at
 SEED = int(os.environ.get("DRIVETRAIN_SEED") or random.SystemRandom().randrange(2**32))
 LIVE_S = (0.05, 0.8)
 """How long a gateway lives under load before it is killed."""
+WHOLE_MIN = 8
+"""Answers that a life gives at least."""
 RESTARTS_MAX = 4
 """Workers that one supervisor loses here; it gives up beyond five in ten seconds."""
 
@@ -61,6 +63,8 @@ class Lives:
                 os.kill(self.dice.choice(workers), signal.SIGKILL)
                 self.kills += 1
             time.sleep(self.dice.uniform(*LIVE_S))
+            assert eventually(lambda: sum(one.whole for one in load.told) > WHOLE_MIN)
+            self._await_a_running_call()
             self.served.kill()
             self.kills += 1
         self.told += load.told
@@ -68,6 +72,21 @@ class Lives:
         shown = self.simulator.requests()
         assert len(shown["last_requests"]) == sum(one["requests"] for one in shown["models"].values())
         self.invoiced += [one["body"]["messages"][-1]["content"] for one in map(body_read, shown["last_requests"])]
+
+    def _await_a_running_call(self) -> None:
+        """Returns with the workers stopped while a call runs: one that a kill cuts."""
+
+        def cuts_one() -> bool:
+            workers = self.served.worker_pids
+            for pid in workers:
+                os.kill(pid, signal.SIGSTOP)
+            if any(call.status == "running" for call in self.served.calls()):
+                return True
+            for pid in workers:
+                os.kill(pid, signal.SIGCONT)
+            return False
+
+        assert eventually(cuts_one), "no call runs under load"
 
     def check(self) -> Counter[str]:
         """The laws; how many calls ended how."""

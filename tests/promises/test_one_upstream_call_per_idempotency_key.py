@@ -11,10 +11,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
-from promise_gateway import Gateway, chat_project, eventually, gateway, gone
+from promise_gateway import Gateway, chat_project, eventually, gateway, gone, is_read
 
 from support import wire
 from support.upstream import Asked, Upstream, Wire, completion, http, stream, stream_events
@@ -31,6 +32,9 @@ class Provider:
     def __init__(self, upstream: Upstream) -> None:
         self.upstream = upstream
         self.pause_s = 0.05
+        self.go = threading.Event()
+        """Whether answers may be given."""
+        self.go.set()
         self.calls: Counter[str] = Counter()
         self._number = 0
         self._lock = threading.Lock()
@@ -41,8 +45,9 @@ class Provider:
         with self._lock:
             self.calls[said["messages"][0]["content"]] += 1
             self._number += 1
-            number = self._number
-        wire.wait(self.pause_s)
+            number, pause_s = self._number, self.pause_s
+        wire.wait(pause_s)
+        self.go.wait(60)
         text = f"answer {number}"
         wire.send(stream(stream_events(text)) if said.get("stream") else http(completion(text)))
 
@@ -130,12 +135,13 @@ def test_random_repeats_make_one_call_per_key_and_other_bodies_none(served: Gate
 
 def test_a_worker_that_dies_gives_its_key_to_the_next(served: Gateway, provider: Provider) -> None:
     """Its call was sent and is charged; who waits for it makes another, and only one of them."""
-    provider.pause_s = 30
+    provider.pause_s = 300
     with wire.connect(served.port) as first:
         first.sendall(keyed("dies", "question"))
         assert eventually(lambda: provider.calls["question"] == 1)
         provider.pause_s = 0.3
-        holder = _who_calls(served, provider.upstream.port)
+        holder = eventually(lambda: _who_calls(served, provider.upstream.port))
+        assert holder, "no worker calls the provider"
         waiting = [wire.connect(served.port) for _ in range(6)]
         try:
             for connection in waiting:
@@ -158,14 +164,15 @@ def test_a_worker_that_dies_gives_its_key_to_the_next(served: Gateway, provider:
 
 
 def test_workers_that_are_told_to_end_answer_who_waits_for_another_worker(served: Gateway, provider: Provider) -> None:
-    provider.pause_s = 1.0
+    provider.go.clear()
     connections = [wire.connect(served.port) for _ in range(12)]
     try:
         for connection in connections:
             connection.sendall(keyed("ends", "question"))
-        assert eventually(lambda: provider.calls["question"] == 1)
-        time.sleep(0.2)
+        assert eventually(lambda: provider.calls["question"] == 1 and all(is_read(one) for one in connections))
         served.signal(signal.SIGTERM)
+        time.sleep(0.2)  # they have heard it, and some of them wait for another
+        provider.go.set()
         answers = [wire.hear(connection).answers for connection in connections]
     finally:
         for connection in connections:
@@ -189,12 +196,15 @@ def test_answers_outlive_the_gateway(served: Gateway, provider: Provider) -> Non
 
 
 def _who_calls(served: Gateway, port: int) -> int:
-    """The worker that has a connection to that port."""
+    """The worker that has a connection to that port; 0: none has now."""
     remote = f":{port:04X}"
     for pid in served.worker_pids:
-        sockets = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+        sockets = set()
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(OSError):  # it was closed meanwhile
+                sockets.add(os.readlink(f"/proc/{pid}/fd/{fd}"))
         with open(f"/proc/{pid}/net/tcp") as table:
             rows = [line.split() for line in table.readlines()[1:]]
         if any(row[2].endswith(remote) and row[3] == "01" and f"socket:[{row[9]}]" in sockets for row in rows):
             return pid
-    raise AssertionError("no worker calls the provider")
+    return 0

@@ -12,7 +12,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from promise_gateway import Gateway, chat_project, eventually, gateway, gone, simulated
+from promise_gateway import (
+    TRIES,
+    WAIT_S,
+    Gateway,
+    best_s,
+    chat_project,
+    eventually,
+    gateway,
+    gone,
+    simulated,
+    standing_still,
+)
 from promise_load import Load, Told, ask
 
 from drivetrain.simulator import SimulatorProcess
@@ -57,13 +68,13 @@ class Slow(threading.Thread):
 
 
 def arrived(simulator: SimulatorProcess) -> int:
-    return len(simulator.requests()["last_requests"])
+    return sum(int(one["requests"]) for one in simulator.requests()["models"].values())
 
 
 def said(port: int) -> str:
     """What the rule of the served project answers; each time on a new connection."""
     body = {"model": "said", "messages": [{"role": "user", "content": "?"}]}
-    answer = wire.one(port, wire.request(body), wait_s=3)
+    answer = wire.one(port, wire.request(body))
     assert answer.status == 200, answer
     text: str = answer.json["choices"][0]["message"]["content"]
     return text
@@ -72,7 +83,7 @@ def said(port: int) -> str:
 def ready(port: int) -> bool:
     """Whether new traffic is welcome; a refused connection says no as well."""
     try:
-        answer = wire.ask(port, wire.request(method="GET", path="/readyz"), wait_s=2)
+        answer = wire.ask(port, wire.request(method="GET", path="/readyz"))
     except OSError:
         return False
     return bool(answer.answers) and answer.answers[0].status == 200
@@ -84,12 +95,14 @@ def test_sigterm_refuses_new_calls_at_once_and_finishes_the_old(simulator: Simul
         assert ready(served.port)
         running = [Slow(served.port, stream=stream).begin(simulator) for stream in (True, False, True)]
         pids = served.worker_pids
-        served.signal(signal.SIGTERM)
-        assert eventually(lambda: not ready(served.port), wait_s=0.4), "it is ready though it was told to end"
+        with standing_still(simulator.pid):
+            served.signal(signal.SIGTERM)
+            assert eventually(lambda: not ready(served.port)), "it is ready though it was told to end"
+            assert served.alive, "it did not wait for its calls"
         for one in running:
-            one.join(5)
+            one.join(WAIT_S)
             assert one.told.whole, f"a call was cut by SIGTERM: {one.told}"
-        assert served.wait(5) == 0
+        assert served.wait() == 0
         assert all(gone(pid) for pid in pids)
         for one in running:
             call = served.call(one.told.call_id)
@@ -102,9 +115,9 @@ def test_sigterm_refuses_new_calls_at_once_and_finishes_the_old(simulator: Simul
 def test_sigterm_under_load_loses_no_answer(simulator: SimulatorProcess) -> None:
     with gateway(project(simulator.url), workers=2) as served:
         with Load(served.port, "term") as load:
-            time.sleep(0.4)
+            assert eventually(lambda: sum(one.whole for one in load.told) > 20)
             served.signal(signal.SIGTERM)
-            assert served.wait(5) == 0
+            assert served.wait() == 0
         calls = {call.call_id: call for call in served.calls()}
         assert {call.status for call in calls.values()} <= {"answered", "aborted"}
         for one in load.told:
@@ -116,10 +129,12 @@ def test_sigterm_under_load_loses_no_answer(simulator: SimulatorProcess) -> None
 def test_a_kept_connection_hears_that_the_gateway_ends(simulator: SimulatorProcess) -> None:
     with gateway(project(simulator.url)) as served, wire.connect(served.port) as idle:
         running = Slow(served.port, stream=True).begin(simulator)
-        served.signal(signal.SIGTERM)
-        assert wire.ending(idle, 1.0) == "fin"
-        running.join(5)
-        assert served.wait(5) == 0
+        with standing_still(simulator.pid):
+            served.signal(signal.SIGTERM)
+            assert wire.ending(idle) == "fin"
+            assert running.is_alive(), "it was not told before the last call ended"
+        running.join(WAIT_S)
+        assert served.wait() == 0
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -130,12 +145,13 @@ def test_sighup_serves_the_new_project_while_old_calls_finish_with_the_old(
         assert said(served.port) == "old"
         running = [Slow(served.port, stream=stream).begin(simulator) for stream in (True, False)]
         before = served.calls()[0].snapshot
-        served.write(project(simulator.url, "new"))
-        served.signal(signal.SIGHUP)
-        assert eventually(lambda: {said(served.port) for _ in range(20)} == {"new"})
-        assert all(one.is_alive() for one in running), "they ended too soon to prove anything"
+        with standing_still(simulator.pid):
+            served.write(project(simulator.url, "new"))
+            served.signal(signal.SIGHUP)
+            assert eventually(lambda: {said(served.port) for _ in range(20)} == {"new"})
+            assert all(one.is_alive() for one in running), "they ended too soon to prove anything"
         for one in running:
-            one.join(5)
+            one.join(WAIT_S)
             assert one.told.whole
             assert served.call(one.told.call_id).snapshot == before
         assert {call.snapshot for call in served.calls() if call.workflow == "said"} >= {before}
@@ -150,7 +166,7 @@ def test_sighup_under_load_drops_no_request(simulator: SimulatorProcess) -> None
                 served.write(project(simulator.url, f"answer {number}"))
                 served.signal(signal.SIGHUP)
             assert eventually(lambda: {said(served.port) for _ in range(8)} == {"answer 3"})
-        assert len(load.told) > 20
+            assert eventually(lambda: len(load.told) > 20)
         lost = [one for one in load.told if not one.whole]
         assert not lost, lost[:3]
 
@@ -202,13 +218,19 @@ def kill_one(served: Gateway) -> int:
 
 
 def test_a_killed_worker_is_replaced_and_the_port_keeps_answering(simulator: SimulatorProcess) -> None:
+    """Within a second: what waited in the dead worker's queue is reset, not left hanging. It is answered and replaced
+    each time; the time is that of the best of a few whole tries."""
     with gateway(project(simulator.url), workers=2) as served:
-        dead = kill_one(served)
-        asked_at = time.monotonic()
-        assert eventually(lambda: tried(served.port), every_s=0), "nobody answered once a worker was gone"
-        assert time.monotonic() - asked_at < 1.0  # what waited in the dead worker's queue is reset, not left hanging
-        assert eventually(lambda: len(served.worker_pids) == 2 and dead not in served.worker_pids)
-        assert dead not in served.worker_pids
+
+        def answered_s() -> float:
+            dead = kill_one(served)
+            asked_at = time.monotonic()
+            assert eventually(lambda: tried(served.port), every_s=0), "nobody answered once a worker was gone"
+            took_s = time.monotonic() - asked_at
+            assert eventually(lambda: len(served.worker_pids) == 2 and dead not in served.worker_pids)
+            return took_s
+
+        assert best_s(answered_s, 1.0, TRIES) < 1.0
         assert {said(served.port) for _ in range(20)} == {"old"}
         assert "starting another" in served.stderr
 
@@ -253,7 +275,7 @@ def test_a_gateway_that_is_told_to_end_while_it_replaces_a_worker_ends(simulator
             served.signal(signal.SIGTERM)
             pids = [*known, *served.worker_pids]
             try:
-                assert served.wait(5) == 0
+                assert served.wait() == 0
                 assert all(gone(pid) for pid in pids)
             finally:
                 served.kill()
@@ -266,7 +288,7 @@ def test_a_killed_supervisor_leaves_no_worker_behind(simulator: SimulatorProcess
         served.signal(signal.SIGKILL)
         served.wait()
         try:
-            assert all(gone(pid, 2.0) for pid in pids), "workers outlived their supervisor"
+            assert all(gone(pid) for pid in pids), "workers outlived their supervisor"
         finally:
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
@@ -280,11 +302,11 @@ def test_a_gateway_that_is_told_to_end_while_it_starts_leaves_nothing(simulator:
         assert eventually(lambda: served._child is not None and len(served.worker_pids) >= 1, every_s=0.002)
         pids = served.worker_pids
         served.signal(signal.SIGTERM)
-        served.wait(5)
-        starting.join(5)
+        served.wait()
+        starting.join(WAIT_S)
         pids += served.worker_pids
         try:
-            assert all(gone(pid, 2.0) for pid in pids), "a worker was left behind"
+            assert all(gone(pid) for pid in pids), "a worker was left behind"
         finally:
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):

@@ -47,7 +47,7 @@ def _step(one: AttemptV1) -> list[object]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1_500)
 def test_ten_thousand_calls_are_the_same_bytes_again() -> None:
     print(f"seed {SEED}")
     numbers = iter(range(CALLS * 2))
@@ -67,12 +67,12 @@ def test_ten_thousand_calls_are_the_same_bytes_again() -> None:
         threads = [threading.Thread(target=client, daemon=True) for _ in range(CLIENTS)]
         for thread in threads:
             thread.start()
-        until = time.monotonic() + 300
+        until = time.monotonic() + 1_000
         while len(served.calls()) < CALLS and time.monotonic() < until:
             time.sleep(1.0)
         enough.set()
         for thread in threads:
-            thread.join(40)
+            thread.join(120)
             assert not thread.is_alive(), "a client hangs"
         assert served.stop() == 0
         calls, root = served.calls(), served.root

@@ -33,14 +33,14 @@ class Route(dt.Record):
 triage = dt.Workflow(
     "triage", input=Ticket, output=Route, owner="a@b.example", team="support", use_case="tests",
     route=[
-        dt.Variant("small", model="models:/triage@champion", accept=dt.confidence(0.9)),
+        dt.Variant("small", model="models:/triage@champion", timeout_ms=60_000, accept=dt.confidence(0.9)),
         dt.Rule("people", when=lambda ticket: True, then=Route(intent="ask a person")),
     ],
 )
 """
 BEFORE = {"card": "cards", "refund": "refunds"}
 AFTER = {"card": "plastic", "refund": "refunds"}
-RELOADED_S = 10.0
+RELOADED_S = 30.0
 
 
 @pytest.fixture

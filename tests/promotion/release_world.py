@@ -9,9 +9,11 @@ from typing import Any
 import msgspec
 
 from drivetrain.core.releases import (
+    EVAL_RAN,
     ApprovalRuleV1,
     ApprovalV1,
     ChangeV1,
+    EvalRanV1,
     EvidenceV1,
     Live,
     PersonV1,
@@ -25,6 +27,7 @@ from drivetrain.ports.control import ControlRecord, Verification
 from drivetrain.promotion import approving, releasing
 from drivetrain.promotion.counting import Body, kind_of
 from drivetrain.promotion.plan import Plan
+from drivetrain.promotion.recorded import subject_of_run
 from drivetrain.promotion.signing import PersonKey
 from drivetrain.promotion.standing import State
 from drivetrain.promotion.state import read, subject_of
@@ -46,6 +49,8 @@ TEAM = RulesV1(
 POLICY = (ChangeV1(workflow="refund", aspect="policy", what="policy refund changed"),)
 GATE = EvidenceV1(eval="refund-golden", workflow="refund", key="a" * 16, eval_key="b" * 16)
 PROVED = msgspec.structs.replace(GATE, report="c" * 16)
+"""Of the run that the log of each World begins with."""
+RAN = EvalRanV1(report=PROVED.report, eval=GATE.eval, workflow=GATE.workflow, passed=True, rows="d" * 64)
 
 
 class MemoryLog:
@@ -83,6 +88,9 @@ class World:
         self.rules = rules
         self.keys = keys or {}
         self._numbers = itertools.count(1)
+        self.log.append(
+            kind=EVAL_RAN, actor="ann", subject=subject_of_run(RAN.report), body=msgspec.to_builtins(RAN)
+        )  # fmt: skip
 
     @property
     def state(self) -> State:

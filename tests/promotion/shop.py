@@ -8,12 +8,10 @@ import msgspec
 import pytest
 
 from drivetrain.cli.main import main
-from drivetrain.core.reports import ReportV1
-from drivetrain.embedded.modelling import reports_in
 from drivetrain.embedded.releasing import ReleasePlace, place_of
-from drivetrain.evals.eval_key import eval_key
-from drivetrain.evals.workflow_key import workflow_key
 from drivetrain.project.load import load, unload
+from drivetrain.project.snapshot import Snapshot
+from support.eval_runs import record_run, report_of, run_of
 
 TOML = """\
 [project]
@@ -118,22 +116,15 @@ class Shop:
         """An eval with a gate."""
         self.write("evals/golden.py", GOLDEN)
 
-    def passed(self, against: str = "", **facts: str | int | bool) -> str:
-        """A Report that `triage-golden` passed for what stands in the folder now; its id.
+    def passed(self, against: Snapshot | None = None, **facts: str | int | bool) -> str:
+        """A run of `triage-golden` that passed for what stands in the folder now; its Report's id.
 
-        against: key of the workflow that it was compared with.
+        against: what it was compared with. facts: what the Report says otherwise.
         """
         snapshot = load(self.root)
         try:
-            kept: dict[str, str | int | float | bool] = {
-                "eval": "triage-golden", "workflow": "triage", "workflow_key": workflow_key(snapshot, "triage"),
-                "eval_key": eval_key(snapshot.evals["triage-golden"], snapshot), "dataset": "golden@1",
-                "snapshot": snapshot.hash, "passed": True, "gates": 1,
-            }  # fmt: skip
+            run = run_of(snapshot, "triage-golden")
+            baseline = run_of(snapshot, "triage-golden", against) if against is not None else None
+            return record_run(snapshot, report_of(snapshot, run, baseline, **facts), run, baseline)
         finally:
             unload(snapshot)
-        report = ReportV1(
-            kind="eval", subject="workflow:triage", made_ns=1, made_by="ann", verdict="passed",
-            facts={**kept, **facts}, body={"against": {"workflow_key": against} if against else None},
-        )  # fmt: skip
-        return reports_in(self.place.data_folder, self.place.keys_folder).put(report)

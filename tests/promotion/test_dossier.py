@@ -13,7 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from drivetrain.adapters.sqlite import SqliteControlLog
+from drivetrain.adapters.sqlite import SqliteControlLog, open_control_log
 from drivetrain.cli import dossier as dossier_cli
 from drivetrain.core.calls import Attribution, OutcomeV1
 from drivetrain.core.models import Column, Signature
@@ -108,7 +108,7 @@ def run(*arguments: str) -> Result:
 
 
 def log_of(root: Path) -> SqliteControlLog:
-    return SqliteControlLog(root / ".drivetrain/data/control.db", root / ".drivetrain/keys", now_ns=lambda: NOW_NS)
+    return open_control_log(root / ".drivetrain/data", root / ".drivetrain/keys", now_ns=lambda: NOW_NS)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from drivetrain.core.releases import ChangeV1, EvidenceV1
 from drivetrain.embedded import promoting
 from drivetrain.project.load import load, unload
 from drivetrain.promotion.evidence import proof_in
+from drivetrain.promotion.recorded import runs_in
 from drivetrain.registry.reports import Stored
 
 CODE, PROMPT, TOML, GOLDEN = "workflows/triage.py", "workflows/triage.j2", "drivetrain.toml", "evals/golden.py"
@@ -129,9 +130,10 @@ def test_a_dataset_without_a_number_is_the_newest(shop: Shop) -> None:
         from drivetrain.embedded.modelling import open_reports
 
         stored: list[Stored] = open_reports(shop.root).list("eval")
+        runs = runs_in(shop.place.log().records())
         needed = EvidenceV1(eval=planned.eval, workflow="triage", key=planned.key, eval_key=planned.eval_key)
-        assert proof_in(stored, None, snapshot, lambda _: [1])(needed) == id
-        assert proof_in(stored, None, snapshot, lambda _: [2])(needed) == ""
+        assert proof_in(stored, None, snapshot, lambda _: [1], runs)(needed) == id
+        assert proof_in(stored, None, snapshot, lambda _: [2], runs)(needed) == ""
     finally:
         unload(snapshot)
 

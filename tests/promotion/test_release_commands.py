@@ -15,8 +15,7 @@ from shop import Shop
 
 from drivetrain.embedded.applying import person
 from drivetrain.embedded.releasing import doubts_about, live_of, state_of, stored_snapshot
-from drivetrain.evals.workflow_key import workflow_key
-from drivetrain.project.load import unload
+from drivetrain.project.load import load, unload
 from drivetrain.project.snapshot import Snapshot
 from drivetrain.promotion.signing import make_key
 
@@ -133,13 +132,15 @@ def test_a_gate_that_compares_was_compared_with_what_is_live(shop: Shop) -> None
     shop.passed()
     shop.ok("propose")
     shop.ok("promote", "1")
-    with stored(shop) as live:
-        key = workflow_key(live, "triage")
-    shop.edit("workflows/triage.j2", "Sort", "Route")
-    for wrong in ("", "0" * 16):
+    shop.edit("workflows/triage.j2", "Sort", "Rank")
+    worse = load(shop.root)
+    unload(worse)
+    shop.edit("workflows/triage.j2", "Rank", "Route")
+    for wrong in (None, worse):
         shop.passed(against=wrong)
         assert "no Report; run it" in shop.ok("plan"), "with something worse than what is live it would pass anything"
-    shop.passed(against=key)
+    with stored(shop) as live:
+        shop.passed(against=live)
     shop.ok("propose")
     shop.ok("promote", "2")
 

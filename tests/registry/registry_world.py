@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from drivetrain.adapters.sqlite import SqliteControlLog
+from drivetrain.adapters.sqlite import open_control_log
 from drivetrain.core.models import Column, Signature
 from drivetrain.embedded.modelling import LinearTexts, importer_of
 from drivetrain.lineage.lineage import Lineage
@@ -29,7 +29,7 @@ class World:
         self.root = root
         self.data = root / "data"
         self.now_ns = T0_NS
-        self.control = SqliteControlLog(self.data / "control.db", root / "keys", now_ns=lambda: self.now_ns)
+        self.control = open_control_log(self.data, root / "keys", now_ns=lambda: self.now_ns)
         self.lineage = Lineage(self.control, actor="mia", now_ns=lambda: self.now_ns)
         self.registry = Registry(
             self.data / "models", self.control, self.lineage, now_ns=lambda: self.now_ns, actor="mia"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from drivetrain.simulator import SimulatorProcess
+from support.tries import PATIENCE_S
 
 OPENAI = "/v1/chat/completions"
 ANTHROPIC = "/v1/messages"
@@ -47,7 +48,7 @@ def send(
     """One request on a connection of its own; the version header of Anthropic is added."""
     content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
     begun = time.monotonic()
-    connection = http.client.HTTPConnection("127.0.0.1", simulator.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", simulator.port, timeout=PATIENCE_S)
     try:
         method = "GET" if content is None else "POST"
         connection.request(method, path, content, {"anthropic-version": "2023-06-01", **(headers or {})})
@@ -67,9 +68,9 @@ def raw_request(path: str, body: dict[str, Any], *, headers: str = "") -> bytes:
 
 
 def raw(simulator: SimulatorProcess, request: bytes, *, most: int = 10_000_000) -> tuple[bytes, str]:
-    """Every byte until the connection ends, and its end: `fin`, `rst`, or `open` after `most` bytes or 2 s."""
+    """Every byte until the connection ends, and its end: `fin`, `rst`, or `open` after `most` bytes."""
     got = b""
-    with socket.create_connection(("127.0.0.1", simulator.port), timeout=2) as connection:
+    with socket.create_connection(("127.0.0.1", simulator.port), timeout=PATIENCE_S) as connection:
         connection.sendall(request)
         while len(got) < most:
             try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import random
+import os
 
 import numpy as np
 import pytest
@@ -20,7 +20,8 @@ from drivetrain.statistics.power import (
     more_until,
 )
 
-SEED = random.SystemRandom().getrandbits(32)
+SEED = int(os.environ.get("DRIVETRAIN_SEED") or 20_261_122)
+"""Rates are compared with bounds here, which one seed in many misses by chance; DRIVETRAIN_SEED=n draws others."""
 
 
 def test_power_is_the_sum_over_all_tables() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import random
+import os
 
 import numpy as np
 import pytest
@@ -12,7 +12,8 @@ from scipy import stats
 from drivetrain.statistics.bootstrap import bootstrap, mean, ratio
 from drivetrain.statistics.means import mean_interval, student_quantile
 
-SEED = random.SystemRandom().getrandbits(32)
+SEED = int(os.environ.get("DRIVETRAIN_SEED") or 20_261_122)
+"""Rates are compared with bounds here, which one seed in many misses by chance; DRIVETRAIN_SEED=n draws others."""
 
 
 def test_student_as_scipy_has_it() -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 from itertools import accumulate
 
 import pytest
 
+from drivetrain.statistics import arms as arms_module
 from drivetrain.statistics import two_arms
+from drivetrain.statistics.arms import CALLS_MOST
 from drivetrain.statistics.intervals import clopper_pearson
-from drivetrain.statistics.two_arms import CALLS_MOST, Coins, TwoArms, Units, boundary, log_capital
+from drivetrain.statistics.two_arms import TwoArms, Units, boundary, log_capital
 
-SEED = random.SystemRandom().getrandbits(32)
+SEED = int(os.environ.get("DRIVETRAIN_SEED") or 20_261_122)
+"""Rates are compared with bounds here, which one seed in many misses by chance; DRIVETRAIN_SEED=n draws others."""
 SHARE = 0.2
 TAIL = 0.05
 NEEDED = -math.log(TAIL)
@@ -86,29 +90,17 @@ def test_harm_is_seen(kind: str, coin: bool, harm: float) -> None:
 def test_a_handful_of_new_failures_suffices() -> None:
     arms = TwoArms(share=SHARE)
     for user in range(200):
-        arms.add(candidate=False, place=user, value=0.0)
+        for other in range(4):
+            arms.add(candidate=False, place=4 * user + other, value=0.0)
         arms.add(candidate=True, place=user, value=float(user < 6))
     assert arms.look(tail=TAIL).log_evidence >= NEEDED
     one = TwoArms(share=SHARE)
-    for _ in range(200):
+    for _ in range(20):
         for user in range(200):
-            one.add(candidate=False, place=user, value=0.0)
+            for other in range(4):
+                one.add(candidate=False, place=4 * user + other, value=0.0)
             one.add(candidate=True, place=user, value=float(user == 0))
     assert one.look(tail=TAIL).log_evidence < NEEDED  # one user who fails all the time is one user
-
-
-def test_coins_are_fair() -> None:
-    """Mean capital over all sequences of eight tosses is 1: exact, whatever the share."""
-    for share in (0.05, 0.2, 0.5):
-        total = 0.0
-        for which in range(256):
-            coins, chance = Coins(share), 1.0
-            for toss in range(8):
-                candidate = bool(which >> toss & 1)
-                coins.toss(candidate=candidate)
-                chance *= share if candidate else 1 - share
-            total += chance * math.exp(coins.log_capital)
-        assert total == pytest.approx(1.0)
 
 
 def test_the_mixture_is_the_integral_over_half_normal_effects() -> None:
@@ -162,7 +154,7 @@ def test_a_correction_is_as_if_the_value_had_come_so() -> None:
 
 
 def test_rounding_does_not_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(two_arms, "RENEWED_AFTER", 1_000)
+    monkeypatch.setattr(arms_module, "RENEWED_AFTER", 1_000)
     arms = TwoArms()
     for number in range(5_000):
         arms.add(candidate=False, place=number % 50, value=1e12 if number == 7 else 1.0)

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from drivetrain.adapters.sqlite import SqliteControlLog
+from drivetrain.adapters.sqlite import open_control_log
 from drivetrain.core.releases import (
     PROMOTED,
     PROPOSED,
@@ -74,7 +74,7 @@ def event(root: Path, what: str, *, release: int, stage: int = 0) -> None:
 
 def append(place: ReleasePlace, kind: str, body: Any) -> None:
     number = getattr(body, "release", None) or body.number
-    log = SqliteControlLog(place.data_folder / "control.db", place.keys_folder)
+    log = open_control_log(place.data_folder, place.keys_folder)
     log.append(kind=kind, actor=BY, subject=f"{place.environment}/{number}", body=msgspec.to_builtins(body))
 
 

@@ -34,7 +34,7 @@ def pinned(name: str = "echo", number: int = 1) -> Pinned:
     return Pinned(name=name, number=number, digest=f"{name}-{number}", format="onnx", signature=signature)
 
 
-def asked(text: object, model: Pinned | None = None, timeout_ms: int = 5_000, slo_ms: int = 0) -> ModelRequest:
+def asked(text: object, model: Pinned | None = None, timeout_ms: int = 30_000, slo_ms: int = 0) -> ModelRequest:
     """One row of it."""
     return ModelRequest(model or pinned(), msgspec.msgpack.encode([text]), timeout_ms, slo_ms)
 
@@ -108,7 +108,7 @@ class Sink:
         return SCORED_DECODER.decode(self.body).label
 
 
-async def all_ended(sinks: Sequence[Sink], limit_s: float = 10) -> None:
+async def all_ended(sinks: Sequence[Sink], limit_s: float = 40) -> None:
     """Each has ended, once."""
     async with asyncio.timeout(limit_s):
         for sink in sinks:

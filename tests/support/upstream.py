@@ -160,10 +160,12 @@ class Upstream:
                     kept += part
                 one = Asked(head, kept[:length], number)
                 kept = kept[length:]
+                # Before anybody can see that it was asked, and change what happens from then on.
+                matching = [path for path in self._scripts if one.path.startswith(path)]
+                script = self._scripts[max(matching, key=len)]
                 with self._lock:
                     self.asked.append(one)
-                matching = [path for path in self._scripts if one.path.startswith(path)]
-                self._scripts[max(matching, key=len)](one, wire)
+                script(one, wire)
 
 
 # What a provider would say.

@@ -8,6 +8,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+WAIT_S = 30.0
+"""What is waited for comes within a moment; the limit is for a machine that stands still, and costs nothing."""
+
 
 @dataclass(frozen=True)
 class Answered:
@@ -85,13 +88,13 @@ def connect(port: int, *, receive_bytes: int = 0) -> socket.socket:
     made = socket.socket()
     if receive_bytes:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-    made.settimeout(10)
+    made.settimeout(WAIT_S)
     made.connect(("127.0.0.1", port))
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return made
 
 
-def ask(port: int, *parts: bytes, answers: int = 1, wait_s: float = 10.0) -> Heard:
+def ask(port: int, *parts: bytes, answers: int = 1, wait_s: float = WAIT_S) -> Heard:
     """Sends the parts (each in a write of its own) and reads `answers` answers, or until the end."""
     with connect(port) as connection:
         try:
@@ -102,14 +105,14 @@ def ask(port: int, *parts: bytes, answers: int = 1, wait_s: float = 10.0) -> Hea
         return hear(connection, answers=answers, wait_s=wait_s)
 
 
-def one(port: int, *parts: bytes, wait_s: float = 10.0) -> Answered:
+def one(port: int, *parts: bytes, wait_s: float = WAIT_S) -> Answered:
     """The one answer to one request."""
     heard = ask(port, *parts, wait_s=wait_s)
     assert heard.answers, f"no answer came; the connection's end: {heard.end}, bytes: {heard.rest!r}"
     return heard.answers[0]
 
 
-def hear(connection: socket.socket, *, answers: int = 1, wait_s: float = 10.0) -> Heard:
+def hear(connection: socket.socket, *, answers: int = 1, wait_s: float = WAIT_S) -> Heard:
     """Reads until `answers` answers have come or the connection ended."""
     deadline = time.monotonic() + wait_s
     got = b""
@@ -139,7 +142,7 @@ def hear(connection: socket.socket, *, answers: int = 1, wait_s: float = 10.0) -
         got += part
 
 
-def ending(connection: socket.socket, wait_s: float = 5.0) -> str:
+def ending(connection: socket.socket, wait_s: float = WAIT_S) -> str:
     """How the connection ends within that time: `fin`, `rst` or `open`."""
     connection.settimeout(wait_s)
     try:

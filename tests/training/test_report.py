@@ -16,7 +16,8 @@ from drivetrain.core.models import Scored
 from drivetrain.core.recipes import TabularClassification, TabularRegression, TextClassification
 from drivetrain.core.reports import ReportV1
 from drivetrain.training.metrics import judge_labels, judge_values, paired_labels
-from drivetrain.training.report import accept_lines, markdown, no_threshold_lines, read_quotes, train_page
+from drivetrain.training.report_page import markdown, read_quotes, train_page
+from drivetrain.training.report_words import accept_lines, no_threshold_lines
 
 QUICK = TabularClassification(columns=COLUMNS, models=("linear",), folds=3)
 

@@ -112,7 +112,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_other_folds() -> None:
 
 def test_what_nothing_can_be_learnt_from_is_not_known_out_of_fold(tmp_path: Path) -> None:
     rng = dice()
-    texts = [f"{rng.getrandbits(64):x} {rng.getrandbits(64):x}" for _ in range(240)]
+    texts = [f"{rng.getrandbits(64):x} {rng.getrandbits(64):x}" for _ in range(480)]
     labels = [rng.choice("ab") for _ in texts]
     model = trained(texts, labels)
     order = np.array(model.signature.labels)
@@ -125,7 +125,7 @@ def test_what_nothing_can_be_learnt_from_is_not_known_out_of_fold(tmp_path: Path
 
 def test_rows_of_one_group_or_one_text_never_help_each_other() -> None:
     rng = dice()
-    kinds = [(f"{rng.getrandbits(64):x}", rng.choice("ab")) for _ in range(60)]
+    kinds = [(f"{rng.getrandbits(64):x}", rng.choice("ab")) for _ in range(300)]  # so many that luck does not matter
     labels = [label for _, label in kinds for _ in range(4)]
     same = [text.upper() if copy % 2 else f" {text} " for text, _ in kinds for copy in range(4)]
     alike = [f"{text} {word}" for text, _ in kinds for word in ("one", "two", "three", "four")]
@@ -292,7 +292,7 @@ def test_progress_is_a_bar_on_a_terminal() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(not (BANKING77 / "test.csv").is_file(), reason="banking77 is not beside the repository")
 def test_banking77_is_as_accurate_calibrated_and_safe_as_promised(tmp_path: Path) -> None:
     texts, labels = {}, {}

@@ -30,7 +30,7 @@ def true_risk(threshold: float) -> float:
 
 
 def test_the_risk_is_broken_in_no_more_samples_than_stated_where_reading_it_off_breaks_half() -> None:
-    rng, samples = dice(), 100
+    rng, samples = dice(), 200
     broken = read_off = 0
     for _ in range(samples):
         confidence, right = sample(rng, 2_000)

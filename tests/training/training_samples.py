@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from drivetrain.adapters.objects import FileObjects
-from drivetrain.adapters.sqlite import SqliteControlLog
+from drivetrain.adapters.sqlite import open_control_log
 from drivetrain.core.datasets import SchemaV1, SplitV1
 from drivetrain.core.recipes import AnyRecipe, TabularClassification, TrainedModel
 from drivetrain.datasets import Datasets, Declared, FromFile
@@ -31,7 +31,7 @@ class Place:
         self.root = root / "project"
         self.root.mkdir(exist_ok=True)
         self.data = root / "data"
-        self.control = SqliteControlLog(self.data / "control.db", root / "keys", now_ns=lambda: NOW_NS)
+        self.control = open_control_log(self.data, root / "keys", now_ns=lambda: NOW_NS)
         self.datasets = Datasets(
             None, FileObjects(self.data / "lake"), self.control, root=self.root, actor="tester", now_ns=lambda: NOW_NS
         )

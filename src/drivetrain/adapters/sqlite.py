@@ -24,7 +24,7 @@ import msgspec
 
 from drivetrain.adapters.files import key_file, keyed_mac
 from drivetrain.core.errors import DrivetrainError
-from drivetrain.ports.control import ControlRecord, Verification
+from drivetrain.ports.control import CONTROL_FILE, ControlRecord, Verification
 from drivetrain.ports.disk import write_whole
 
 GENESIS = "0" * 64
@@ -237,6 +237,13 @@ class SqliteControlLog:
 
     def _mac(self, seq: int, head: str) -> str:
         return keyed_mac(self._key, f"control\0{seq}\0{head}".encode()).hex()
+
+
+def open_control_log(
+    data_folder: Path, keys_folder: Path, *, now_ns: Callable[[], int] = time.time_ns
+) -> SqliteControlLog:
+    """A project's control log, made where there is none yet. Raises: DrivetrainError where it is gone."""
+    return SqliteControlLog(data_folder / CONTROL_FILE, keys_folder, now_ns=now_ns)
 
 
 def canonical(body: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from drivetrain.adapters.sqlite import COLUMNS, GENESIS, record_hash
 from drivetrain.core.errors import DrivetrainError
-from drivetrain.ports.control import ControlRecord
+from drivetrain.ports.control import CONTROL_FILE, ControlRecord
 
 READ_TIMEOUT_S = 1.0
 """How long a reading waits for whoever writes; it is tried again soon."""
@@ -146,6 +146,11 @@ class SqliteControlFeed:
             f"The control log in {self._path} cannot be used: {error}.",
             do="Run `drivetrain audit verify`; where it was damaged, restore it from your backup.",
         )
+
+
+def open_control_feed(data_folder: Path) -> SqliteControlFeed:
+    """A project's control log, followed from its beginning; it need not be there yet."""
+    return SqliteControlFeed(data_folder / CONTROL_FILE)
 
 
 def _record(row: tuple[Any, ...]) -> ControlRecord:

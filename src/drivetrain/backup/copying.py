@@ -30,6 +30,7 @@ from drivetrain.lake.holding import held
 from drivetrain.lake.plans import Ledger, PlanGone
 from drivetrain.lake.roller import TABLES
 from drivetrain.ledger.frames import Segment, calls_folder, segments
+from drivetrain.ports.control import CONTROL_FILE
 from drivetrain.project.pins import models_folder
 from drivetrain.registry.workplaces import Workplaces
 from drivetrain.version import VERSION
@@ -201,7 +202,7 @@ class _Copy:
     def _database(self, source: Path, name: str) -> FileV1:
         def make(half: Path) -> None:
             copy_database(source, half)
-            if name == "control.db":
+            if name == CONTROL_FILE:
                 self._control = last_record(half)
 
         return self._to.add_made(f"data/{name}", make)

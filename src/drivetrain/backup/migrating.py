@@ -18,11 +18,12 @@ from drivetrain.backup.databases import columns, user_version
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.lake import plans
 from drivetrain.ledger.frames import segments
+from drivetrain.ports.control import CONTROL_FILE
 
 OLD_CACHES = ("cache/parts.1",)
 """Below the data folder: what queries of before the lake kept, and nobody reads any more."""
 SCHEMAS: Mapping[str, tuple[int, Mapping[str, frozenset[str]]]] = {
-    "control.db": (
+    CONTROL_FILE: (
         0,
         {"control": frozenset({"seq", "at_ns", "kind", "actor", "subject", "body", "prev_hash", "hash"})},
     ),

@@ -30,6 +30,7 @@ from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.times import NS_PER_S
 from drivetrain.lake import plans
 from drivetrain.ledger.frames import segments
+from drivetrain.ports.control import CONTROL_FILE
 from drivetrain.ports.disk import sync_folder, write_whole
 
 SPARE_BYTES = 64 * 1024 * 1024
@@ -133,7 +134,7 @@ def _put(
         key_folder = made.folder(stores.keys_folder, "keys/", keys, key_files)
         key_folder.chmod(0o700)
     forgotten = merge_forgotten(stores.keys_folder, key_folder) if key_folder is not None else 0
-    erasures = _erasures_since(stores.data_folder / "control.db", generation)
+    erasures = _erasures_since(stores.data_folder / CONTROL_FILE, generation)
     made.snapshots()
     made.sync()
     aside = made.swap()

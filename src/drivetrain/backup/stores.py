@@ -11,9 +11,10 @@ from pathlib import Path
 
 import msgspec
 
+from drivetrain.ports.control import CONTROL_FILE
 from drivetrain.ports.tables import ObjectStore, TableStore
 
-DATABASES = ("keys.db", "control.db", "limits/counters.db", "idempotency/keys.db")
+DATABASES = ("keys.db", CONTROL_FILE, "limits/counters.db", "idempotency/keys.db")
 """Below the data folder, in the order in which they are copied: who tells of others goes before them.
 
 An issued key is in the control log before it is let in. What counters have booked and what answers were kept stands in

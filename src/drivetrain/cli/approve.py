@@ -8,18 +8,9 @@ from typing import Annotated
 import typer
 
 from drivetrain.cli.ending import fail, print_json
+from drivetrain.cli.options import Env, Json, Project
 from drivetrain.cli.places import plain
-from drivetrain.cli.release_options import (
-    Env,
-    Json,
-    Key,
-    Project,
-    Reason,
-    builtins,
-    place,
-    tell_changes,
-    tell_evidence,
-)
+from drivetrain.cli.release_options import Key, Proposal, Reason, builtins, place, tell_changes, tell_evidence
 from drivetrain.core.errors import DrivetrainError
 
 
@@ -59,7 +50,7 @@ def approve_command(
 
 
 def withdraw_command(
-    number: Annotated[int, typer.Argument(min=1, help="The proposal's number.")],
+    number: Proposal,
     *,
     reason: Reason = "",
     key: Key = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
@@ -14,6 +14,7 @@ import msgspec
 import typer
 
 from drivetrain.cli.ending import fail, print_json
+from drivetrain.cli.options import AnyJson, Project
 from drivetrain.cli.places import LedgerPlaces, ledger_places, moment_ns, plain
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.times import iso
@@ -26,9 +27,9 @@ app = typer.Typer(help="The control log: who changed what.", no_args_is_help=Tru
 EXPORTED = "exported"
 """The control log's kind of exports."""
 SUBJECT = "control"
+UNRECORDED_SHOWN = 20
+"""Reports without a record, as people are shown; `--json` has all."""
 
-Project = Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 KeyFile = Annotated[
     Path | None, typer.Option("--key", help="Sign with this Ed25519 key, 32 bytes or PEM, instead of the project's.")
 ]
@@ -50,9 +51,10 @@ def verify_command(
     trust: Annotated[
         list[str] | None, typer.Option(help="A public key that may have signed; by default the project's. Repeatable.")
     ] = None,
-    as_json: Json = False,
+    as_json: AnyJson = False,
 ) -> None:
-    """Check every record: exit code 1 for any edit, gap, reordering or truncation."""
+    """Check every record: exit code 1 for any edit, gap, reordering or truncation, and for a Report that is gone."""
+    from drivetrain.embedded.eval_recorded import Unmatched, unmatched
     from drivetrain.ports.control import Verification
 
     try:
@@ -66,17 +68,23 @@ def verify_command(
         found = log.verify() if log is not None else Verification(records=0, head="0" * 64, findings=())
         missing = () if expect is None else _missing(log, expect)
         missing += _against(checkpoint or [], places, log, trust)
+        # Upon a log that was changed nothing is told of Reports.
+        records = log.records() if log is not None else ()
+        reports = unmatched(places.data_folder, records) if found.whole else Unmatched()
     except DrivetrainError as error:
         fail(error)
-    findings = (*found.findings, *missing)
+    findings = (*found.findings, *missing, *reports.gone)
     if as_json:
-        print_json({"whole": not findings, **msgspec.to_builtins(found), "findings": findings})
+        said = {"findings": findings, "unrecorded_reports": reports.unrecorded}
+        print_json({"whole": not findings, **msgspec.to_builtins(found), **said})
     elif findings:
         typer.echo("\n".join(plain(one) for one in findings), err=True)
     else:
         typer.echo(f"whole: {found.records} records, head {found.records}:{found.head}")
         if checkpoint:
             typer.echo(f"as signed: {len(checkpoint)} checkpoint{'' if len(checkpoint) == 1 else 's'}")
+    if not as_json:
+        _tell_unrecorded(reports.unrecorded)
     if findings:
         raise typer.Exit(1)
 
@@ -86,7 +94,7 @@ def log_command(
     project: Project = None,
     after: Annotated[int, typer.Option(min=0, help="Only records after this one.")] = 0,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most this many, the newest.")] = 50,
-    as_json: Json = False,
+    as_json: AnyJson = False,
 ) -> None:
     """List what was changed, oldest first."""
     try:
@@ -111,7 +119,7 @@ def checkpoint_command(
     project: Project = None,
     out: Annotated[Path | None, typer.Option(help="The file; by default control-SEQ.checkpoint.json here.")] = None,
     key: KeyFile = None,
-    as_json: Json = False,
+    as_json: AnyJson = False,
 ) -> None:
     """Sign the head of the log into a file; kept elsewhere, it proves later what the log held."""
     from drivetrain.adapters.checkpoints import checkpoint_key, encoded, make_checkpoint
@@ -144,7 +152,7 @@ def export_command(
     kind: Annotated[list[str] | None, typer.Option(help="Only of this kind, such as apply; repeatable.")] = None,
     key: KeyFile = None,
     project: Project = None,
-    as_json: Json = False,
+    as_json: AnyJson = False,
 ) -> None:
     """Write records as JSON lines with a signed end, for `audit verify --export`; the log keeps that it was done."""
     from drivetrain.adapters.checkpoints import checkpoint_key
@@ -186,6 +194,14 @@ def export_command(
         print_json({"file": str(out), "records": trailer.count, "public_key": trailer.public_key})
     else:
         typer.echo(plain(f"{out}: {trailer.count} records, signed with {trailer.public_key}"))
+
+
+def _tell_unrecorded(reports: Sequence[str]) -> None:
+    """Reports of evals that nothing can be released upon: no mistake of the log, and worth a look."""
+    for id in reports[:UNRECORDED_SHOWN]:
+        typer.echo(plain(f"Report {id} of an eval has no record of a run: it proves nothing; run the eval again."))
+    if len(reports) > UNRECORDED_SHOWN:
+        typer.echo(f"and {len(reports) - UNRECORDED_SHOWN} more.")
 
 
 def _verify_export(path: Path, project: Path | None, trust: list[str] | None, as_json: bool) -> None:
@@ -260,7 +276,7 @@ def _log(places: LedgerPlaces) -> SqliteControlLog | None:
 
     Raises: DrivetrainError where there was one: to open it would begin another.
     """
-    from drivetrain.adapters.sqlite import SqliteControlLog
+    from drivetrain.adapters.sqlite import open_control_log
 
     if not places.control_log.exists() and not (places.keys_folder / "control.anchor").exists():
         if (places.keys_folder / "control.key").exists():
@@ -270,14 +286,14 @@ def _log(places: LedgerPlaces) -> SqliteControlLog | None:
                 do="Restore them from your backup.",
             )
         return None
-    return SqliteControlLog(places.control_log, places.keys_folder)
+    return open_control_log(places.data_folder, places.keys_folder)
 
 
 def _named(places: LedgerPlaces) -> tuple[str, str]:
     """The project's name and the environment that its places are of."""
+    from drivetrain.project.document import environment_name, parse
     from drivetrain.project.files import SETTINGS_FILE
     from drivetrain.project.problems import Problems
-    from drivetrain.project.settings import environment_name, parse
 
     parsed = parse((places.root / SETTINGS_FILE).read_bytes(), Problems())
     table = parsed.values.get("project") if parsed is not None else None

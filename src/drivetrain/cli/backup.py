@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from drivetrain.cli.ending import fail, print_json
+from drivetrain.cli.options import AnyJson, Project
 from drivetrain.cli.places import plain
 from drivetrain.core.errors import DrivetrainError
 
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     from drivetrain.backup.generations import GenerationV1
     from drivetrain.backup.restoring import Restored
     from drivetrain.backup.stores import Stores
-
-Project = Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def backup_command(
@@ -37,7 +35,7 @@ def backup_command(
     ] = None,
     list_them: Annotated[bool, typer.Option("--list", help="Only show the generations in DEST.")] = False,
     project: Project = None,
-    as_json: AsJson = False,
+    as_json: AnyJson = False,
 ) -> None:
     """Copy everything that a project has recorded, while it is served. Only what is new is copied."""
     from drivetrain.backup.copying import back_up
@@ -97,7 +95,7 @@ def restore_command(
         bool, typer.Option("--same", help="With a lake in an object store: go on under the ledger's former id.")
     ] = False,
     project: Project = None,
-    as_json: AsJson = False,
+    as_json: AnyJson = False,
 ) -> None:
     """Bring back a project's stores as they were. The project's own files come from its repository."""
     from drivetrain.backup.generations import Generations
@@ -135,7 +133,7 @@ def migrate_command(
     *,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     project: Project = None,
-    as_json: AsJson = False,
+    as_json: AnyJson = False,
 ) -> None:
     """Bring stores that an earlier version wrote up to this one. Harmless where nothing is to be done."""
     from drivetrain.backup.migrating import migrate
@@ -214,7 +212,7 @@ def settle_open(data_folder: Path, boot: str) -> int:
 
 def _note(stores: Stores, done: Restored) -> None:
     """The control log says that it was brought back, so that a gap in it is explained."""
-    from drivetrain.adapters.sqlite import SqliteControlLog
+    from drivetrain.adapters.sqlite import open_control_log
     from drivetrain.core.times import iso
     from drivetrain.embedded.applying import person
 
@@ -227,7 +225,7 @@ def _note(stores: Stores, done: Restored) -> None:
         "head": generation.head,
         "aside": done.aside,
     }
-    log = SqliteControlLog(stores.data_folder / "control.db", stores.keys_folder)
+    log = open_control_log(stores.data_folder, stores.keys_folder)
     log.append(kind="restored", actor=person(), subject=f"generation {generation.number}", body=body)
 
 

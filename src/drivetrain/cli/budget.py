@@ -16,6 +16,7 @@ import typer
 
 from drivetrain.cli.budget_words import amount_text, moment_text, per_text, units
 from drivetrain.cli.ending import fail, print_json
+from drivetrain.cli.options import AnyJson, Env, Project
 from drivetrain.cli.places import plain
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.limits import Limit
@@ -41,11 +42,6 @@ OPTION_OF = {"nano_usd": "--usd", "requests": "--requests", "tokens": "--tokens"
 app = typer.Typer(help="Budgets and limits.", invoke_without_command=True, no_args_is_help=False)
 
 Name = Annotated[str, typer.Argument(help="The limit's name; `drivetrain budget` lists them.")]
-ProjectOption = Annotated[
-    Path | None, typer.Option("--project", help="The project's folder; by default found upwards.")
-]
-EnvOption = Annotated[str | None, typer.Option("--env", help="The environment.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 All = Annotated[bool, typer.Option("--all", help="Every user, team or tag, not just those that spent the most.")]
 Reason = Annotated[str, typer.Option(help="Why; it stands in the control log.")]
 For = Annotated[str | None, typer.Option("--for", help="Whose, of a limit for each user, team or tag.")]
@@ -55,10 +51,10 @@ For = Annotated[str | None, typer.Option("--for", help="Whose, of a limit for ea
 def budget_command(
     context: typer.Context,
     *,
-    project: ProjectOption = None,
-    env: EnvOption = None,
+    project: Project = None,
+    env: Env = None,
     everything: All = False,
-    as_json: Json = False,
+    as_json: AnyJson = False,
 ) -> None:
     """Show how every budget and limit stands in its present period."""
     if context.invoked_subcommand is not None:
@@ -82,10 +78,10 @@ def budget_command(
 def show_command(
     name: Name,
     *,
-    project: ProjectOption = None,
-    env: EnvOption = None,
+    project: Project = None,
+    env: Env = None,
     everything: All = False,
-    as_json: Json = False,
+    as_json: AnyJson = False,
 ) -> None:
     """Show one budget or limit, and who changed it."""
     from drivetrain.cli.budget_show import change_json, print_changes, print_standings, standings_json
@@ -114,9 +110,9 @@ def set_command(
     tokens: Annotated[int | None, typer.Option(min=1, max=UNITS_MAX, help="Of a rate, per its window.")] = None,
     concurrent: Annotated[int | None, typer.Option(min=1, max=10**6, help="Calls at a time.")] = None,
     reason: Reason = "",
-    project: ProjectOption = None,
-    env: EnvOption = None,
-    as_json: Json = False,
+    project: Project = None,
+    env: Env = None,
+    as_json: AnyJson = False,
 ) -> None:
     """Change an amount from now on, in every worker within a second, until the project declares another one."""
     from drivetrain.limits.changes import SET, SetBody
@@ -145,9 +141,9 @@ def top_up_command(
     dollars: Annotated[str, typer.Option("--usd", help="By how much the cap of the present period is raised.")],
     whose: For = None,
     reason: Reason = "",
-    project: ProjectOption = None,
-    env: EnvOption = None,
-    as_json: Json = False,
+    project: Project = None,
+    env: Env = None,
+    as_json: AnyJson = False,
 ) -> None:
     """Raise the cap of the present period only, in every worker within a second."""
     from drivetrain.limits.changes import TOP_UP, TopUpBody
@@ -183,9 +179,9 @@ def reset_command(
     *,
     whose: For = None,
     reason: Reason = "",
-    project: ProjectOption = None,
-    env: EnvOption = None,
-    as_json: Json = False,
+    project: Project = None,
+    env: Env = None,
+    as_json: AnyJson = False,
 ) -> None:
     """Give the declared amount back, and end top-ups of the present period; with --for only that one's top-up."""
     from drivetrain.limits.changes import RESET, ResetBody
@@ -211,9 +207,9 @@ def burn_command(
     name: Name,
     *,
     whose: For = None,
-    project: ProjectOption = None,
-    env: EnvOption = None,
-    as_json: Json = False,
+    project: Project = None,
+    env: Env = None,
+    as_json: AnyJson = False,
 ) -> None:
     """Draw the burn-down of a budget's present period, from the ledger."""
     from drivetrain.cli.budget_burn import burn_json, burned, print_burn
@@ -333,17 +329,17 @@ class _Desk:
 
     def record(self, kind: str, name: str, body: msgspec.Struct) -> None:
         """Append it to the control log: from then on it holds."""
-        from drivetrain.adapters.sqlite import SqliteControlLog
+        from drivetrain.adapters.sqlite import open_control_log
         from drivetrain.embedded.applying import person
 
-        log = SqliteControlLog(self.snapshot.data_folder / "control.db", self.snapshot.keys_folder)
+        log = open_control_log(self.snapshot.data_folder, self.snapshot.keys_folder)
         log.append(kind=kind, actor=person(), subject=name, body=msgspec.to_builtins(body))
 
     def _records(self) -> list[Any]:
-        from drivetrain.adapters.sqlite_control_feed import SqliteControlFeed
+        from drivetrain.adapters.sqlite_control_feed import open_control_feed
         from drivetrain.limits.changes import CHANGE_KINDS
 
-        return SqliteControlFeed(self.snapshot.data_folder / "control.db").read(CHANGE_KINDS)
+        return open_control_feed(self.snapshot.data_folder).read(CHANGE_KINDS)
 
     def _store(self) -> CounterStore | None:
         """The counter store; None where nothing was ever spent."""

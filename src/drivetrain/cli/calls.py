@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
 from drivetrain.cli.ending import fail
+from drivetrain.cli.options import Json, Moment, Project, Until
 from drivetrain.cli.places import LedgerPlaces, ledger_places, moment_ns, plain
 from drivetrain.cli.tables import Column, print_table
 from drivetrain.core.calls import RETAINED_FULL, RETAINED_HASH, Answers, AttemptV1, Call
@@ -36,8 +36,6 @@ STATUSES = ("answered", "failed", "refused", "aborted", "running", "interrupted"
 
 app = typer.Typer(help="The Calls of a project.", invoke_without_command=True, no_args_is_help=False)
 
-Project = Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")]
-
 
 @app.callback()
 def calls_command(
@@ -48,8 +46,8 @@ def calls_command(
     team: Annotated[str | None, typer.Option(help="Only this team's.")] = None,
     status: Annotated[str | None, typer.Option(help=f"Only these: {', '.join(STATUSES)}.")] = None,
     variant: Annotated[str | None, typer.Option(help="Only those with an attempt of this variant.")] = None,
-    since: Annotated[str | None, typer.Option(help="ISO time, `today`, or how long ago: `2h`, `7d`.")] = None,
-    until: Annotated[str | None, typer.Option(help="As --since.")] = None,
+    since: Moment = None,
+    until: Until = None,
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="At most this many, the newest.")] = 50,
     tail: Annotated[bool, typer.Option("--tail", help="Then follow: each Call as it ends.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
@@ -84,7 +82,7 @@ def show_command(
     call_id: Annotated[str, typer.Argument(help="The Call's id, as answers carry it.")],
     project: Project = None,
     payload: Annotated[bool, typer.Option("--payload", help="Decrypt the request and the answers too.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show one Call: each Attempt with its offsets, verdict, reason, tokens and cost, and the Outcomes."""
     from drivetrain.cli.lake_place import lake_of

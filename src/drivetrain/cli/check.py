@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
 
 import msgspec
 import typer
 
 from drivetrain.cli.ending import fail
+from drivetrain.cli.options import Env, Json, Project
 from drivetrain.core.errors import DrivetrainError, Problem, ProjectError
 from drivetrain.project.snapshot import Snapshot
 
@@ -32,9 +32,9 @@ class CheckAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_command(
-    project: Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")] = None,
-    env: Annotated[str | None, typer.Option(help="Environment; by default $DRIVETRAIN_ENV, else default_env.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    project: Project = None,
+    env: Env = None,
+    as_json: Json = False,
 ) -> None:
     """Check a project: every mistake at once, with its line. Exit code 1 where there is one."""
     from drivetrain.project import find_root

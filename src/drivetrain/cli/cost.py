@@ -6,13 +6,13 @@ import csv
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 
 from drivetrain.cli.ending import fail
+from drivetrain.cli.options import Json, Moment, Project, Until
 from drivetrain.cli.places import ledger_places, moment_ns, plain
 from drivetrain.cli.tables import Column, print_table
 from drivetrain.core.errors import DrivetrainError
@@ -32,11 +32,11 @@ def cost_command(
         str,
         typer.Option(help="Dimensions, comma-separated: team, workflow, variant, model, user, tag:NAME, day ..."),
     ] = "workflow",
-    since: Annotated[str | None, typer.Option(help="ISO time, `today`, or how long ago: `2h`, `7d`.")] = None,
-    until: Annotated[str | None, typer.Option(help="As --since.")] = None,
+    since: Moment = None,
+    until: Until = None,
     where: Annotated[list[str] | None, typer.Option(help="DIMENSION=VALUE; several of one are alternatives.")] = None,
-    project: Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    project: Project = None,
+    as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, without the total.")] = False,
 ) -> None:
     """What Calls cost, dearest first, with the total of the ledger, and the idle time of machines paid by the hour."""

@@ -10,6 +10,7 @@ import msgspec
 import typer
 
 from drivetrain.cli.ending import fail, print_json
+from drivetrain.cli.options import Json, Project
 from drivetrain.cli.places import ledger_places, plain
 from drivetrain.cli.tables import Column, print_table
 from drivetrain.core.errors import DrivetrainError
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Frozen, numbered, checked selections of rows.", no_args_is_help=True)
 
 Reference = Annotated[str, typer.Argument(help="NAME for the newest number, or NAME@NUMBER.")]
-Project = Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @app.command("create")
@@ -230,7 +229,7 @@ def dataset_json(dataset: DatasetV1) -> dict[str, Any]:
 def datasets_of(project: Path | None) -> Datasets:
     """The Datasets of a project, by its settings alone: its code may be broken."""
     from drivetrain.adapters.files import FileVault
-    from drivetrain.adapters.sqlite import SqliteControlLog
+    from drivetrain.adapters.sqlite import open_control_log
     from drivetrain.cli.lake_place import lake_of
     from drivetrain.datasets import Datasets, staging_folder
     from drivetrain.embedded.applying import person
@@ -241,7 +240,7 @@ def datasets_of(project: Path | None) -> Datasets:
     return Datasets(
         lake,
         lake.objects,
-        SqliteControlLog(places.control_log, places.keys_folder),
+        open_control_log(places.data_folder, places.keys_folder),
         vault=FileVault(places.keys_folder, payload_days=places.payload_days),
         root=places.root,
         scratch=staging_folder(places.data_folder),

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from drivetrain.cli.options import Json
+
 if TYPE_CHECKING:
     from drivetrain.cli.demo_folder import DemoFolder
     from drivetrain.cli.demo_gateway import GatewayProcess
@@ -38,7 +40,7 @@ class Ended(KeyboardInterrupt):
 def demo_command(
     *,
     once: Annotated[bool, typer.Option("--once", help="End after the report.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
     data: Annotated[
         Path | None,
         typer.Option(help="Folder with train.csv, test.csv (text,category) and categories.json: BANKING77's, say."),

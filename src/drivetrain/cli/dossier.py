@@ -11,6 +11,7 @@ import msgspec
 import typer
 
 from drivetrain.cli.ending import fail, print_json
+from drivetrain.cli.options import Env, Json, Project
 from drivetrain.cli.places import moment_ns, plain
 from drivetrain.core.errors import DrivetrainError
 
@@ -30,9 +31,9 @@ def dossier_command(
         str | None, typer.Option(help="Of --model-card: NAME or NAME@NUMBER; by default the only one of its route.")
     ] = None,
     since: Annotated[str | None, typer.Option(help="Count Calls from then on: 30d, or an ISO time.")] = None,
-    env: Annotated[str | None, typer.Option(help="Environment; by default $DRIVETRAIN_ENV, else default_env.")] = None,
-    project: Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    env: Env = None,
+    project: Project = None,
+    as_json: Json = False,
 ) -> None:
     """Tell what a workflow is, what was proved of it, how it is used and changed, and what is missing."""
     from drivetrain.embedded.dossier import DossierRoom

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from drivetrain.cli.ending import fail
+from drivetrain.cli.options import Json, Project
 from drivetrain.cli.places import plain
 from drivetrain.core.errors import DrivetrainError
 
@@ -20,6 +20,7 @@ SAID = {
     "keys": "destroying the keys of what they said and heard",
     "segments": "having writers leave their segments, and rolling those into the lake",
     "count": "looking what there is",
+    "evals": "taking whose they are from rows of evals",
     "calls": "taking their name from their Calls",
     "datasets": "taking their rows from Datasets",
 }
@@ -34,8 +35,8 @@ def erase_command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what there is, and change nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Finish an erasure that was cut off.")] = False,
-    project: Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    project: Project = None,
+    as_json: Json = False,
 ) -> None:
     """Erase a person: keys, Calls, Outcomes, Datasets, features, copies. It cannot be undone; totals stay."""
     from drivetrain.embedded.erasing import erasure
@@ -134,6 +135,7 @@ def _show_places(places: Places) -> None:
         *((f"quarantine of {name}", count) for name, count in places.quarantined.items()),
         *((f"query of {name}", 1) for name in places.described),
         *((f"{_vectors(name)}", count) for name, count in places.vectors.items()),
+        ("rows of evals and their kept answers", places.eval_rows),
         ("counters of limits", places.accounts),
     ]
     print_table([Column("place"), Column("found", right=True)], [(name, f"{count:,}") for name, count in rows if count])

@@ -11,6 +11,7 @@ import msgspec
 import typer
 
 from drivetrain.cli.ending import fail, print_json
+from drivetrain.cli.options import Json, Project
 from drivetrain.cli.places import plain
 from drivetrain.cli.tables import Column, print_table
 from drivetrain.core.errors import DrivetrainError
@@ -29,8 +30,6 @@ LOOK_S = 1.0
 app = typer.Typer(help="Evals: a Dataset through a workflow, scored, held against gates.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="A dt.Eval of the project.")]
-Project = Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Against = Annotated[
     str | None, typer.Option(help="Compare with: `live`, the id of a Report, or another project's folder.")
 ]

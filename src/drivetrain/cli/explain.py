@@ -12,16 +12,18 @@ import msgspec
 import typer
 
 from drivetrain.cli.ending import fail, print_json
+from drivetrain.cli.options import Json, Project
 from drivetrain.cli.places import moment_ns, plain
-from drivetrain.cli.tables import Column, print_table
+from drivetrain.cli.tables import Column, Grid
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.times import NS_PER_S, iso
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from drivetrain.core.reports import ReportV1
     from drivetrain.evals.explain import Explanation
 
-"""In a Report's body: whether the metric is a share, shown in percent."""
 DAY_NS = 86_400 * NS_PER_S
 _WEEK = re.compile(r"([0-9]{4})-W([0-9]{2})")
 
@@ -35,8 +37,8 @@ def explain_command(
     ],
     second: Annotated[str, typer.Option("--to", help="As --from.")],
     calls: Annotated[int, typer.Option(min=1, help="Of each period at most so many are replayed.")] = 5_000,
-    project: Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    project: Project = None,
+    as_json: Json = False,
 ) -> None:
     """Split a metric's change into models, policy and traffic mix, by replay, as Shapley shares over the orders."""
     from drivetrain.embedded.evidence import Evidence, Span
@@ -82,7 +84,7 @@ def period_ns(text: str, now_ns: int | None = None) -> tuple[int, int]:
 
 def show_explained(report: ReportV1, markdown: bool, project: Path | None) -> None:
     """A Report of kind `explain`, as the command and `drivetrain report show` print it."""
-    from drivetrain.cli.reports import show_any
+    from drivetrain.cli.reports import show_any, show_lines
     from drivetrain.evals.explain import Explanation
 
     try:
@@ -90,19 +92,18 @@ def show_explained(report: ReportV1, markdown: bool, project: Path | None) -> No
     except msgspec.ValidationError:  # of an earlier version
         show_any(report, markdown, project)
         return
-    if markdown:
-        typer.echo(f"# {plain(report.kind)} of {plain(report.subject)}\n\n```text")
-    _print_page(found, told)
+    lines = list(_page(found, told))
     for name, span in zip(("first", "second"), told.periods, strict=True):
         if span.end_ns > report.made_ns:
-            typer.echo(f"the {name} period was not over when this was made, at {iso(report.made_ns)[:19]}")
-    typer.echo(f"{'```' if markdown else ''}\n{plain(report.verdict)}")
+            lines.append(f"the {name} period was not over when this was made, at {iso(report.made_ns)[:19]}")
+    show_lines(report, lines, report.verdict, markdown)
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):
     """What a Report's body has beside the Explanation."""
 
     is_share: bool
+    """Whether the metric is a share, shown in percent."""
     periods: tuple[Period, Period]
     ledger_decisions: tuple[int, int]
     """Of each period, all of them."""
@@ -116,7 +117,7 @@ class Period(msgspec.Struct, frozen=True):
     end_ns: int
 
 
-def _print_page(found: Explanation, told: Told) -> None:
+def _page(found: Explanation, told: Told) -> Iterator[str | Grid]:
     from drivetrain.evals.explain_report import NAMES, number, share_text
     from drivetrain.evals.explain_report import period as period_text
 
@@ -131,13 +132,13 @@ def _print_page(found: Explanation, told: Told) -> None:
             [name, period_text(span.start_ns, span.end_ns), f"{decisions:,}", f"{period.used:,}",
              str(models), str(versions), number(period.value, is_share)]
         )  # fmt: skip
-    print_table(
+    yield Grid(
         [Column(""), Column("UTC", drop=2), Column("Decisions", right=True), Column("replayed", right=True),
          Column("routes", right=True, drop=1), Column("policies", right=True, drop=1),
          Column(plain(found.metric), right=True)],
         rows,
     )  # fmt: skip
-    typer.echo("")
+    yield ""
     shares = []
     for share in found.shares:
         interval = share.interval
@@ -150,29 +151,29 @@ def _print_page(found: Explanation, told: Told) -> None:
         number(change.value, is_share, sign=True),
         f"{number(change.low, is_share, sign=True)} to {number(change.high, is_share, sign=True)}",
     ]
-    print_table(
+    yield Grid(
         [Column("what moved it", footer="change"), Column("by", right=True, footer=total[0]),
          Column("95 % interval", right=True, footer=total[1])],
         shares,
     )  # fmt: skip
     for why, count in found.lost.items():
-        typer.echo(f"left out: {count:,} Decisions ({plain(why)})")
+        yield f"left out: {count:,} Decisions ({plain(why)})"
     if not found.known:
-        _print_unknown(found, told)
+        yield from _unknown(found, told)
 
 
-def _print_unknown(found: Explanation, told: Told) -> None:
+def _unknown(found: Explanation, told: Told) -> Iterator[str | Grid]:
     from drivetrain.evals.explain_report import number
 
     is_share = told.is_share
-    typer.echo("\nWhat other models would have answered cannot be known without asking them:")
+    yield "\nWhat other models would have answered cannot be known without asking them:"
     for reference, calls in found.asks.items():
         cost = told.asks_usd.get(reference)
         price = f", about {cost:.2f} USD by what its Calls in these periods cost" if cost is not None else ""
-        typer.echo(f"  {calls:,} Calls to {plain(reference)}{price}")
-    typer.echo("What is known all the same, with each period's own traffic and models:")
+        yield f"  {calls:,} Calls to {plain(reference)}{price}"
+    yield "What is known all the same, with each period's own traffic and models:"
     for name, interval in found.alone.items():
-        typer.echo(
+        yield (
             f"  the other period's {name.replace(' in ', ', in the ')} period: "
             f"{number(interval.value, is_share, sign=True)} "
             f"({number(interval.low, is_share, sign=True)} to {number(interval.high, is_share, sign=True)})"

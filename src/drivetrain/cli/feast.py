@@ -9,6 +9,7 @@ import msgspec
 import typer
 
 from drivetrain.cli.ending import fail
+from drivetrain.cli.options import AnyJson, Project
 from drivetrain.cli.places import plain
 from drivetrain.core.errors import DrivetrainError
 
@@ -20,8 +21,8 @@ def import_feast_command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the module, write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a module that was edited by hand.")] = False,
     env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE that the definitions see; may be repeated.")] = None,
-    project: Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    project: Project = None,
+    as_json: AnyJson = False,
 ) -> None:
     """Carry over what a Feast repository declares. Its Python is run, without network; Feast is not needed."""
     from drivetrain.features.feast_import import import_feast

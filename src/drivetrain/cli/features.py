@@ -14,6 +14,7 @@ import typer
 
 from drivetrain.cli.ending import fail, print_json
 from drivetrain.cli.feast import import_feast_command
+from drivetrain.cli.options import AnyJson, Project
 from drivetrain.cli.places import moment_ns, plain
 from drivetrain.cli.tables import Column, print_table
 from drivetrain.core.errors import DrivetrainError, did_you_mean
@@ -36,8 +37,6 @@ PARITY_EXIT = 3
 app = typer.Typer(help="Features: declared once, the same in training and in serving.", no_args_is_help=True)
 app.command("import-feast")(import_feast_command)
 
-Project = Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Views = Annotated[
     list[str] | None,
     typer.Option(
@@ -47,7 +46,7 @@ Views = Annotated[
 
 
 @app.command("apply")
-def apply_command(project: Project = None, as_json: Json = False) -> None:
+def apply_command(project: Project = None, as_json: AnyJson = False) -> None:
     """Check what is declared, and record each definition that is new."""
     try:
         applied = _store(project).apply()
@@ -62,7 +61,7 @@ def apply_command(project: Project = None, as_json: Json = False) -> None:
 
 
 @app.command("list")
-def list_command(project: Project = None, as_json: Json = False) -> None:
+def list_command(project: Project = None, as_json: AnyJson = False) -> None:
     """Views and services, what they hold, and as of when they are online."""
     try:
         store = _store(project)
@@ -91,7 +90,7 @@ def materialize_command(
     end: Annotated[str, typer.Option(help="As of when: ISO time, `now`, or how long ago: `2h`.")] = "now",
     views: Views = None,
     project: Project = None,
-    as_json: Json = False,
+    as_json: AnyJson = False,
 ) -> None:
     """Make the online vectors what the sources say; readers change over at their next read."""
     try:
@@ -137,7 +136,7 @@ def push_command(
     *,
     to: Annotated[str, typer.Option(help="online, offline or online_and_offline.")] = "online_and_offline",
     project: Project = None,
-    as_json: Json = False,
+    as_json: AnyJson = False,
 ) -> None:
     """Push rows: into the lake, and online at once. One wrong row, and none is pushed."""
     try:
@@ -156,7 +155,7 @@ def get_command(
     entities: Annotated[list[str], typer.Argument(help="KEY=VALUE of one entity, request columns too.")],
     *,
     project: Project = None,
-    as_json: Json = False,
+    as_json: AnyJson = False,
 ) -> None:
     """The online features of one entity, now."""
     try:
@@ -213,7 +212,7 @@ def parity_command(
     workflow: Annotated[str | None, typer.Option(help="Only Calls of this workflow.")] = None,
     seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
     project: Project = None,
-    as_json: Json = False,
+    as_json: AnyJson = False,
 ) -> None:
     """Recompute what Calls saw, as training would: exit code 3 where a feature differs, and why."""
     from drivetrain.features.parity import refuse_none
@@ -293,7 +292,7 @@ def _remember(store: FeatureStore, path: Path, labels: str, features: str, rows:
     """Records which features and labels a training set is of: a Dataset that is made from the file knows it then."""
     import hashlib
 
-    from drivetrain.adapters.sqlite import SqliteControlLog
+    from drivetrain.adapters.sqlite import open_control_log
     from drivetrain.embedded.applying import person
     from drivetrain.lineage.lineage import Lineage
 
@@ -309,7 +308,7 @@ def _remember(store: FeatureStore, path: Path, labels: str, features: str, rows:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     whole = path.resolve()
     told = whole.relative_to(snapshot.root).as_posix() if whole.is_relative_to(snapshot.root) else whole.name
-    control = SqliteControlLog(snapshot.data_folder / "control.db", snapshot.keys_folder)
+    control = open_control_log(snapshot.data_folder, snapshot.keys_folder)
     lineage = Lineage(control, actor=person())
     lineage.made(f"file:{told}@{digest}", inputs=inputs, code_hash=snapshot.hash, facts={"rows": rows})
 

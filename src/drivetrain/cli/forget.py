@@ -5,19 +5,20 @@ It touches nothing but keys; `drivetrain erase` takes everything else that is kn
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from drivetrain.cli.options import Project
+
 
 def forget_command(
     user: Annotated[str, typer.Argument(help="The user, as x-drivetrain-user named them; else the key's name.")],
-    project: Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")] = None,
+    project: Project = None,
 ) -> None:
     """Destroy the keys of a person's prompts and answers. It cannot be undone. `erase` removes the rest as well."""
     from drivetrain.adapters.files import FileVault
-    from drivetrain.adapters.sqlite import SqliteControlLog
+    from drivetrain.adapters.sqlite import open_control_log
     from drivetrain.cli.places import ledger_places
     from drivetrain.embedded.applying import person
 
@@ -28,7 +29,7 @@ def forget_command(
         typer.echo(f"no payload of `{user}` is kept; is it spelled as `drivetrain calls show` has it?", err=True)
         raise typer.Exit(1)
     # The log says that somebody was forgotten, not who: it is kept for ever.
-    SqliteControlLog(places.control_log, places.keys_folder).append(
+    open_control_log(places.data_folder, places.keys_folder).append(
         kind="forget", actor=person(), subject=vault.digest(user.encode()).hex()[:16], body={"keys": keys}
     )
     typer.echo(f"{keys} keys destroyed; the payloads sealed with them cannot be read any more")

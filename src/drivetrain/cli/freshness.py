@@ -10,6 +10,7 @@ import msgspec
 import typer
 
 from drivetrain.cli.ending import fail
+from drivetrain.cli.options import Project
 from drivetrain.cli.places import ledger_places, plain
 from drivetrain.cli.tables import Column, print_table
 from drivetrain.core.errors import DrivetrainError
@@ -23,7 +24,7 @@ LATE_EXIT_CODE = 3
 
 
 def freshness_command(
-    project: Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")] = None,
+    project: Project = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON array.")] = False,
 ) -> None:
     """How old the newest event of every source and feature view is. Exit code 3 where one is later than promised.

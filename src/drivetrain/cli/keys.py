@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from drivetrain.cli.ending import fail, print_json
+from drivetrain.cli.options import AnyJson, Project
 from drivetrain.cli.places import LedgerPlaces, ledger_places, plain
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.keys import IssuedKey, new_key
@@ -32,8 +33,6 @@ DAY_NS = 86_400 * NS_PER_S
 app = typer.Typer(help="The keys that clients call with.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="The key's name.")]
-Project = Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command("issue")
@@ -51,7 +50,7 @@ def issue_command(
     ] = "",
     expires: Annotated[str, typer.Option(help="From when: `90d`, `12h`, an ISO time, or `never`.")] = "never",
     project: Project = None,
-    as_json: Json = False,
+    as_json: AnyJson = False,
 ) -> None:
     """Make a key and print it: once, on standard output, with nothing else."""
     try:
@@ -79,7 +78,7 @@ def rotate_command(
         str | None, typer.Option(help="As for `issue`; by default the new one lives as long as the old one was to.")
     ] = None,
     project: Project = None,
-    as_json: Json = False,
+    as_json: AnyJson = False,
 ) -> None:
     """Make a new secret for a key and print it as `issue` does; the old one ends with the overlap."""
     try:
@@ -102,7 +101,7 @@ def revoke_command(
     *,
     now: Annotated[bool, typer.Option("--now", help="Do not ask.")] = False,
     project: Project = None,
-    as_json: Json = False,
+    as_json: AnyJson = False,
 ) -> None:
     """End a key and all its secrets, in every gateway worker within a second. It cannot be undone."""
     try:
@@ -122,7 +121,7 @@ def revoke_command(
 
 
 @app.command("list")
-def list_command(project: Project = None, as_json: Json = False) -> None:
+def list_command(project: Project = None, as_json: AnyJson = False) -> None:
     """List the issued keys, those that ended too; with --json one object per line."""
     try:
         issued = _issued(ledger_places(project))
@@ -140,7 +139,7 @@ def list_command(project: Project = None, as_json: Json = False) -> None:
 
 
 @app.command("show")
-def show_command(name: Name, project: Project = None, as_json: Json = False) -> None:
+def show_command(name: Name, project: Project = None, as_json: AnyJson = False) -> None:
     """Show one key: what it may do, and each of its secrets by the last four characters."""
     try:
         places = ledger_places(project)
@@ -182,8 +181,9 @@ def key_json(key: IssuedKey, now_ns: int) -> dict[str, Any]:
 
 def _check(root: Path, terms: KeyTerms) -> None:
     """Whether the project knows what is named. Raises: DrivetrainError."""
+    from drivetrain.project.caller_settings import OVERRIDES
     from drivetrain.project.load import load
-    from drivetrain.project.settings import NAME, NAME_HELP, OVERRIDES
+    from drivetrain.project.names import NAME, NAME_HELP
 
     if not NAME.fullmatch(terms.name):
         raise DrivetrainError(f"`{plain(terms.name)}` is no name for a key.", do=NAME_HELP)
@@ -282,13 +282,13 @@ def _ask(name: str) -> None:
 
 
 def _store(places: LedgerPlaces) -> SqliteKeyStore:
-    from drivetrain.adapters.sqlite import SqliteControlLog
+    from drivetrain.adapters.sqlite import open_control_log
     from drivetrain.adapters.sqlite_keys import SqliteKeyStore
 
     return SqliteKeyStore(
         places.data_folder / "keys.db",
         places.keys_folder,
-        lambda: SqliteControlLog(places.control_log, places.keys_folder),
+        lambda: open_control_log(places.data_folder, places.keys_folder),
     )
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from drivetrain.cli.ending import fail
+from drivetrain.cli.options import AnyJson, Project
 from drivetrain.core.errors import DrivetrainError
 
 MAINTAIN_S = 3_600
@@ -16,12 +16,9 @@ MAINTAIN_S = 3_600
 
 app = typer.Typer(help="The lake: what is in it, rolling records into it, tidying it up.", no_args_is_help=True)
 
-Project = Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
 
 @app.command("show")
-def show_command(project: Project = None, as_json: AsJson = False) -> None:
+def show_command(project: Project = None, as_json: AnyJson = False) -> None:
     """Every table: rows, files, size, when it last changed; and what waits to be rolled."""
     import msgspec
 
@@ -51,7 +48,7 @@ def show_command(project: Project = None, as_json: AsJson = False) -> None:
 @app.command("roll")
 def roll_command(
     project: Project = None,
-    as_json: AsJson = False,
+    as_json: AnyJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing where all went well.")] = False,
 ) -> None:
     """Roll what waits into the lake; once an hour, tidy it up too. Harmless beside a serving gateway."""
@@ -76,7 +73,7 @@ def roll_command(
 
 
 @app.command("maintain")
-def maintain_command(project: Project = None, as_json: AsJson = False) -> None:
+def maintain_command(project: Project = None, as_json: AnyJson = False) -> None:
     """Delete what is over (`keep_days`, `history_s`), make few files of many."""
     import msgspec
 

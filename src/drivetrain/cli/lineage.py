@@ -12,6 +12,7 @@ import msgspec
 import typer
 
 from drivetrain.cli.ending import fail
+from drivetrain.cli.options import Json, Project
 from drivetrain.cli.places import LedgerPlaces, ledger_places, plain
 from drivetrain.cli.tables import Column, print_table
 from drivetrain.core.errors import DrivetrainError, ProjectError
@@ -47,8 +48,8 @@ def lineage_command(
         list[str] | None,
         typer.Option(help="Write OpenLineage events to this FILE, or post them to this http(s) URL; repeatable."),
     ] = None,
-    project: Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    project: Project = None,
+    as_json: Json = False,
 ) -> None:
     """What an artifact was made from, upstream and downstream, with time, code and facts."""
     try:
@@ -92,11 +93,11 @@ def lineage_json(graph: Graph, artifact: str | None, shown: Iterable[str], depth
 
 def opened_control(places: LedgerPlaces) -> SqliteControlLog | None:
     """The project's control log; None where nothing was ever changed, so that a look makes no file."""
-    from drivetrain.adapters.sqlite import SqliteControlLog
+    from drivetrain.adapters.sqlite import open_control_log
 
     if not places.control_log.exists() and not (places.keys_folder / "control.anchor").exists():
         return None
-    return SqliteControlLog(places.control_log, places.keys_folder)
+    return open_control_log(places.data_folder, places.keys_folder)
 
 
 class _Opened:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from drivetrain.cli.ending import fail, print_json
+from drivetrain.cli.options import Env, Json, Moment, Project
 from drivetrain.cli.places import moment_ns, plain
-from drivetrain.cli.release_options import Env, Json, Project, builtins, place
+from drivetrain.cli.release_options import builtins, place
 from drivetrain.cli.tables import Column, print_table
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.times import iso
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 def live_command(
     *,
-    at: Annotated[str | None, typer.Option(help="ISO time, `today`, or how long ago: `2h`, `7d`.")] = None,
+    at: Moment = None,
     project: Project = None,
     env: Env = None,
     as_json: Json = False,

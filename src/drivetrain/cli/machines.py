@@ -19,9 +19,10 @@ from drivetrain.core.money import MachinePrice, usd
 from drivetrain.core.times import iso
 from drivetrain.lake.costs import LedgerQueries
 from drivetrain.lake.lake import Lake
+from drivetrain.project.document import environment_name, overlay, parse
 from drivetrain.project.files import SETTINGS_FILE
 from drivetrain.project.problems import Problems
-from drivetrain.project.settings import environment_name, overlay, parse, read
+from drivetrain.project.settings import read
 from drivetrain.providers.pricing import price_book
 
 NS_PER_US = 1_000

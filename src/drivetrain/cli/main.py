@@ -71,6 +71,8 @@ def application(given: list[str]) -> Any:
     """The command line with the command that is asked for, or with all where help is."""
     import typer
 
+    from drivetrain.cli.help_sections import SectionedCommand
+
     app = typer.Typer(
         name="drivetrain",
         help="Everything that turns a model's power into motion.",
@@ -95,7 +97,7 @@ def application(given: list[str]) -> Any:
             if isinstance(found, typer.Typer):
                 app.add_typer(found, name=name)
             else:
-                app.command(name)(found)
+                app.command(name, cls=SectionedCommand)(found)
     return app
 
 

@@ -18,6 +18,7 @@ from drivetrain.cli.models_print import (
     print_versions,
     version_json,
 )
+from drivetrain.cli.options import AnyJson, Project
 from drivetrain.cli.places import moment_ns, plain
 from drivetrain.core.errors import DrivetrainError
 
@@ -28,8 +29,6 @@ app = typer.Typer(help="Trained models: numbered versions, aliases, imports.", n
 
 Name = Annotated[str, typer.Argument(help="The model's name.")]
 Reference = Annotated[str, typer.Argument(help="NAME for its newest version, NAME@ALIAS or NAME@NUMBER.")]
-Project = Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command("import")
@@ -48,7 +47,7 @@ def import_command(
     description: Annotated[str, typer.Option(help="One sentence about it.")] = "",
     dataset: Annotated[str, typer.Option(help="NAME@NUMBER of the Dataset it was trained on.")] = "",
     project: Project = None,
-    as_json: Json = False,
+    as_json: AnyJson = False,
 ) -> None:
     """Check a model, score it once, and register it as the next version. Nothing of it is run as code."""
     from drivetrain.embedded.modelling import importer_of
@@ -74,7 +73,7 @@ def import_command(
 
 
 @app.command("list")
-def list_command(project: Project = None, as_json: Json = False) -> None:
+def list_command(project: Project = None, as_json: AnyJson = False) -> None:
     """List every model: its newest version and its aliases."""
     try:
         registry = _registry(project)
@@ -90,7 +89,7 @@ def list_command(project: Project = None, as_json: Json = False) -> None:
 
 
 @app.command("show")
-def show_command(reference: Reference, project: Project = None, as_json: Json = False) -> None:
+def show_command(reference: Reference, project: Project = None, as_json: AnyJson = False) -> None:
     """Show one version: signature, files, what it was made from, metrics; and where the aliases stand."""
     try:
         registry = _registry(project)
@@ -105,7 +104,7 @@ def show_command(reference: Reference, project: Project = None, as_json: Json = 
 
 
 @app.command("diff")
-def diff_command(before: Reference, after: Reference, project: Project = None, as_json: Json = False) -> None:
+def diff_command(before: Reference, after: Reference, project: Project = None, as_json: AnyJson = False) -> None:
     """Say what differs: signature, metrics, thresholds, Dataset, hashes, files."""
     try:
         found = _registry(project).diff(before, after)
@@ -125,7 +124,7 @@ def alias_command(
     *,
     reason: Annotated[str, typer.Option(help="Why, in one line; the control log keeps it.")],
     project: Project = None,
-    as_json: Json = False,
+    as_json: AnyJson = False,
 ) -> None:
     """Let an alias stand for a version. What is served now keeps its version until the project is loaded anew."""
     try:
@@ -148,7 +147,7 @@ def alias_command(
 def verify_command(
     reference: Annotated[str | None, typer.Argument(help="NAME, NAME@ALIAS or NAME@NUMBER; by default all.")] = None,
     project: Project = None,
-    as_json: Json = False,
+    as_json: AnyJson = False,
 ) -> None:
     """Check every byte, manifest, alias and the control log; exit code 1 where they differ."""
     try:
@@ -183,7 +182,7 @@ def export_command(
     ] = None,
     layout: Annotated[str, typer.Option("--as", help="folder; or mlflow, which cannot say all.")] = "folder",
     project: Project = None,
-    as_json: Json = False,
+    as_json: AnyJson = False,
 ) -> None:
     """Write one version to a folder, with its manifest and a model card; the control log keeps that it was done."""
     try:
@@ -207,7 +206,7 @@ def history_command(
     *,
     at: Annotated[str | None, typer.Option(help="What the aliases stood for then: an ISO time, `2h`, `today`.")] = None,
     project: Project = None,
-    as_json: Json = False,
+    as_json: AnyJson = False,
 ) -> None:
     """Every move of its aliases, oldest first; with --at where each stood at that time."""
     try:

@@ -12,6 +12,7 @@ import typer
 
 from drivetrain.cli.ending import fail
 from drivetrain.cli.freshness import age_text
+from drivetrain.cli.options import Json, Project
 from drivetrain.cli.places import ledger_places, moment_ns, plain
 from drivetrain.cli.tables import Column, print_table
 from drivetrain.core.errors import DrivetrainError, did_you_mean
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Outcomes: the truth about Calls, arriving later.", no_args_is_help=True)
 
-Project = Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 VALUES = ("guess", "text")
 
 

@@ -15,6 +15,7 @@ import msgspec
 from drivetrain.backup import layout
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.times import NS_PER_S, duration_us, parse_iso
+from drivetrain.ports.control import CONTROL_FILE
 from drivetrain.project.files import find_root
 from drivetrain.project.snapshot import LedgerSettings
 
@@ -30,7 +31,7 @@ class LedgerPlaces(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def control_log(self) -> Path:
         """The control log's database."""
-        return self.data_folder / "control.db"
+        return self.data_folder / CONTROL_FILE
 
 
 def ledger_places(project: Path | None, environ: dict[str, str] | None = None) -> LedgerPlaces:

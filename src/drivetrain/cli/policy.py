@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from drivetrain.cli.ending import fail, print_json
+from drivetrain.cli.options import Env, Json, Project
 from drivetrain.cli.places import plain
 from drivetrain.cli.policy_replay import replay
 from drivetrain.cli.tables import Column, print_table
@@ -33,9 +34,6 @@ app = typer.Typer(help="What is done with answers: decision tables and functions
 app.command("replay")(replay)
 
 Name = Annotated[str, typer.Argument(help="The policy's name, or its workflow's.")]
-Project = Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")]
-Env = Annotated[str | None, typer.Option(help="Environment; by default $DRIVETRAIN_ENV, else default_env.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @app.command("list")
@@ -208,7 +206,7 @@ def import_csv_command(
     from drivetrain.policies.graph_reading import TABLE_BYTES_MAX, read_graph
     from drivetrain.policies.spreadsheets import table_from_csv
     from drivetrain.project.files import find_root
-    from drivetrain.project.settings import NAME, NAME_HELP
+    from drivetrain.project.names import NAME, NAME_HELP
 
     try:
         if not NAME.fullmatch(name):

@@ -9,12 +9,13 @@ import msgspec
 import typer
 
 from drivetrain.cli.ending import fail, print_json
+from drivetrain.cli.options import Json, Project, Until
 from drivetrain.cli.places import moment_ns, plain
-from drivetrain.cli.tables import Column, print_table
+from drivetrain.cli.tables import Column, Grid
 from drivetrain.core.errors import DrivetrainError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from drivetrain.core.reports import ReportV1
     from drivetrain.evals.policy_replay import Change, PolicyReplay
@@ -34,7 +35,7 @@ def replay(
         typer.Option(help="A decision table in policies/; by default the policy as the folder has it now."),
     ] = None,
     since: Annotated[str, typer.Option(help="ISO time, `today`, or how long ago: `2h`, `30d`.")] = "30d",
-    until: Annotated[str | None, typer.Option(help="As --since.")] = None,
+    until: Until = None,
     by: Annotated[
         str, typer.Option(help="Segments: `input.FIELD`, `features.NAME`, `variant`, `team`, `rule` ...")
     ] = "",
@@ -45,8 +46,8 @@ def replay(
             help="The Outcome came about by what was done, so that only the action taken showed its gain.",
         ),
     ] = False,
-    project: Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    project: Project = None,
+    as_json: Json = False,
 ) -> None:
     """Which past Decisions would change under another policy, by rule and segment, and what it would be worth."""
     from drivetrain.embedded.evidence import Evidence
@@ -74,7 +75,7 @@ def replay(
 
 def show_replay(report: ReportV1, markdown: bool, project: Path | None) -> None:
     """A Report of kind `policy-replay`, as the command and `drivetrain report show` print it."""
-    from drivetrain.cli.reports import show_any
+    from drivetrain.cli.reports import show_any, show_lines
     from drivetrain.evals.policy_replay import PolicyReplay, worth_verdict
 
     try:
@@ -82,30 +83,27 @@ def show_replay(report: ReportV1, markdown: bool, project: Path | None) -> None:
     except msgspec.ValidationError:  # of an earlier version
         show_any(report, markdown, project)
         return
-    if markdown:
-        typer.echo(f"# {plain(report.kind)} of {plain(report.subject)}\n\n```text")
-    _print_page(result)
     # The page begins with what changes, so that only a Report by itself needs the whole verdict again.
     last = report.verdict if markdown or not result.redecided else f"All in all: {worth_verdict(result)}"
-    typer.echo(f"{'```' if markdown else ''}\n{plain(last)}")
+    show_lines(report, list(_page(result)), last, markdown)
 
 
-def _print_page(result: PolicyReplay) -> None:
-    typer.echo(
+def _page(result: PolicyReplay) -> Iterator[str | Grid]:
+    yield (
         f"{result.redecided:,} of {result.decisions:,} Decisions re-decided under version {result.candidate}; "
         f"{result.changed:,} would change: {result.changed_share:.1%} "
         f"(95 %: {result.changed_low:.1%} to {result.changed_high:.1%})"
     )
     for why, count in result.lost.items():
-        typer.echo(f"not re-decided: {count:,} ({plain(why)})")
+        yield f"not re-decided: {count:,} ({plain(why)})"
     if result.fails:
-        typer.echo(f"{result.fails:,} Calls would fail: the candidate cannot decide them")
+        yield f"{result.fails:,} Calls would fail: the candidate cannot decide them"
     if result.candidate_failed:
-        typer.echo(f"the candidate's `otherwise` stood in for {result.candidate_failed:,}")
-    _changes("What would change", result.changes)
-    _changes("Another rule, the same action", result.rules)
+        yield f"the candidate's `otherwise` stood in for {result.candidate_failed:,}"
+    yield from _changes("What would change", result.changes)
+    yield from _changes("Another rule, the same action", result.rules)
     if result.segments:
-        typer.echo(f"\nBy {plain(result.by)}")
+        yield f"\nBy {plain(result.by)}"
         by_segment = result.worth.by_segment if result.worth is not None else {}
         columns = [
             Column(plain(result.by)), Column("Decisions", right=True), Column("change", right=True),
@@ -119,15 +117,15 @@ def _print_page(result: PolicyReplay) -> None:
             for one in result.segments[:ROWS_SHOWN]
         ]  # fmt: skip
         kept = None if by_segment else -1  # without gains there is no worth to show
-        print_table(columns[:kept], [row[:kept] for row in rows])
+        yield Grid(columns[:kept], [row[:kept] for row in rows])
     if result.worth is not None:
-        _print_worth(result.worth)
+        yield from _worth(result.worth)
 
 
-def _changes(title: str, changes: Sequence[Change]) -> None:
+def _changes(title: str, changes: Sequence[Change]) -> Iterator[str | Grid]:
     if not changes:
         return
-    typer.echo(f"\n{title}")
+    yield f"\n{title}"
     columns = [
         Column("from"), Column("to"), Column("Decisions", right=True), Column("share", right=True),
         Column("for example", drop=1),
@@ -139,20 +137,20 @@ def _changes(title: str, changes: Sequence[Change]) -> None:
         ]
         for one in changes[:ROWS_SHOWN]
     ]  # fmt: skip
-    print_table(columns, rows)
+    yield Grid(columns, rows)
     if len(changes) > ROWS_SHOWN:
-        typer.echo(f"({len(changes) - ROWS_SHOWN} more)")
+        yield f"({len(changes) - ROWS_SHOWN} more)"
 
 
 def _ruled(action: str, rule: str) -> str:
     return f"{action} ({rule})" if rule else action
 
 
-def _print_worth(known: Worth) -> None:
-    typer.echo(f"\nWorth by the Outcome `{plain(known.metric)}`, USD per Decision with 95 % intervals")
+def _worth(known: Worth) -> Iterator[str | Grid]:
+    yield f"\nWorth by the Outcome `{plain(known.metric)}`, USD per Decision with 95 % intervals"
     if known.direct is not None:
         direct = known.direct
-        print_table(
+        yield Grid(
             [Column(""), Column("USD", right=True)],
             [
                 ["as decided", _interval(direct.before)],
@@ -160,22 +158,22 @@ def _print_worth(known: Worth) -> None:
                 ["difference", _interval(direct.difference)],
             ],
         )
-        typer.echo(f"over {direct.decisions:,} Decisions with an Outcome, exploration left out on both sides")
+        yield f"over {direct.decisions:,} Decisions with an Outcome, exploration left out on both sides"
     if known.off_policy is not None:
-        _print_off_policy(known.off_policy)
+        yield from _off_policy(known.off_policy)
     for line in known.unknown:
-        typer.echo(f"! {plain(line)}")
+        yield f"! {plain(line)}"
     for need in known.needed:
-        typer.echo(
+        yield (
             f"  {need.calls:,} explored Calls with `{plain(need.action)}` would tell its mean gain to "
             f"+-{need.within_usd:.4g} USD; with 1 % of such Calls explored, "
             f"{need.decisions_at_one_percent:,} pass until then."
         )
 
 
-def _print_off_policy(found: OffPolicy) -> None:
+def _off_policy(found: OffPolicy) -> Iterator[str | Grid]:
     if not found.by_chance:
-        typer.echo(f"known of {found.known:,} of {found.calls:,} Decisions: those that stay the same")
+        yield f"known of {found.known:,} of {found.calls:,} Decisions: those that stay the same"
         return
     named = (("IPS", found.ips), ("self-normalised IPS", found.snips), ("doubly robust", found.doubly_robust))
     rows = [
@@ -184,12 +182,12 @@ def _print_off_policy(found: OffPolicy) -> None:
         if one is not None
     ]
     if rows:
-        print_table(
+        yield Grid(
             [Column("estimated by"), Column("as decided", right=True), Column("candidate", right=True),
              Column("difference", right=True)],
             rows,
         )  # fmt: skip
-        typer.echo(
+        yield (
             f"over the {found.known:,} of {found.calls:,} Decisions of which it can be known; "
             f"they tell as much as {found.effective:,.0f} decided by the candidate; "
             f"largest weight {found.weight_max:.1f}"

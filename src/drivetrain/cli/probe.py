@@ -13,6 +13,7 @@ import msgspec
 import typer
 
 from drivetrain.cli.ending import fail, print_json
+from drivetrain.cli.options import Env, Project
 from drivetrain.cli.places import plain
 from drivetrain.cli.tables import Column, print_table
 from drivetrain.core.errors import DrivetrainError
@@ -39,8 +40,8 @@ def probe_command(
     limit_usd: Annotated[str, typer.Option(help="What this probe may cost at most.")] = "",
     every: Annotated[str, typer.Option(help="Again and again, such as 6h, until it is ended by a signal.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be asked and what it costs.")] = False,
-    env: Annotated[str | None, typer.Option(help="Environment; by default $DRIVETRAIN_ENV, else default_env.")] = None,
-    project: Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")] = None,
+    env: Env = None,
+    project: Project = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per probe.")] = False,
 ) -> None:
     """Ask each pinned model the same rows again and compare with its baseline. Exit code 3 where one changed, else 1

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from drivetrain.cli.ending import fail, print_json
+from drivetrain.cli.options import Env, Json, Project
 from drivetrain.cli.places import plain
-from drivetrain.cli.release_options import Env, Json, Key, Project, Reason, builtins, place
+from drivetrain.cli.release_options import Key, Proposal, Reason, builtins, place
 from drivetrain.core.errors import DrivetrainError
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def promote_command(
-    number: Annotated[int, typer.Argument(min=1, help="The proposal's number.")],
+    number: Proposal,
     *,
     canary: Annotated[
         bool, typer.Option("--canary", help="In stages, also where no workflow declares a rollout.")

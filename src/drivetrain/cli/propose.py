@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from drivetrain.cli.ending import fail, print_json
+from drivetrain.cli.options import Env, Json, Project
 from drivetrain.cli.places import plain
-from drivetrain.cli.release_options import (
-    Env,
-    Json,
-    Key,
-    Project,
-    Reason,
-    builtins,
-    place,
-    tell_changes,
-    tell_evidence,
-    tell_lacks,
-)
+from drivetrain.cli.release_options import Key, Reason, builtins, place, tell_changes, tell_evidence, tell_lacks
 from drivetrain.core.errors import DrivetrainError
 
 if TYPE_CHECKING:
@@ -60,6 +51,7 @@ def plan_command(
                 "keys": planned.plan.keys,
                 "evidence": builtins(shown.evidence),
                 "lacks": list(shown.lacks),
+                "unfit": list(planned.unfit),
             }
         )
     else:
@@ -77,7 +69,7 @@ def propose_command(
 
     try:
         where = place(project, env)
-        proposal = promoting.propose(where, reason, key).body
+        proposal = promoting.propose(where, reason, key, tell=_tell_unfit).body
         state = state_of(where)
     except DrivetrainError as error:
         fail(error)
@@ -110,6 +102,11 @@ def _tell_next(state: State, proposal: ProposalV1) -> None:
     typer.echo(plain(f"Next: {', then '.join(steps)}."))
 
 
+def _tell_unfit(unfit: Sequence[str]) -> None:
+    for one in unfit:
+        typer.echo(plain(f"Not taken: {one}."), err=True)
+
+
 def _tell(planned: Planned) -> None:
     shown = planned.shown
     if not shown.changes:
@@ -123,3 +120,4 @@ def _tell(planned: Planned) -> None:
         typer.echo("Gates:")
         tell_evidence(shown.evidence)
     tell_lacks(shown.lacks)
+    _tell_unfit(planned.unfit)

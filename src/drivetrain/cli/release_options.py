@@ -14,13 +14,11 @@ if TYPE_CHECKING:
     from drivetrain.core.releases import ChangeV1, EvidenceV1
     from drivetrain.embedded.releasing import ReleasePlace
 
-Project = Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")]
-Env = Annotated[str | None, typer.Option(help="Environment; by default $DRIVETRAIN_ENV, else default_env.")]
 Key = Annotated[
     Path | None,
     typer.Option(envvar="DRIVETRAIN_PERSON_KEY", help="Your private key; then you are the person who has it."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Proposal = Annotated[int, typer.Argument(min=1, help="The proposal's number.")]
 Reason = Annotated[str, typer.Option("--reason", "-m", help="Why, for those who read the history.")]
 
 

@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
+from drivetrain.cli.options import Json, Project
+
 
 def replay_command(
     call_ids: Annotated[list[str] | None, typer.Argument(help="Calls to replay; without any, the latest.")] = None,
-    project: Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")] = None,
+    project: Project = None,
     last: Annotated[int, typer.Option(min=1, help="How many of the latest Calls, where none is named.")] = 100,
     current: Annotated[bool, typer.Option("--current", help="Use the present project, not the live one.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Replay recorded Calls offline: same route, cost and answer? Exit code 1 where one differs."""
     import msgspec

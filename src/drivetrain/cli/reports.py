@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,9 +16,11 @@ import typer
 
 from drivetrain.cli.dataset import datasets_of
 from drivetrain.cli.ending import fail, print_json
+from drivetrain.cli.options import Json, Project
 from drivetrain.cli.places import plain
-from drivetrain.cli.tables import Column, print_cells, print_table
+from drivetrain.cli.tables import Column, Grid, print_cells, print_lines, print_table, whole_text
 from drivetrain.core.errors import DrivetrainError, did_you_mean
+from drivetrain.core.markup import markdown_fenced, markdown_text
 from drivetrain.core.reports import REPORT_KINDS
 from drivetrain.core.times import iso
 
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Reports: what a training, a replay or an explanation found.", no_args_is_help=True)
 
-Project = Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 Shown = Callable[["ReportV1", bool, Path | None], None]
 """Prints a Report: as Markdown or for a terminal, with the project that it is from."""
@@ -101,16 +101,16 @@ def show_command(
 
 def show_training(report: ReportV1, markdown: bool, project: Path | None) -> None:
     """A Report of kind `train`, with its mistakes quoted where the Dataset still has them."""
-    from drivetrain.training import report as training
+    from drivetrain.training import report_page
 
     try:
-        quotes = training.read_quotes(datasets_of(project), report)
+        quotes = report_page.read_quotes(datasets_of(project), report)
     except DrivetrainError as error:
         typer.echo(f"warning: the rows cannot be quoted: {plain(error.what)}", err=True)
         quotes = {}
-    page = training.train_page(report, quotes)
+    page = report_page.train_page(report, quotes)
     if markdown:
-        typer.echo(plain(training.markdown(page)), nl=False)
+        typer.echo(plain(report_page.markdown(page)), nl=False)
         return
     typer.echo(plain(f"{page.title}\n{page.verdict}"))
     for section in page.sections:
@@ -124,12 +124,31 @@ def show_training(report: ReportV1, markdown: bool, project: Path | None) -> Non
 def show_any(report: ReportV1, markdown: bool, project: Path | None) -> None:
     """A Report of a kind that has no page of its own."""
     del project
-    head, item = ("# ", "- ") if markdown else ("", "")
-    typer.echo(plain(f"{head}{report.kind} of {report.subject}\n\n{report.verdict}\n"))
-    for name, value in report.facts.items():
-        typer.echo(plain(f"{item}{name}: {value}"))
+    facts = [f"{name}: {value}" for name, value in report.facts.items()]
     body = msgspec.json.format(msgspec.json.encode(report.body)).decode()
-    typer.echo(plain(f"\n```json\n{body}\n```" if markdown else f"\n{body}"))
+    if markdown:
+        listed = "".join(f"- {markdown_text(one)}\n" for one in facts)
+        typer.echo(
+            f"{_title(report)}\n{markdown_text(report.verdict)}\n\n{listed}\n{markdown_fenced(body, 'json')}", nl=False
+        )
+        return
+    typer.echo(plain(f"{report.kind} of {report.subject}\n\n{report.verdict}\n"))
+    for one in facts:
+        typer.echo(plain(one))
+    typer.echo(plain(f"\n{body}"))
+
+
+def show_lines(report: ReportV1, lines: Sequence[str | Grid], last: str, markdown: bool) -> None:
+    """A Report whose page is lines and tables, and what is said below them."""
+    if markdown:
+        typer.echo(f"{_title(report)}\n{markdown_fenced(whole_text(lines), 'text')}\n{markdown_text(last)}")
+        return
+    print_lines(lines)
+    typer.echo(f"\n{plain(last)}")
+
+
+def _title(report: ReportV1) -> str:
+    return f"# {markdown_text(f'{report.kind} of {report.subject}')}\n"
 
 
 def _short(text: str) -> str:

@@ -8,33 +8,32 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from drivetrain.cli.ending import fail, print_json
+from drivetrain.cli.options import Env, Json, Project
 from drivetrain.cli.places import plain
-from drivetrain.cli.release_options import Env, Json, Key, Project, builtins, place
+from drivetrain.cli.release_options import Key, Reason, builtins, place
 from drivetrain.cli.tables import Column, print_table
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.times import NS_PER_S, iso, lasted_text
 
 if TYPE_CHECKING:
     from drivetrain.core.releases import ActiveRollout
-    from drivetrain.embedded.releasing import ReleasePlace
+    from drivetrain.embedded.shadow_counts import CopiesTold
     from drivetrain.promotion.guards import Finding
     from drivetrain.promotion.standing import State
     from drivetrain.promotion.watching import Standing
 
-FRESH_S = 5.0
-"""What the watcher showed longer ago is computed anew, from the ledger."""
 STARTS_S = 10.0
 """A stage that is younger is no reason to warn: the watcher reads the ledger before it shows life."""
 
 app = typer.Typer(help="The rollout that is under way.", no_args_is_help=True)
-
-Why = Annotated[str, typer.Option("--reason", "-m", help="Why, for those who read the history.")]
 
 
 @app.command("status")
 def status_command(project: Project = None, env: Env = None, as_json: Json = False) -> None:
     """The stage, each guard with both arms, and what is missing before it goes on."""
     from drivetrain.embedded.releasing import state_of
+    from drivetrain.embedded.rollouts import newest_standing
+    from drivetrain.embedded.shadow_counts import copies_of
 
     try:
         where = place(project, env)
@@ -44,13 +43,16 @@ def status_command(project: Project = None, env: Env = None, as_json: Json = Fal
         if active is None:
             _tell_none(state, as_json)
             return
-        found, seen_ns = _standing(where, state, active, now_ns)
+        found, seen_ns = newest_standing(where, state, active, now_ns)
+        copies = copies_of(where.data_folder / "run", active)
     except DrivetrainError as error:
         fail(error)
     if as_json:
-        print_json(_json(active, found, seen_ns, now_ns))
+        print_json(_json(active, found, seen_ns, now_ns, copies))
         return
     _tell(state, active, found)
+    if copies is not None:
+        typer.echo(plain(copies.sentence()))
     if not seen_ns and now_ns - active.stage_ns < STARTS_S * NS_PER_S:
         typer.echo("note: no watcher shows life yet; that of `drivetrain serve` does within seconds.", err=True)
     elif not seen_ns:
@@ -62,34 +64,45 @@ def status_command(project: Project = None, env: Env = None, as_json: Json = Fal
 
 
 @app.command("pause")
-def pause_command(reason: Why = "", key: Key = None, project: Project = None, env: Env = None) -> None:
+def pause_command(reason: Reason = "", key: Key = None, project: Project = None, env: Env = None) -> None:
     """Stay at this stage; guards still roll back."""
     _steer("paused", reason, key, project, env)
 
 
 @app.command("resume")
-def resume_command(reason: Why = "", key: Key = None, project: Project = None, env: Env = None) -> None:
+def resume_command(reason: Reason = "", key: Key = None, project: Project = None, env: Env = None) -> None:
     """Go on after a pause."""
     _steer("resumed", reason, key, project, env)
 
 
 @app.command("abort")
-def abort_command(reason: Why = "", key: Key = None, project: Project = None, env: Env = None) -> None:
+def abort_command(reason: Reason = "", key: Key = None, project: Project = None, env: Env = None) -> None:
     """Give all callers back to what is live, within a second."""
     _steer("aborted", reason, key, project, env)
 
 
 @app.command("advance")
-def advance_command(reason: Why = "", key: Key = None, project: Project = None, env: Env = None) -> None:
-    """Begin the next stage now, without waiting for evidence; behind the last one the Release is live."""
-    _steer("stage", reason, key, project, env)
+def advance_command(
+    stage: Annotated[
+        int | None, typer.Option("--stage", min=1, help="The stage to begin, from 1; by default the next.")
+    ] = None,
+    reason: Reason = "",
+    key: Key = None,
+    project: Project = None,
+    env: Env = None,
+) -> None:
+    """Begin the next or a later stage now, without waiting for evidence; behind the last one the Release is live.
+
+    Refused where a guard is broken, while the rollout is paused, and towards a smaller share.
+    """
+    _steer("stage", reason, key, project, env, stage=None if stage is None else stage - 1)
 
 
-def _steer(event: str, reason: str, key: Any, project: Any, env: Any) -> None:
+def _steer(event: str, reason: str, key: Any, project: Any, env: Any, *, stage: int | None = None) -> None:
     from drivetrain.embedded.rollouts import steer
 
     try:
-        done = steer(place(project, env), event, reason, key)
+        done = steer(place(project, env), event, reason, key, stage=stage)
     except DrivetrainError as error:
         fail(error)
     body = done.body
@@ -102,20 +115,6 @@ def _steer(event: str, reason: str, key: Any, project: Any, env: Any) -> None:
         "completed": "is completed; the Release is live", "stage": f"is in stage {body.stage + 1}{share}",
     }  # fmt: skip
     typer.echo(plain(f"The rollout of Release {body.release} {said[body.event]}."))
-
-
-def _standing(where: ReleasePlace, state: State, active: ActiveRollout, now_ns: int) -> tuple[Standing, int]:
-    """How it stands, and when a watcher saw it so; 0: none did."""
-    from drivetrain.embedded.rollouts import standing_of, told_by
-
-    told = told_by(where.data_folder / "run")
-    if told is not None and (told.release, told.standing.stage) == (active.release, active.stage):
-        is_fresh = now_ns - told.at_ns <= FRESH_S * NS_PER_S
-        if is_fresh:
-            return told.standing, told.at_ns
-    found = standing_of(where, state, now_ns)
-    assert found is not None  # it is under way
-    return found, 0
 
 
 def _tell_none(state: State, as_json: bool) -> None:
@@ -169,13 +168,16 @@ def _row(one: Finding) -> list[str]:
     ]  # fmt: skip
 
 
-def _json(active: ActiveRollout, found: Standing, seen_ns: int, now_ns: int) -> dict[str, Any]:
+def _json(
+    active: ActiveRollout, found: Standing, seen_ns: int, now_ns: int, copies: CopiesTold | None
+) -> dict[str, Any]:
     return {
         "release": active.release, "snapshot": active.snapshot, "workflows": list(active.workflows),
         "stage": found.stage, "stages": len(active.rollout.stages), "share": found.share, "minutes": found.minutes,
         "paused": active.paused, "watched": bool(seen_ns), "seen": iso(seen_ns or now_ns),
         "calls": {"live": found.calls_live, "candidate": found.calls_candidate},
         "units": {"live": found.units_live, "candidate": found.units_candidate}, "waits": list(found.waits),
+        "copies": None if copies is None else copies.facts(),
         "guards": [
             {"guard": one.guard, "workflow": one.workflow, "compared": one.part, "broken": one.is_broken, **one.facts()}
             for one in found.findings

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from drivetrain.cli.options import Env, Project
+
 if TYPE_CHECKING:
     from drivetrain.execution.deciding import DecisionTaken
 
@@ -15,8 +17,8 @@ if TYPE_CHECKING:
 def run_command(
     workflow: Annotated[str, typer.Argument(help="The workflow's name.")],
     input: Annotated[str, typer.Option("--input", help="The input as JSON; `-` reads it from standard input.")],
-    project: Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")] = None,
-    env: Annotated[str | None, typer.Option(help="Environment; by default $DRIVETRAIN_ENV, else default_env.")] = None,
+    project: Project = None,
+    env: Env = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole result as one JSON object.")] = False,
 ) -> None:
     """Answer one input: the output on standard output, what it took on standard error."""

@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
+from drivetrain.cli.options import Env, Project
+
 NAMED_MAX = 20
 """Workflows that are named when serving begins."""
 
 
 def serve_command(
-    project: Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")] = None,
-    env: Annotated[str | None, typer.Option(help="Environment; by default $DRIVETRAIN_ENV, else default_env.")] = None,
+    project: Project = None,
+    env: Env = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; by default [gateway] host.")] = None,
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="0 takes a free one. By default [gateway] port.")

@@ -19,6 +19,7 @@ import msgspec
 import typer
 
 from drivetrain.cli.ending import fail
+from drivetrain.cli.options import Project
 from drivetrain.cli.places import plain
 from drivetrain.cli.tables import Column, print_table
 from drivetrain.core.errors import DrivetrainError
@@ -56,7 +57,7 @@ def sql_command(
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="Rows in the table for people.")] = 100,
     timeout: Annotated[float, typer.Option(min=0.1, max=86_400, help="Seconds that it may take.")] = 300.0,
     tables: Annotated[bool, typer.Option("--tables", help="List the named tables and their columns.")] = False,
-    project: Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")] = None,
+    project: Project = None,
 ) -> None:
     """Ask the lake: calls, attempts, outcomes, spend, control, dataset.NAME, feature.VIEW, push.SOURCE. Read-only."""
     from drivetrain.cli.lake_place import lake_of

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
+import typer
 
 from drivetrain.cli.places import plain
 from drivetrain.core.markup import column_of
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 GAP = 2
 """Blanks between columns."""
@@ -27,14 +33,58 @@ class Column(msgspec.Struct, frozen=True):
     footer: str = ""
 
 
+class Grid(msgspec.Struct, frozen=True):
+    """A table among the lines of a page."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[str]]
+
+
+def print_lines(lines: Iterable[str | Grid]) -> None:
+    """Prints a page of lines and tables."""
+    for one in lines:
+        if isinstance(one, Grid):
+            print_table(one.columns, one.rows)
+        else:
+            typer.echo(one)
+
+
+def whole_text(lines: Iterable[str | Grid]) -> str:
+    """A page as it is printed where nobody looks at a terminal: with all columns, and no style."""
+    from rich.console import Console
+
+    out = io.StringIO()
+    for one in lines:
+        if isinstance(one, Grid):
+            table, width = _laid_out(one.columns, one.rows, PIPE_WIDTH)
+            Console(file=out, width=width).print(table)
+        else:
+            out.write(f"{one}\n")
+    return out.getvalue()
+
+
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, width: int | None = None) -> None:
     """Prints what fits into `width` characters; by default the terminal's, and all of it where there is none."""
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     if width is None:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH
+    table, needed = _laid_out(columns, rows, width)
+    Console(width=needed).print(table)
+
+
+def print_cells(head: Sequence[str], rows: Sequence[Sequence[str]], *, cell_chars_max: int | None = None) -> None:
+    """A table of a page: names of columns that end in `#` hold numbers, and no cell steers the terminal."""
+    named = [column_of(one) for one in head]
+    columns = [Column(plain(name), right=is_number) for name, is_number in named]
+    print_table(columns, [[_flat(cell, cell_chars_max) for cell in row] for row in rows])
+
+
+def _laid_out(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> tuple[Table, int]:
+    """The columns that fit, and how wide what prints them must be."""
+    from rich.table import Table
+    from rich.text import Text
+
     widths = [
         max(len(column.name), len(column.footer), *(len(row[place]) for row in rows), 0)
         for place, column in enumerate(columns)
@@ -53,14 +103,7 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, wid
         )
     for row in rows:
         table.add_row(*(Text(row[place]) for place in shown))
-    Console(width=max(width if width < PIPE_WIDTH else 0, _total(widths, shown) + GAP)).print(table)
-
-
-def print_cells(head: Sequence[str], rows: Sequence[Sequence[str]], *, cell_chars_max: int | None = None) -> None:
-    """A table of a page: names of columns that end in `#` hold numbers, and no cell steers the terminal."""
-    named = [column_of(one) for one in head]
-    columns = [Column(plain(name), right=is_number) for name, is_number in named]
-    print_table(columns, [[_flat(cell, cell_chars_max) for cell in row] for row in rows])
+    return table, max(width if width < PIPE_WIDTH else 0, _total(widths, shown) + GAP)
 
 
 def _flat(text: str, chars_max: int | None) -> str:

@@ -9,6 +9,7 @@ import msgspec
 import typer
 
 from drivetrain.cli.ending import fail, print_json
+from drivetrain.cli.options import Json, Project
 from drivetrain.cli.places import plain
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.recipes import (
@@ -47,8 +48,8 @@ def train_command(
     weight: Annotated[str | None, typer.Option(help="A column of sampling weights.")] = None,
     test: Annotated[str | None, typer.Option(help="The split that nothing is chosen by. [test]")] = None,
     seed: Annotated[int | None, typer.Option(help="The same one gives the same bits.")] = None,
-    project: Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    project: Project = None,
+    as_json: Json = False,
 ) -> None:
     """Train the next version of a model, judge it on rows that it did not see, and register it; no alias is moved."""
     from drivetrain.embedded.training import train
@@ -115,7 +116,7 @@ def _recipe(name: str | None, columns: str | None) -> AnyRecipe | None:
 
 
 def _print(made: Made) -> None:
-    from drivetrain.training.report import accept_lines, no_threshold_lines
+    from drivetrain.training.report_words import accept_lines, no_threshold_lines
 
     version, report = made.version, made.report
     typer.echo(f"{version.name}@{version.number}: {version.format}, from {version.dataset}, seed {version.seed}")

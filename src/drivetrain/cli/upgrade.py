@@ -12,6 +12,7 @@ import msgspec
 import typer
 
 from drivetrain.cli.ending import fail, print_json
+from drivetrain.cli.options import Json, Project
 from drivetrain.cli.places import moment_ns, plain
 from drivetrain.cli.tables import print_cells
 from drivetrain.core.errors import DrivetrainError
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 CELL_CHARS_MAX = 110
 """Of a table's cell on a terminal; Markdown and JSON have all of it."""
+JUDGING, CHANGING, FILES = "How it is judged", "What changing over costs", "Outcomes in files"
+"""Sections of the help."""
 ROWS = 500
 """Calls that are replayed unless it is told otherwise: enough to see a difference of some five points."""
 
@@ -45,41 +48,64 @@ def upgrade_command(
         list[str] | None,
         typer.Option(help="The Outcome's metric that says what is right, METRIC or FIELD=METRIC; of files a column."),
     ] = None,
-    margin: Annotated[float, typer.Option(min=0, max=0.5, help="Accepted harm: 0.02 is two points.")] = 0.0,
+    margin: Annotated[
+        float, typer.Option(min=0, max=0.5, help="Accepted harm: 0.02 is two points.", rich_help_panel=JUDGING)
+    ] = 0.0,
     limit_usd: Annotated[str, typer.Option(help="What asking the candidate may cost.")] = "",
-    look_every: Annotated[int, typer.Option(min=1, help="Pairs between two looks.")] = 50,
+    look_every: Annotated[int, typer.Option(min=1, help="Pairs between two looks.", rich_help_panel=JUDGING)] = 50,
     fixed: Annotated[
-        bool, typer.Option("--fixed", help="One look at all pairs, without an early end: more power for one number.")
+        bool,
+        typer.Option(
+            "--fixed",
+            help="One look at all pairs, without an early end: more power for one number.",
+            rich_help_panel=JUDGING,
+        ),
     ] = False,
-    reading: Annotated[str, typer.Option(help="How a text is read before it is compared: `last_yes_no` ...")] = "",
-    hours: Annotated[float, typer.Option(min=0, help="Engineering that changing over takes.")] = 0.0,
-    rate: Annotated[str, typer.Option(help="USD per hour of it.")] = "",
+    reading: Annotated[
+        str, typer.Option(help="How a text is read before it is compared: `last_yes_no` ...", rich_help_panel=JUDGING)
+    ] = "",
+    hours: Annotated[
+        float, typer.Option(min=0, help="Engineering that changing over takes.", rich_help_panel=CHANGING)
+    ] = 0.0,
+    rate: Annotated[str, typer.Option(help="USD per hour of it.", rich_help_panel=CHANGING)] = "",
     recorded: Annotated[
-        list[Path] | None, typer.Option(help="Files of recorded outcomes, CSV or JSON lines; nobody is asked.")
+        list[Path] | None,
+        typer.Option(help="Files of recorded outcomes, CSV or JSON lines; nobody is asked.", rich_help_panel=FILES),
     ] = None,
-    id_column: Annotated[str, typer.Option("--id", help="Files: the column that tells questions apart.")] = "id",
-    model_column: Annotated[str, typer.Option(help="Files: the column that tells whose answer a row is.")] = "",
+    id_column: Annotated[
+        str, typer.Option("--id", help="The column that tells questions apart.", rich_help_panel=FILES)
+    ] = "id",
+    model_column: Annotated[
+        str, typer.Option(help="The column that tells whose answer a row is.", rich_help_panel=FILES)
+    ] = "",
     before: Annotated[
-        str, typer.Option(help="Files: the value of --model-column, or how the columns' names begin.")
+        str, typer.Option(help="The value of --model-column, or how the columns' names begin.", rich_help_panel=FILES)
     ] = "before_",
-    after: Annotated[str, typer.Option(help="As --before, of the candidate.")] = "after_",
-    question: Annotated[str, typer.Option(help="Files: the column of what was asked, for examples.")] = "",
-    answer: Annotated[str, typer.Option(help="Files: the answers' column.")] = "",
+    after: Annotated[str, typer.Option(help="As --before, of the candidate.", rich_help_panel=FILES)] = "after_",
+    question: Annotated[
+        str, typer.Option(help="The column of what was asked, for examples.", rich_help_panel=FILES)
+    ] = "",
+    answer: Annotated[str, typer.Option(help="The answers' column.", rich_help_panel=FILES)] = "",
     correct: Annotated[
-        str, typer.Option(help="Files: a column with 1 or 0; COLUMN~TEXT: right where it contains the text.")
+        str,
+        typer.Option(
+            help="A column with 1 or 0; COLUMN~TEXT: right where it contains the text.", rich_help_panel=FILES
+        ),
     ] = "",
     cleaned: Annotated[
-        str, typer.Option(help="Files: as --correct, of the answer without the Markdown around it.")
+        str, typer.Option(help="As --correct, of the answer without the Markdown around it.", rich_help_panel=FILES)
     ] = "",
-    cost: Annotated[str, typer.Option(help="Files: the column of costs in USD.")] = "",
-    latency: Annotated[str, typer.Option(help="Files: the column of seconds.")] = "",
-    tokens: Annotated[str, typer.Option(help="Files: the column of output tokens.")] = "",
-    group: Annotated[str, typer.Option(help="Files: pairs of one value belong together, such as a person's.")] = "",
+    cost: Annotated[str, typer.Option(help="The column of costs in USD.", rich_help_panel=FILES)] = "",
+    latency: Annotated[str, typer.Option(help="The column of seconds.", rich_help_panel=FILES)] = "",
+    tokens: Annotated[str, typer.Option(help="The column of output tokens.", rich_help_panel=FILES)] = "",
+    group: Annotated[
+        str, typer.Option(help="Pairs of one value belong together, such as a person's.", rich_help_panel=FILES)
+    ] = "",
     html: Annotated[Path | None, typer.Option(help="Write one self-contained HTML file, with examples quoted.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write Markdown, with examples quoted.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be asked, and its cost.")] = False,
-    project: Annotated[Path | None, typer.Option(help="The project's folder; by default found upwards.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    project: Project = None,
+    as_json: Json = False,
 ) -> None:
     """Tell whether a candidate is worth changing to: upgrade, stay, route only these, or not enough evidence."""
     from drivetrain.embedded.upgrading import Upgrading, Wanted

@@ -34,7 +34,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     unread: bool = False
     """Whether the answer could not be read at all, so that it counts as wrong for its form."""
     note: str = ""
-    """One short sentence without a word of the answer."""
+    """One short sentence. It may quote the answer: it is kept as texts of the Call are, or not at all."""
 
 
 class Scorer(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,6 +16,8 @@ import msgspec
 _SPECIAL = re.compile(r"([\\`*{}\[\]<>#|!~$&]|(?<![^\W_])_|_(?![^\W_]))")
 """Signs of GitHub's Markdown; `_` within a word is none, so ids stay as they are."""
 
+_TICKS = re.compile(r"`+")
+
 
 class Table(msgspec.Struct, frozen=True):
     """Cells in columns."""
@@ -47,6 +49,12 @@ def markdown_text(text: str) -> str:
 def markdown_block(text: str) -> str:
     """A text with its lines, as an indented block, in which nothing is markup."""
     return "".join(f"    {line}\n" for line in printable(text).splitlines()) or "    (nothing)\n"
+
+
+def markdown_fenced(text: str, language: str = "") -> str:
+    """A text with its lines and columns, between fences that are longer than any that it has."""
+    fence = "`" * max(3, 1 + max(map(len, _TICKS.findall(text)), default=0))
+    return f"{fence}{language}\n{printable(text).rstrip()}\n{fence}\n"
 
 
 def markdown_table(table: Table) -> str:

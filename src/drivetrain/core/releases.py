@@ -18,6 +18,9 @@ PROPOSED, APPROVED, WITHDRAWN = "release.proposed", "release.approved", "release
 PROMOTED = "release.promoted"
 ROLLOUT = "rollout"
 """The control log's kinds. The subject of each is `ENVIRONMENT/NUMBER`."""
+EVAL_RAN = "eval.ran"
+"""The control log's kind of an eval's run that has a Report; the subject is `report:eval@ID`. It is of no environment:
+the keys that the Report is for tell where it holds."""
 RELEASE_KINDS = (PROPOSED, APPROVED, WITHDRAWN, PROMOTED, ROLLOUT)
 WAYS = ("promote", "rollback", "override")
 ROLLOUT_EVENTS = ("stage", "paused", "resumed", "aborted", "completed")
@@ -93,6 +96,20 @@ class EvidenceV1(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """16 hex digits over the eval's declaration: its Dataset, scorers and gates."""
     report: str = ""
     """Id of a Report that passed for exactly these two keys; empty while there is none."""
+
+
+class EvalRanV1(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="eval-ran.1"):
+    """A run of an eval ended, and what it is of: without it no Report proves that gates were passed."""
+
+    report: str
+    """Id of its Report."""
+    eval: str
+    workflow: str
+    passed: bool
+    rows: str
+    """SHA-256 over its rows, 64 hex digits."""
+    baseline: str = ""
+    """The same over the rows that it was compared with; empty where there are none but its own."""
 
 
 class ProposalV1(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="proposal.1"):

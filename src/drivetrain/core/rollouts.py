@@ -37,8 +37,8 @@ class Guard(msgspec.Struct, frozen=True, kw_only=True):
     higher_is_better: bool = True
     """Of `outcome` and `score`."""
     slow_ms: int = 0
-    """Of `latency`: what counts as slow; 0: what the live arm exceeds in one Call of two, of ten and of
-    a hundred."""
+    """Of `latency`: what counts as slow; 0: what the stage's first Calls exceed in one of two, of ten and of a hundred,
+    and farther out."""
 
 
 class Shadow(msgspec.Struct, frozen=True, kw_only=True):

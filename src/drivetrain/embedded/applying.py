@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 
-from drivetrain.adapters.sqlite import SqliteControlLog
+from drivetrain.adapters.sqlite import open_control_log
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.ports.control import APPLIED
 from drivetrain.project.snapshot import Snapshot
@@ -17,7 +17,7 @@ def apply(snapshot: Snapshot) -> None:
     """Store and log it. Raises: DrivetrainError where a folder cannot be written."""
     keep(snapshot)
     body = {"project": snapshot.name, "environment": snapshot.environment, "version": VERSION}
-    log = SqliteControlLog(snapshot.data_folder / "control.db", snapshot.keys_folder)
+    log = open_control_log(snapshot.data_folder, snapshot.keys_folder)
     log.append(kind=APPLIED, actor=person(), subject=snapshot.hash, body=body)
 
 

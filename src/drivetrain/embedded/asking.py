@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 from drivetrain.backup import layout
 from drivetrain.core.errors import DrivetrainError
+from drivetrain.ports.control import CONTROL_FILE
+from drivetrain.project.document import environment_name, overlay, parse
 from drivetrain.project.files import SETTINGS_FILE, find_root
 from drivetrain.project.problems import Problems
 from drivetrain.project.secrets import resolve
-from drivetrain.project.settings import Settings, environment_name, overlay, parse, read
+from drivetrain.project.settings import Settings, read
 from drivetrain.project.snapshot import LakeSettings, SecretRef, Snapshot
 
 if TYPE_CHECKING:
@@ -65,10 +67,10 @@ def lake_in(
     place = lake_stores(root, data_folder, settings, environ)
 
     def control() -> Iterable[ControlRecord]:
-        from drivetrain.adapters.sqlite import SqliteControlLog
+        from drivetrain.adapters.sqlite import open_control_log
 
-        path = data_folder / "control.db"
-        return SqliteControlLog(path, keys_folder).records() if path.exists() else ()
+        begun = (data_folder / CONTROL_FILE).exists()
+        return open_control_log(data_folder, keys_folder).records() if begun else ()
 
     def datasets() -> Mapping[str, Sequence[Path]]:
         from drivetrain.datasets.numbers import parquet_paths

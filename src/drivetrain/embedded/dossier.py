@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from drivetrain.adapters.sqlite import SqliteControlLog
+from drivetrain.adapters.sqlite import SqliteControlLog, open_control_log
 from drivetrain.core.declarations import Variant
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.models import is_trained, parse_reference
@@ -59,7 +59,7 @@ class DossierRoom:
         self._control: SqliteControlLog | None = None
         self._records: list[ControlRecord] = []
         self._findings: tuple[str, ...] = ()
-        if (place.data_folder / "control.db").exists() or (place.keys_folder / "control.anchor").exists():
+        if place.control_log.exists() or (place.keys_folder / "control.anchor").exists():
             self._control = place.log()
             self._findings = self._control.verify().findings
             self._records = list(self._control.records())
@@ -102,7 +102,7 @@ class DossierRoom:
 
     def note_export(self, subject: str, **facts: str) -> None:
         """That it was written to a file stands in the control log. Raises: DrivetrainError."""
-        log = self._control or SqliteControlLog(self.snapshot.data_folder / "control.db", self.snapshot.keys_folder)
+        log = self._control or open_control_log(self.snapshot.data_folder, self.snapshot.keys_folder)
         log.append(kind=EXPORTED, actor=person(), subject=subject, body=facts)
 
     @property

@@ -35,7 +35,7 @@ def stores_of(snapshot: Snapshot) -> Iterator[Stores]:
     """Everything of a project that may know somebody; what was never used is not made. Raises: DrivetrainError."""
     from drivetrain.adapters.files import FileVault
     from drivetrain.adapters.mapped_online import MappedOnline
-    from drivetrain.adapters.sqlite import SqliteControlLog
+    from drivetrain.adapters.sqlite import open_control_log
     from drivetrain.adapters.sqlite_counters import SqliteCounters
     from drivetrain.adapters.sqlite_idempotency import SqliteIdempotency
     from drivetrain.embedded.asking import lake_in, lake_stores
@@ -59,7 +59,7 @@ def stores_of(snapshot: Snapshot) -> Iterator[Stores]:
             objects=place.objects,
             keys=vault,
             online=MappedOnline(online_folder(snapshot)),
-            control=SqliteControlLog(data_folder / "control.db", keys_folder),
+            control=open_control_log(data_folder, keys_folder),
             answers=SqliteIdempotency(answers) if answers.is_dir() else None,
             counters=counters,
         )

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import msgspec
 
-from drivetrain.adapters.sqlite import SqliteControlLog
+from drivetrain.adapters.sqlite import open_control_log
 from drivetrain.core.errors import DrivetrainError, ProjectError
 from drivetrain.embedded.modelling import reports_in
 from drivetrain.embedded.releasing import live_of
 from drivetrain.evals.run_report import KIND
 from drivetrain.evals.workflow_key import workflow_key
-from drivetrain.ports.control import APPLIED
+from drivetrain.ports.control import APPLIED, CONTROL_FILE
 from drivetrain.project.files import SETTINGS_FILE
 from drivetrain.project.load import load
 from drivetrain.project.snapshot import Snapshot
@@ -94,12 +94,11 @@ def _before(snapshot: Snapshot, eval_name: str, key: str) -> Iterator[tuple[str,
         if facts.get("eval") == eval_name and facts.get("passed") is True and facts.get("workflow_key") != key:
             yield f"Report {one.id}, which passed before", str(facts["snapshot"])
             break
-    path = snapshot.data_folder / "control.db"
-    if not path.exists():
+    if not (snapshot.data_folder / CONTROL_FILE).exists():
         return
     applied = [
         one.subject
-        for one in SqliteControlLog(path, snapshot.keys_folder).records()
+        for one in open_control_log(snapshot.data_folder, snapshot.keys_folder).records()
         if one.kind == APPLIED and msgspec.json.decode(one.body).get("environment") == snapshot.environment
     ]
     for digest in list(dict.fromkeys(reversed(applied)))[:LOADED_MAX]:

@@ -12,7 +12,7 @@ import msgspec
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.embedded.applying import person
 from drivetrain.embedded.modelling import open_reports
-from drivetrain.embedded.releasing import place_of
+from drivetrain.embedded.releasing import place_of, records_of
 from drivetrain.evals.eval_key import eval_key
 from drivetrain.evals.run_compare import compare_report, compare_runs
 from drivetrain.evals.run_files import RunFiles
@@ -20,6 +20,7 @@ from drivetrain.evals.run_report import KIND
 from drivetrain.evals.workflow_key import workflow_key
 from drivetrain.project.files import find_root
 from drivetrain.project.load import load
+from drivetrain.promotion.recorded import runs_in
 from drivetrain.registry.reports import Stored
 
 _ID = re.compile(r"[0-9a-f]{4,64}")
@@ -33,7 +34,8 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     dataset: str
     gates: int
     state: str
-    """`passed`, `failed`, `no gates`, `not run`, or `outdated` where workflow or eval changed since."""
+    """`passed`, `failed`, `no gates`, `not run`, `outdated` where workflow or eval changed since, or `unrecorded` where
+    the control log has no run that made the Report, so that nothing is released upon it."""
     report: str = ""
     made_ns: int = 0
 
@@ -78,7 +80,7 @@ def standings(project: Path | None) -> list[Standing]:
     """Every eval that the project declares, by name. Raises: DrivetrainError."""
     root = find_root(project or Path.cwd())
     snapshot = load(root)
-    reports = open_reports(root).list(KIND)
+    reports, runs = open_reports(root).list(KIND), runs_in(records_of(place_of(root)))
     found = []
     for name, declared in sorted(snapshot.evals.items()):
         newest = next((one for one in reports if one.report.facts.get("eval") == name), None)
@@ -90,6 +92,8 @@ def standings(project: Path | None) -> list[Standing]:
                 state = "outdated"
             elif not facts["passed"]:
                 state = "failed"
+            elif newest.id not in runs:
+                state = "unrecorded"
             else:
                 state = "passed" if facts["gates"] else "no gates"
         found.append(

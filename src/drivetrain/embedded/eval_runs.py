@@ -26,6 +26,7 @@ from drivetrain.embedded.applying import person
 from drivetrain.embedded.asking import lake_for
 from drivetrain.embedded.eval_baseline import NOTHING_BEFORE, Baseline, baseline_of
 from drivetrain.embedded.eval_owners import owned
+from drivetrain.embedded.eval_recorded import keep_run
 from drivetrain.embedded.evaluating import Asker, asking
 from drivetrain.embedded.modelling import reports_in
 from drivetrain.embedded.releasing import live_of
@@ -220,7 +221,7 @@ class _EvalRun:
         if not self.interrupted:
             report_id = reports_in(self.snapshot.data_folder, self.snapshot.keys_folder, now_ns=self.now_ns).put(report)
             run = msgspec.structs.replace(run, report=report_id)
-            self.files.keep(run)
+            keep_run(self.snapshot, self.files, report, run, baseline)
         return EvalResult(
             report=report, report_id=report_id, run=run, baseline=baseline, gates=gates, stopped=stopped
         )  # fmt: skip

@@ -26,9 +26,9 @@ def feature_store(project: Path | str | Snapshot = ".", *, now_ns: Callable[[], 
     snapshot = load(find_root(Path(project))) if isinstance(project, str | Path) else project
 
     def control() -> ControlLog:
-        from drivetrain.adapters.sqlite import SqliteControlLog
+        from drivetrain.adapters.sqlite import open_control_log
 
-        return SqliteControlLog(snapshot.data_folder / "control.db", snapshot.keys_folder)
+        return open_control_log(snapshot.data_folder, snapshot.keys_folder)
 
     return FeatureStore(
         snapshot,

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from drivetrain.adapters.sqlite_control_feed import SqliteControlFeed
+from drivetrain.adapters.sqlite_control_feed import open_control_feed
 from drivetrain.core.errors import DrivetrainError, report_fault
 from drivetrain.core.releases import RELEASE_KINDS, Live
 from drivetrain.embedded.limit_watch import ControlFeed
@@ -137,4 +137,4 @@ class LiveWatch:
 
 def live_watch(environment: str, data_folder: Path, run_folder: Path) -> LiveWatch:
     """The watch over a project's control log. Raises: DrivetrainError where it cannot be read."""
-    return LiveWatch(environment, SqliteControlFeed(data_folder / "control.db"), run_folder / BEAT)
+    return LiveWatch(environment, open_control_feed(data_folder), run_folder / BEAT)

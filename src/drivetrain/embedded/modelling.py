@@ -39,27 +39,27 @@ def open_reports(project: Path | str = ".", *, now_ns: Callable[[], int] = time.
 
 def registry_in(data_folder: Path, keys_folder: Path, *, now_ns: Callable[[], int] = time.time_ns) -> Registry:
     """The registry of a project whose folders are known. Raises: DrivetrainError."""
-    from drivetrain.adapters.sqlite import SqliteControlLog
+    from drivetrain.adapters.sqlite import open_control_log
     from drivetrain.embedded.applying import person
     from drivetrain.lineage.lineage import Lineage
     from drivetrain.project.pins import models_folder
     from drivetrain.registry.store import Registry
 
     layout.read_layout(data_folder)
-    control = SqliteControlLog(data_folder / "control.db", keys_folder, now_ns=now_ns)
+    control = open_control_log(data_folder, keys_folder, now_ns=now_ns)
     lineage = Lineage(control, actor=person(), now_ns=now_ns)
     return Registry(models_folder(data_folder), control, lineage, now_ns=now_ns, actor=person())
 
 
 def reports_in(data_folder: Path, keys_folder: Path, *, now_ns: Callable[[], int] = time.time_ns) -> Reports:
     """The Reports of a project whose folders are known. Raises: DrivetrainError."""
-    from drivetrain.adapters.sqlite import SqliteControlLog
+    from drivetrain.adapters.sqlite import open_control_log
     from drivetrain.embedded.applying import person
     from drivetrain.lineage.lineage import Lineage
     from drivetrain.registry.reports import FOLDER, Reports
 
     layout.read_layout(data_folder)
-    control = SqliteControlLog(data_folder / "control.db", keys_folder, now_ns=now_ns)
+    control = open_control_log(data_folder, keys_folder, now_ns=now_ns)
     return Reports(data_folder / FOLDER, Lineage(control, actor=person(), now_ns=now_ns))
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from drivetrain.adapters.files import key_file
-from drivetrain.adapters.sqlite import SqliteControlLog
+from drivetrain.adapters.sqlite import SqliteControlLog, open_control_log
 from drivetrain.core.calls import EVAL
 from drivetrain.core.codec import MalformedJson, parse_json
 from drivetrain.core.declarations import Variant
@@ -321,7 +321,7 @@ class Probes:
         return next(step for step in route if isinstance(step, Variant) and step.name == one.variant)
 
     def _control(self) -> SqliteControlLog:
-        return SqliteControlLog(self.snapshot.data_folder / "control.db", self.snapshot.keys_folder)
+        return open_control_log(self.snapshot.data_folder, self.snapshot.keys_folder)
 
 
 def alone(snapshot: Snapshot, workflow: str, variant: Variant) -> Snapshot:

@@ -5,7 +5,7 @@ The door of the commands, and of programs. It decides nothing by itself: `promot
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from drivetrain.core.releases import (
 )
 from drivetrain.core.rollouts import Rollout
 from drivetrain.embedded.applying import keep, person
+from drivetrain.embedded.eval_recorded import RunProofs
 from drivetrain.embedded.modelling import reports_in
 from drivetrain.embedded.releasing import ReleasePlace, doubts_about, newest_numbers, records_of, stored_snapshot
 from drivetrain.ports.control import APPLIED, ControlRecord
@@ -30,8 +31,9 @@ from drivetrain.project.load import load, unload
 from drivetrain.project.snapshot import Snapshot
 from drivetrain.promotion import approving, releasing
 from drivetrain.promotion.approving import proposed, rules_for
-from drivetrain.promotion.evidence import missing, proof_in, unfit, untold
+from drivetrain.promotion.evidence import missing, proof_in, unfit, untold, why_not
 from drivetrain.promotion.plan import Plan, Proof, plan_of
+from drivetrain.promotion.recorded import Runs, not_proved, runs_in, unrecorded
 from drivetrain.promotion.rollouts import declared_rollouts, record_event, rollout_of
 from drivetrain.promotion.signing import read_key
 from drivetrain.promotion.standing import State
@@ -48,6 +50,12 @@ class Planned(msgspec.Struct, frozen=True, kw_only=True):
     """What people are shown: the plan, or, where nothing was released, what differs from what `serve` loaded last."""
     against: str
     """What `shown` was compared with, in words."""
+    unfit: tuple[str, ...] = ()
+    """The newest Reports of gates that they do not prove, and why."""
+
+
+def _nobody(unfit: Sequence[str]) -> None:
+    """Tells nobody."""
 
 
 def desk_of(place: ReleasePlace, key: Path | None = None) -> Desk:
@@ -63,8 +71,13 @@ def plan(place: ReleasePlace) -> Planned:
         return _planned(place, after)
 
 
-def propose(place: ReleasePlace, reason: str, key: Path | None = None) -> Written[ProposalV1]:
-    """The project's folder becomes a proposal, its Snapshot stored. Raises: DrivetrainError; ProjectError."""
+def propose(
+    place: ReleasePlace, reason: str, key: Path | None = None, *, tell: Callable[[Sequence[str]], None] = _nobody
+) -> Written[ProposalV1]:
+    """The project's folder becomes a proposal, its Snapshot stored; it cites Reports that the records bear out.
+
+    tell: gets the newest Reports that prove nothing, and why. Raises: DrivetrainError; ProjectError.
+    """
     desk = desk_of(place, key)
     with _folder(place) as after:
         planned = _planned(place, after)
@@ -74,15 +87,19 @@ def propose(place: ReleasePlace, reason: str, key: Path | None = None) -> Writte
                 looked=[str(place.root)],
                 do="Edit the project, then propose it.",
             )
+        tell(planned.unfit)
+        _borne_out(place, planned.plan.evidence, planned.plan.base_snapshot, after)
         keep(after)
     return approving.propose(desk, planned.plan, reason)
 
 
 def approve(place: ReleasePlace, number: int, reason: str = "", key: Path | None = None) -> Written[ApprovalV1]:
-    """Stand for a proposal, whose stored Snapshot is proved to be the one that it names. Raises: DrivetrainError."""
+    """Stand for a proposal, whose stored Snapshot is proved to be the one that it names, and whose Reports are those
+    that it needs. Raises: DrivetrainError."""
     desk = desk_of(place, key)
     found = proposed(standing(desk), number)
-    unload(stored_snapshot(place, found.proposal.snapshot))
+    with _stored(place, found.proposal.snapshot) as after:
+        _borne_out(place, found.proposal.evidence, found.proposal.base_snapshot, after)
     return approving.approve(desk, number, reason)
 
 
@@ -122,16 +139,19 @@ def promote(
             raise DrivetrainError(
                 f"Proposal {number} is not what it says: {'; '.join(hidden)}.", do="Withdraw it, and propose anew."
             )
-        evidence = _proved(proposal.evidence, _proof(place, before, after))
+        runs = runs_in(desk.log.records())
+        evidence = _proved(proposal.evidence, _proof(place, before, after, runs))
         reports = reports_in(place.data_folder, place.keys_folder)
         lacks = missing(
-            evidence, before=before, after=after, in_force=in_force,
-            report=lambda id: reports.get(id).report, newest=newest_numbers(after),
+            evidence, before=before, after=after, in_force=in_force, report=lambda id: reports.get(id).report,
+            newest=newest_numbers(after), doubted=RunProofs(after, runs).doubt,
         )  # fmt: skip
         looked: tuple[str, ...] = ()
         if lacks:
             unproved = [one for one in evidence if not one.report]
-            looked = unfit(reports.list("eval"), unproved, before=before, after=after, newest=newest_numbers(after))
+            looked = unfit(
+                reports.list("eval"), unproved, before=before, after=after, newest=newest_numbers(after), runs=runs
+            )  # fmt: skip
         rollouts = [] if now else declared_rollouts(proposal, before, after)
     if canary and not rollouts:
         if not proposal.base:
@@ -187,21 +207,45 @@ def _planned(place: ReleasePlace, after: Snapshot) -> Planned:
     state = read(records, place.environment)
     live = state.live
     with _base(place, live.snapshot) as before:
-        proof = _proof(place, before, after)
+        reports = reports_in(place.data_folder, place.keys_folder).list("eval")
+        newest, runs = newest_numbers(after), runs_in(records)
+        proof = proof_in(reports, before, after, newest, runs)
         made = plan_of(before, after, release=live.release, in_force=live.rules if live.release else None, proof=proof)
+        unproved = [one for one in made.evidence if not one.report]
+        told = unfit(reports, unproved, before=before, after=after, newest=newest, runs=runs)
     if live.release:
-        return Planned(plan=made, state=state, shown=made, against=f"Release {live.release}")
+        return Planned(plan=made, state=state, shown=made, against=f"Release {live.release}", unfit=told)
     with _last_applied(place, records) as applied:
         if applied is None:
-            return Planned(plan=made, state=state, shown=made, against="nothing, since it is the first")
+            return Planned(plan=made, state=state, shown=made, against="nothing, since it is the first", unfit=told)
         shown = plan_of(applied, after, release=0, in_force=applied.rules, proof=proof)
         shown = msgspec.structs.replace(shown, evidence=made.evidence, lacks=made.lacks)
-        return Planned(plan=made, state=state, shown=shown, against=f"what was served last ({applied.short_hash})")
+        against = f"what was served last ({applied.short_hash})"
+        return Planned(plan=made, state=state, shown=shown, against=against, unfit=told)
 
 
-def _proof(place: ReleasePlace, before: Snapshot | None, after: Snapshot) -> Proof:
+def _proof(place: ReleasePlace, before: Snapshot | None, after: Snapshot, runs: Runs) -> Proof:
     reports = reports_in(place.data_folder, place.keys_folder)
-    return proof_in(reports.list("eval"), before, after, newest_numbers(after))
+    return proof_in(reports.list("eval"), before, after, newest_numbers(after), runs)
+
+
+def _borne_out(place: ReleasePlace, evidence: Sequence[EvidenceV1], base: str, after: Snapshot) -> None:
+    """Raises: DrivetrainError where a Report that is cited does not prove its gate by what was recorded of its run.
+
+    base: hash of the Snapshot that it is proposed against; empty: there is none.
+    """
+    cited = [one for one in evidence if one.report]
+    if not cited:
+        return
+    reports, runs = reports_in(place.data_folder, place.keys_folder), runs_in(records_of(place))
+    proofs = RunProofs(after, runs)
+    with _base(place, base) as before:
+        for one in cited:
+            report = reports.get(one.report).report
+            why = unrecorded(runs, one.report, one) or why_not(report, one, before=before, after=after)
+            why = why or proofs.doubt(one, report)
+            if why:
+                raise not_proved(one, why)
 
 
 def _proved(needed: Sequence[EvidenceV1], proof: Proof) -> tuple[EvidenceV1, ...]:

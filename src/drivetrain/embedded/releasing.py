@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from drivetrain.adapters.sqlite import SqliteControlLog
+from drivetrain.adapters.sqlite import SqliteControlLog, open_control_log
 from drivetrain.backup import layout
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.releases import Live
 from drivetrain.core.reports import ReportV1
-from drivetrain.ports.control import ControlRecord
+from drivetrain.ports.control import CONTROL_FILE, ControlRecord
+from drivetrain.project.document import DEFAULT_ENVIRONMENT, environment_name, overlay, parse
 from drivetrain.project.files import SETTINGS_FILE, find_root
 from drivetrain.project.problems import Problems
-from drivetrain.project.settings import DEFAULT_ENVIRONMENT, environment_name, overlay, parse, read
+from drivetrain.project.settings import read
 from drivetrain.promotion import state
+from drivetrain.promotion.recorded import runs_in
 from drivetrain.promotion.standing import Released, State
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from drivetrain.datasets.numbers import Shelf
     from drivetrain.project.snapshot import Snapshot
     from drivetrain.promotion.evidence import Newest
+    from drivetrain.promotion.recorded import Runs
 
 
 GetReport = Callable[[str], ReportV1]
@@ -57,9 +60,14 @@ class ReleasePlace(msgspec.Struct, frozen=True, kw_only=True):
     def snapshots_folder(self) -> Path:
         return self.root / ".drivetrain" / "snapshots"
 
+    @property
+    def control_log(self) -> Path:
+        """The control log's database."""
+        return self.data_folder / CONTROL_FILE
+
     def log(self) -> SqliteControlLog:
         """The control log; made where there is none yet. Raises: DrivetrainError."""
-        return SqliteControlLog(self.data_folder / "control.db", self.keys_folder)
+        return open_control_log(self.data_folder, self.keys_folder)
 
 
 def place_of(project: Path | str, environment: str | None = None) -> ReleasePlace:
@@ -107,7 +115,7 @@ def state_of(place: ReleasePlace, at_ns: int | None = None) -> State:
 
 def records_of(place: ReleasePlace) -> list[ControlRecord]:
     """Every record of the control log, proved. Raises: DrivetrainError as `live_of`."""
-    kept = (place.data_folder / "control.db", place.keys_folder / "control.anchor", place.keys_folder / "control.key")
+    kept = (place.control_log, place.keys_folder / "control.anchor", place.keys_folder / "control.key")
     if not any(one.exists() for one in kept):
         return []
     log = place.log()
@@ -115,7 +123,7 @@ def records_of(place: ReleasePlace) -> list[ControlRecord]:
     if not found.whole:
         raise DrivetrainError(
             f"The control log was changed from outside, so what is live cannot be told. {' '.join(found.findings)}",
-            looked=[str(place.data_folder / "control.db"), str(place.keys_folder / "control.anchor")],
+            looked=[str(place.control_log), str(place.keys_folder / "control.anchor")],
             do="Run `drivetrain audit verify`, and restore both files from your backup.",
         )
     return list(log.records())
@@ -143,15 +151,19 @@ def stored_snapshot(place: ReleasePlace, digest: str, *, models: bool = True) ->
     return snapshot
 
 
-def doubts(found: State, release: int, after: Snapshot, before: Snapshot | None, report: GetReport) -> tuple[str, ...]:
+def doubts(
+    found: State, release: int, after: Snapshot, before: Snapshot | None, *, report: GetReport, runs: Runs
+) -> tuple[str, ...]:
     """What keeps a Release from being what its records say, in words; empty where nothing does.
 
     A rollback is what the Release is that it restores. after: its Snapshot; before: the one that its proposal was made
-    against, None where it was the first. report: the Report of an id; may raise DrivetrainError.
+    against, None where it was the first. report: the Report of an id; may raise DrivetrainError. runs: of the log.
     """
-    from drivetrain.promotion.evidence import hurried, missing, untold
+    from drivetrain.promotion.evidence import hurried, missing, undoubted, untold
+    from drivetrain.promotion.recorded import is_older, unrecorded
 
-    made = original(found, release).release
+    released = original(found, release)
+    made = released.release
     if made.snapshot != after.hash or found.releases[release].release.snapshot != after.hash:
         return ("it is of another Snapshot",)
     proposal = found.proposals[made.proposal].proposal
@@ -161,8 +173,11 @@ def doubts(found: State, release: int, after: Snapshot, before: Snapshot | None,
         *hurried(made, proposal, before=before, after=after),
     )
     unproved = missing(
-        (*proposal.evidence, *made.evidence), before=before, after=after, in_force=in_force, report=report
-    )
+        (*proposal.evidence, *made.evidence), before=before, after=after, in_force=in_force, report=report,
+        doubted=undoubted
+        if is_older(runs, released.seq)
+        else lambda one, _: unrecorded(runs, one.report, one, released.seq),
+    )  # fmt: skip
     if made.way == "override":
         said = {one.partition(": ")[0] for one in made.lacks}
         unproved = tuple(one for one in unproved if one.partition(": ")[0] not in said)
@@ -195,7 +210,8 @@ def doubts_about(
     """
     from drivetrain.embedded.modelling import reports_in
 
-    found = state_of(place)
+    records = records_of(place)
+    found, runs = state.read(records, place.environment), runs_in(records)
     if release not in found.releases:
         return (f"the control log knows no Release {release} of `{place.environment}` that counts",)
     reports = reports_in(place.data_folder, place.keys_folder)
@@ -208,7 +224,9 @@ def doubts_about(
             proposal = found.proposals[made.proposal].proposal
             try:
                 before = _base(place, proposal.base_snapshot, held or {}, loaded)
-                why = doubts(found, number, snapshot, before, lambda id: reports.get(id).report)
+                why = doubts(
+                    found, number, snapshot, before, report=lambda id: reports.get(id).report, runs=runs
+                )  # fmt: skip
             except DrivetrainError as error:
                 why = (f"what it changed cannot be looked at: {error}",)
             if why:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -26,6 +26,10 @@ from drivetrain.promotion.writing import Written, name_of, write
 
 STANDING = "rollout.json"
 """In the run folder: how the stage stands, for whoever asks, written with each look."""
+FRESH_NS = 5_000_000_000
+"""What the watcher showed longer ago is computed anew, from the ledger."""
+INTERRUPTED = "interrupted"
+"""The status of a Call whose process ended before it did."""
 REPORTS_RECENT_NS = 3_600_000_000_000
 """Rollouts that ended so long ago had a watcher or a command that stored their Report."""
 
@@ -39,12 +43,15 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
     standing: Standing
 
 
-def steer(place: ReleasePlace, event: str, reason: str, key: Path | None = None) -> Written[RolloutEventV1]:
-    """Somebody pauses, resumes, aborts or advances the rollout that is under way.
+def steer(
+    place: ReleasePlace, event: str, reason: str, key: Path | None = None, *, stage: int | None = None
+) -> Written[RolloutEventV1]:
+    """Somebody pauses, resumes, aborts or advances the rollout that is under way; what was written last.
 
     event: `paused`, `resumed`, `aborted`, or `stage` for the next stage, behind the last of which it is completed.
-    key: the file of their private key. Raises: DrivetrainError where none is under way, where another stage began while
-    this was written, or where they may not.
+    key: the file of their private key. stage: of `stage`: the one to begin, from 0; each between is begun and recorded
+    as well. Raises: DrivetrainError where none is under way, where another stage began while this was written, where a
+    guard is broken, where the stage is not ahead, or where they may not.
     """
     if not reason.strip():
         raise DrivetrainError("Whoever steers a rollout says why.", do="Add `--reason`.")
@@ -58,6 +65,8 @@ def steer(place: ReleasePlace, event: str, reason: str, key: Path | None = None)
             raise DrivetrainError(
                 f"No rollout is under way in `{place.environment}`.", do="`drivetrain history` tells what was."
             )
+        if meant is None and event == "stage":
+            _refuse_advance(place, state, active, stage)
         meant = meant or active
         if active.release != meant.release or (event == "stage" and active.stage != meant.stage):
             raise DrivetrainError(
@@ -73,9 +82,48 @@ def steer(place: ReleasePlace, event: str, reason: str, key: Path | None = None)
         )  # fmt: skip
 
     written = write(desk, make)
+    while stage is not None and written.body.stage < stage:
+        meant = after(written.before, written.record).live.active
+        written = write(desk, make)
     if written.body.event in ("aborted", "completed"):
         store_reports(place, after(written.before, written.record), time.time_ns())
     return written
+
+
+def _refuse_advance(place: ReleasePlace, state: State, active: ActiveRollout, stage: int | None) -> None:
+    """Raises: DrivetrainError where nobody may go on now, or not to that stage."""
+    stages = len(active.rollout.stages)
+    if stage is not None and not active.stage < stage < stages:
+        if stage >= stages:
+            raise DrivetrainError(
+                f"There is no stage {stage + 1}: the rollout of Release {active.release} has {stages}.",
+                do="`drivetrain rollout advance` without `--stage` goes on, behind the last one to everybody.",
+            )
+        raise DrivetrainError(
+            f"Stage {active.stage + 1} of Release {active.release} is under way, so stage {stage + 1} cannot begin: "
+            "whoever has the candidate keeps it, so a share never shrinks.",
+            do="`drivetrain rollout pause` stays here, `drivetrain rollout abort` gives everybody back.",
+        )
+    standing, _ = newest_standing(place, state, active, time.time_ns())
+    broken = [one for one in standing.findings if one.is_broken]
+    if broken:
+        why = broken[0].sentence(active.rollout.level)
+        raise DrivetrainError(
+            f"Nobody goes on from stage {active.stage + 1} of Release {active.release}. {why}",
+            do="`drivetrain rollout abort` gives everybody back; where the watcher lives, it does.",
+        )
+
+
+def newest_standing(place: ReleasePlace, state: State, active: ActiveRollout, now_ns: int) -> tuple[Standing, int]:
+    """How the rollout under way stands, and when a watcher saw it so; 0: none did lately, so it is computed here."""
+    told = told_by(place.data_folder / "run")
+    if told is not None and (told.release, told.standing.stage) == (active.release, active.stage):
+        is_fresh = abs(now_ns - told.at_ns) <= FRESH_NS  # what stands in the future is of a clock that was put back
+        if is_fresh:
+            return told.standing, told.at_ns
+    found = standing_of(place, state, now_ns)
+    assert found is not None  # it is under way
+    return found, 0
 
 
 def standing_of(place: ReleasePlace, state: State, now_ns: int) -> Standing | None:
@@ -96,10 +144,16 @@ def told_by(run_folder: Path) -> Told | None:
         return None
 
 
-def feed(watch: Watch, found: Iterator[Call | OutcomeV1], seen: set[str] | None = None) -> None:
-    """What the ledger has, into the watch. seen: takes the ids of its Calls."""
+def feed(
+    watch: Watch, found: Iterable[Call | OutcomeV1], seen: set[str] | None = None, cut: list[Call] | None = None
+) -> None:
+    """What the ledger has, into the watch. seen: takes the ids of its Calls. cut: takes those whose process ended
+    before they did, which the watch then does not see."""
     for one in found:
         if isinstance(one, Call):
+            if cut is not None and one.status == INTERRUPTED:
+                cut.append(one)
+                continue
             watch.see(one)
             if seen is not None:
                 seen.add(one.call_id)
@@ -111,12 +165,16 @@ def feed(watch: Watch, found: Iterator[Call | OutcomeV1], seen: set[str] | None 
 
 
 def catch_up(place: ReleasePlace, watch: Watch, follower: Follower) -> None:
-    """All of the stage so far: from the segments, and what was rolled since it began, from the lake."""
+    """All of the stage so far: from the segments, and what was rolled since it began, from the lake.
+
+    But for Calls whose process ended before they did: who did not see it end cannot tell whether one of them was the
+    cause, or whether the gateway was ended with all that it ran.
+    """
     from drivetrain.lake import plans
 
     seen: set[str] = set()
     until_ns = time.time_ns()
-    feed(watch, follower.new(), seen)
+    feed(watch, follower.new(), seen, [])
     newest = plans.newest(place.data_folder)
     if newest is None or newest.made_ns < watch.active.stage_ns:
         return

@@ -19,7 +19,7 @@ import msgspec
 
 from drivetrain.adapters.files import FileVault
 from drivetrain.adapters.http_pool import HttpPool
-from drivetrain.adapters.sqlite_control_feed import SqliteControlFeed
+from drivetrain.adapters.sqlite_control_feed import open_control_feed
 from drivetrain.adapters.sqlite_counters import SqliteCounters
 from drivetrain.backup import layout
 from drivetrain.cache.answers import AnswerCache
@@ -105,7 +105,7 @@ class Runtime:
         self.health = Health(_models([self.ready]), self._random)
         self.cache = AnswerCache(now_ns=time.monotonic_ns, bytes_max=snapshot.gateway.cache_bytes_max)
         self.flights = Flights(loop.call_soon)
-        self._limit_watch = LimitWatch(snapshot.limits, SqliteControlFeed(snapshot.data_folder / "control.db"))
+        self._limit_watch = LimitWatch(snapshot.limits, open_control_feed(snapshot.data_folder))
         self._limit_watch.start(self._use_limits, loop)
         self.limits: Limits | None = self._limits(snapshot)
         """None while the project declares none."""

@@ -37,11 +37,15 @@ WAITING_BYTES_MAX = 16 * 1024 * 1024
 """Copies that wait, and their bodies; the oldest make room, since the newest tell most of now."""
 DEADLINE_MS = 60_000
 """Nobody waits for the answer, and a place is not kept for longer."""
+PAID_S = 1.0
+"""A Call that still runs after it was paid for, though it may hang: budgets answer within milliseconds."""
 BROKE_S = 60.0
 """After the budget refused a Call no copy is run for so long, or until the day is over: each refusal is a record."""
 STORE_PAUSE_S = 1.0
 """The same where the store of budgets does not answer."""
 ASKED = Asked(cache_read=False, cache_write=False, deadline_ms=DEADLINE_MS)
+SENT, UNSENT = "sent", "unsent"
+"""How a gateway's worker counts a copy; the other ends are counted here."""
 ANSWERED, FAILED, REFUSED, LATE, UNAFFORDABLE = "answered", "failed", "refused", "late", "unaffordable"
 SAME, DIFFERENT, SAME_ACTION, OTHER_ACTION = "same", "different", "same_action", "other_action"
 
@@ -93,7 +97,8 @@ class ShadowCalls:
         self._waiting_bytes = 0
         self._broke_until = 0.0
         self._affords = False
-        """Whether the last Call that ended was one that could be paid; until one is, they run one by one."""
+        """Whether the last Call that ended, or that runs for a while, could be paid; until one is, they run one by
+        one."""
         self._closed = False
 
     def take(self, received: Received) -> None:
@@ -157,7 +162,15 @@ class ShadowCalls:
             notes=(f"shadow of {copy.call_id}",),
         )
         self.running.add(execution)
+        if not self._affords:
+            runtime.loop.call_later(PAID_S, self._still_runs, execution)
         execution.start()
+
+    def _still_runs(self, execution: Execution) -> None:
+        """It was paid for, so others need not wait for its end: a provider that hangs is to be seen as such soon."""
+        if execution in self.running:
+            self._affords = True
+            self._start_some()
 
     def ended(self, execution: Execution, received: Received, result: CallResult) -> None:
         """One has its answer, which is compared and forgotten."""

@@ -15,10 +15,11 @@ import msgspec
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.releases import Live
 from drivetrain.embedded.releasing import ReleasePlace, doubted, doubts_about, records_of
+from drivetrain.project.document import environment_name, overlay, parse
 from drivetrain.project.files import SETTINGS_FILE
 from drivetrain.project.load import load, unload
 from drivetrain.project.problems import Problems
-from drivetrain.project.settings import environment_name, overlay, parse, read
+from drivetrain.project.settings import read
 from drivetrain.project.snapshot import LedgerSettings, Snapshot
 from drivetrain.project.stored import load_stored
 from drivetrain.promotion.state import lives
@@ -63,7 +64,7 @@ def to_serve(root: Path, environment: str | None = None) -> ToServe:
             if said != there:
                 raise DrivetrainError(
                     f"Release {live.release} keeps its {what} in {said}, and the project's folder says {there}.",
-                    looked=[str(root / SETTINGS_FILE), str(place.data_folder / "control.db")],
+                    looked=[str(root / SETTINGS_FILE), str(place.control_log)],
                     do=f"Set it back in [ledger], or move the {what} and release that setting.",
                 )
         why = doubts_about(place, live.release, snapshot)

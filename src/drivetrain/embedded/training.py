@@ -58,7 +58,7 @@ def declared_model(snapshot: Snapshot, name: str) -> TrainedModel:
 
 def training_in(snapshot: Snapshot, *, now_ns: Callable[[], int] = time.time_ns) -> Training:
     """The room that trains, over a loaded project; what its recipes import is installed, see `check_installed`."""
-    from drivetrain.adapters.sqlite import SqliteControlLog
+    from drivetrain.adapters.sqlite import open_control_log
     from drivetrain.embedded.applying import person
     from drivetrain.embedded.modelling import registry_in
     from drivetrain.inference.scorers import open_scorer
@@ -66,7 +66,7 @@ def training_in(snapshot: Snapshot, *, now_ns: Callable[[], int] = time.time_ns)
     from drivetrain.registry.reports import FOLDER, Reports
     from drivetrain.training.training import Training
 
-    control = SqliteControlLog(snapshot.data_folder / "control.db", snapshot.keys_folder, now_ns=now_ns)
+    control = open_control_log(snapshot.data_folder, snapshot.keys_folder, now_ns=now_ns)
     return Training(
         datasets_in(snapshot, now_ns=now_ns),
         registry_in(snapshot.data_folder, snapshot.keys_folder, now_ns=now_ns),
@@ -81,7 +81,7 @@ def training_in(snapshot: Snapshot, *, now_ns: Callable[[], int] = time.time_ns)
 
 def datasets_in(snapshot: Snapshot, *, now_ns: Callable[[], int] = time.time_ns) -> Datasets:
     """The Datasets of a loaded project, for reading. Raises: DrivetrainError."""
-    from drivetrain.adapters.sqlite import SqliteControlLog
+    from drivetrain.adapters.sqlite import open_control_log
     from drivetrain.datasets import Datasets, staging_folder
     from drivetrain.embedded.applying import person
     from drivetrain.embedded.asking import lake_for
@@ -91,7 +91,7 @@ def datasets_in(snapshot: Snapshot, *, now_ns: Callable[[], int] = time.time_ns)
     return Datasets(
         lake,
         lake.objects,
-        SqliteControlLog(snapshot.data_folder / "control.db", snapshot.keys_folder, now_ns=now_ns),
+        open_control_log(snapshot.data_folder, snapshot.keys_folder, now_ns=now_ns),
         root=snapshot.root,
         scratch=staging_folder(snapshot.data_folder),
         actor=person(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -22,6 +22,7 @@ from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.evals import Eval, Scorer
 from drivetrain.core.scorers import scorers_of
 from drivetrain.datasets.payloads import answer_text, input_text
+from drivetrain.datasets.staging import CELL_BYTES_MAX
 from drivetrain.embedded.asking import lake_for
 from drivetrain.embedded.training import datasets_in
 from drivetrain.evals.cases import Given, cases_of
@@ -38,6 +39,12 @@ from drivetrain.project.snapshot import Snapshot
 
 WINDOW = 5_000
 """The newest Calls that a sample is drawn from: enough for 500 rows of ten slices, opened in seconds."""
+CALL_BYTES_MAX = CELL_BYTES_MAX
+"""Of a prompt, and of an answer: what a Dataset's cell holds. Calls with more are left out, and counted."""
+STORED_BYTES_MAX = 2 * CALL_BYTES_MAX
+"""As it is kept, around its text, in JSON that may escape it: more is not even read."""
+OPENED_BYTES_MAX = 256 * 1024 * 1024
+"""Of all prompts and answers that are in memory; of older Calls beyond it none is opened."""
 TRUTHS_MIN = 50
 """Where so many Calls have a truth, only such are replayed: agreement with what was answered says much less."""
 
@@ -92,6 +99,8 @@ class LoggedCalls:
         self._calls = Calls(lake_for(snapshot))
         self._declared = [one for one in snapshot.evals.values() if one.workflow == workflow]
         self.evals = tuple(str(one.name) for one in self._declared)
+        self.too_large = 0
+        """Calls that were left out for the size of their prompt or answer."""
         self._right: dict[bytes, Any] | None = None
         judges = [one for declared in self._declared for one in scorers_of(declared) if one.kind == "judge"]
         self.judge = judges[0] if judges else None
@@ -102,7 +111,8 @@ class LoggedCalls:
         that can be replayed."""
         wanted = WantedCalls(since_ns=since_ns, until_ns=now_ns, workflow=self.workflow.name, status="answered")
         live = [
-            one for one in self._calls.calls(wanted, newest=WINDOW) if one.door not in DOORS_ASIDE and not one.degraded
+            one for one in self._calls.calls(wanted, newest=WINDOW, outcomes=False, payloads=False)
+            if one.door not in DOORS_ASIDE and not one.degraded
         ]  # fmt: skip
         if not live:
             raise DrivetrainError(
@@ -121,11 +131,12 @@ class LoggedCalls:
                 f"Variant `{chosen}` with `{models[chosen]}` had no part in the {len(live):,} newest Calls.",
                 do=f"Name another one by `--variant`: {', '.join(f'`{one}`' for one in parts) or 'none had a part'}.",
             )
-        kept = [one for one in ours if one.retained == RETAINED_FULL]
-        opened = [one for one in map(self._open, kept) if one is not None]
+        kept = {one.call_id for one in ours if one.retained == RETAINED_FULL}
+        opened = list(self._opened(wanted, kept))
         if not opened:
+            large = f" ({self.too_large:,} are larger than {CALL_BYTES_MAX:,} bytes)" if self.too_large else ""
             raise DrivetrainError(
-                f"Of {len(ours):,} Calls no prompt and answer can be opened, so none can be replayed.",
+                f"Of {len(ours):,} Calls no prompt and answer can be opened{large}, so none can be replayed.",
                 do=f'Set `retention="full"` (or "sampled") for workflow `{self.workflow.name}`; it holds for later '
                 "Calls. Meanwhile give recorded outcomes by `--recorded FILE`.",
             )
@@ -133,6 +144,19 @@ class LoggedCalls:
             plausible = plausible_readings(one.expected for one in opened if one.truth == "outcome")
             self.read_as = plausible[0] if plausible else "as_is"
         return opened, chosen
+
+    def _opened(self, wanted: WantedCalls, kept: Collection[str]) -> Iterator[Opened]:
+        """Those of `kept` that can be opened, newest first; one in memory besides those that were."""
+        held = self.too_large = 0
+        for call in self._calls.calls(wanted, newest=WINDOW, payload_bytes_max=STORED_BYTES_MAX):
+            if call.call_id not in kept:
+                continue
+            found = self._open(call) if call.request and held <= OPENED_BYTES_MAX else None
+            if not call.request or (found is not None and _size(found) > CALL_BYTES_MAX):
+                self.too_large += 1
+            elif found is not None:
+                held += _size(found)
+                yield found
 
     def some(self, call_ids: Sequence[str]) -> Iterator[Opened]:
         """Calls by their ids, as far as they can still be opened."""
@@ -273,6 +297,11 @@ class LoggedCalls:
         """The first scorer of the workflow's first eval that is no judge."""
         known = [one for declared in self._declared for one in scorers_of(declared) if one.kind != "judge"]
         return known[0] if known else None
+
+
+def _size(one: Opened) -> int:
+    """Bytes of the prompt, or characters of the answer where they are more."""
+    return max(len(one.raw), len(one.before.text or ""))
 
 
 def _compared_fields(output: type[Any]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from drivetrain.adapters.files import FileVault
-from drivetrain.adapters.sqlite import SqliteControlLog
+from drivetrain.adapters.sqlite import open_control_log
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.money import Usage
 from drivetrain.core.sql import literal
@@ -28,7 +28,7 @@ from drivetrain.embedded.applying import person
 from drivetrain.embedded.asking import lake_for
 from drivetrain.embedded.evaluating import Asker, asking
 from drivetrain.embedded.modelling import reports_in
-from drivetrain.embedded.upgrade_calls import LoggedCalls, Opened
+from drivetrain.embedded.upgrade_calls import CALL_BYTES_MAX, LoggedCalls, Opened
 from drivetrain.embedded.upgrade_pages import Done
 from drivetrain.evals.cases import Case
 from drivetrain.evals.past import CLUSTERS_MIN, clusters
@@ -210,7 +210,7 @@ class Upgrading:
         report_id, control = "", None
         if snapshot is not None:
             report_id = reports_in(snapshot.data_folder, snapshot.keys_folder, now_ns=now_ns).put(report)
-            control = SqliteControlLog(snapshot.data_folder / "control.db", snapshot.keys_folder)
+            control = open_control_log(snapshot.data_folder, snapshot.keys_folder)
         return Done(
             upgrade=upgrade, report=report, report_id=report_id, pairs={one.id: one for one in recorded.pairs},
             asked=recorded.asked, control=control,
@@ -229,7 +229,7 @@ class Upgrading:
         lake = lake_for(self.snapshot)
         assert lake.objects is not None, "a project's lake has a place for files"
         datasets = Datasets(
-            lake, lake.objects, SqliteControlLog(self.snapshot.data_folder / "control.db", self.snapshot.keys_folder),
+            lake, lake.objects, open_control_log(self.snapshot.data_folder, self.snapshot.keys_folder),
             vault=self._vault, root=self.snapshot.root, scratch=staging_folder(self.snapshot.data_folder),
             actor=person(), now_ns=self._now_ns,
         )  # fmt: skip
@@ -280,6 +280,9 @@ class Upgrading:
             f"{many:,} Calls got no answer from the provider (`{code}`) and are left out."
             for code, many in replayed.passing.items()
         ]
+        if self.logged.too_large:
+            large = f"{self.logged.too_large:,} Calls have a prompt or an answer of more than {CALL_BYTES_MAX:,} bytes"
+            warnings.append(f"{large} and are left out.")
         if not any(pair.group for pair in pairs):
             warnings.append(f"Fewer than {CLUSTERS_MIN} people made these Calls, so each Call stands for itself.")
         if replayed.unjudged:
@@ -325,7 +328,7 @@ class Upgrading:
         return Done(
             upgrade=upgrade, report=report, report_id=report_id, pairs={one.pair.id: one.pair for one in marked},
             asked={one.seen.call_id: one.question for one in found if one.seen.call_id in wanted},
-            control=SqliteControlLog(data / "control.db", keys),
+            control=open_control_log(data, keys),
         )  # fmt: skip
 
     def _wish_key(self, key: str) -> str:

@@ -3,7 +3,8 @@
 `python -m drivetrain.embedded.watching --project ROOT`. Owns when the ledger and the control log are read, where what
 it sees is told, and when the process ends: with its parent, on a signal, or once no rollout is under way. What is
 decided, and why, is `promotion/watching.py`. It may be killed at any moment: the next one reads the stage's Calls anew
-from the ledger and the lake, and while there is none for half a minute, live answers everybody.
+from the ledger and the lake, and while there is none for half a minute, live answers everybody. A restart of the
+gateway, however it ended, is no evidence against a candidate, though it cuts Calls.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from pathlib import Path
 
 import msgspec
 
-from drivetrain.adapters.sqlite_control_feed import SqliteControlFeed
+from drivetrain.adapters.sqlite_control_feed import open_control_feed
+from drivetrain.core.calls import Call
 from drivetrain.core.errors import DrivetrainError, report_fault
 from drivetrain.core.releases import RELEASE_KINDS, ActiveRollout, RolloutEventV1
 from drivetrain.core.times import NS_PER_S
@@ -50,9 +52,12 @@ class Watching:
         self._now_ns = now_ns
         self._run_folder = place.data_folder / "run"
         self._run_folder.mkdir(parents=True, exist_ok=True)
-        self._feed = SqliteControlFeed(place.data_folder / "control.db")
+        self._feed = open_control_feed(place.data_folder)
         self._follower: Follower | None = None
         self._watch: Watch | None = None
+        self._cut: list[Call] = []
+        """Calls whose process ended before they did, by the last look. They count at the next one: whatever ended the
+        whole gateway has ended this process by then."""
         self._unwritten = ""
         """Why the last decision is not in the log."""
         self._torn = ""
@@ -66,7 +71,9 @@ class Watching:
         if watch is None:
             return False
         if self._follower is not None:
-            feed(watch, self._follower.new())
+            cut, self._cut = self._cut, []
+            feed(watch, cut)
+            feed(watch, self._follower.new(), cut=self._cut)
             if self._follower.lost:
                 watch = self._begin(watch.active, watch.live)
         now_ns = self._now_ns()
@@ -107,6 +114,7 @@ class Watching:
     def _begin(self, active: ActiveRollout, live: str) -> Watch:
         """With all that the ledger and the lake have of the stage."""
         watch = self._watch = Watch(active, live)
+        self._cut = []
         self._follower = Follower(self._place.data_folder, active.stage_ns, self._breathe)
         catch_up(self._place, watch, self._follower)
         return watch

@@ -21,10 +21,12 @@ import msgspec
 from drivetrain.core.calls import OpenedV1, ReservedV1
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.datasets.erasing import DatasetErasing
+from drivetrain.datasets.numbers import Shelf
 from drivetrain.datasets.workplaces import staging_folder, sweep_staging
 from drivetrain.erasure.elsewhere import elsewhere
 from drivetrain.erasure.note import Note, alone, fresh_note, remove_note, unfinished, write_note
 from drivetrain.erasure.receipt import ERASE, Elsewhere, Places, Receipt
+from drivetrain.evals.run_erasing import RunErasing
 from drivetrain.features.definitions import define
 from drivetrain.features.erasing import OnlineErasing, subject_keys
 from drivetrain.lake import plans
@@ -182,6 +184,7 @@ class Erasure:
             quarantined={one.artifact: one.violations for one in found if one.violations},
             described=tuple(one.artifact for one in found if one.named),
             vectors=self._online_erasing(subject).count(),
+            eval_rows=self._run_erasing(subject, pseudonym).count(),
             accounts=len(self._accounts(subject)),
         )
         return places, elsewhere(
@@ -212,6 +215,17 @@ class Erasure:
 
     def _online_erasing(self, subject: Subject) -> OnlineErasing:
         return OnlineErasing(self._stores.online, self._definitions, self._snapshot.features.entities, subject.id)
+
+    def _run_erasing(self, subject: Subject, pseudonym: Callable[[str, str], str]) -> RunErasing:
+        stores = self._stores
+        return RunErasing(
+            self._data_folder,
+            subject.id,
+            call_ids=self._lake_erasing(subject, pseudonym).call_ids(stores.lake),
+            datasets=list(Shelf(stores.objects).numbers()),
+            digest=self._keys.digest,
+            pseudonym=partial(pseudonym, "eval group"),
+        )
 
     def _accounts(self, subject: Subject) -> list[str]:
         """Accounts under their name, but those of limits that count something else."""
@@ -244,7 +258,7 @@ class Erasure:
 
 
 FIRST_STEPS = ("keys", "segments")
-LAKE_STEPS = ("count", "outcomes", "spend", "pushed", "datasets", "online", "calls")
+LAKE_STEPS = ("count", "outcomes", "spend", "pushed", "datasets", "online", "evals", "calls")
 """Under the rolling lock as a whole, or an Outcome could come in after the Outcomes and its Call before the Calls."""
 LAST_STEPS = ("answers", "accounts", "mark", "tell")
 """Steps in their order; each is a method of `_UnderWay` that may be cut off and done again."""
@@ -312,6 +326,12 @@ class _UnderWay:
 
     def online(self) -> None:
         self._erasure._online_erasing(self._subject).erase()
+
+    def evals(self) -> None:
+        erasure = self._erasure
+        erasure._run_erasing(self._subject, self._pseudonym).erase(
+            timeout_s=erasure._running_s, monotonic=erasure._monotonic, sleep=erasure._sleep
+        )
 
     def calls(self) -> None:
         self._lake.erase_calls()

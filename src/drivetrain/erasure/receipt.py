@@ -35,6 +35,8 @@ class Places(msgspec.Struct, frozen=True, kw_only=True):
     """Datasets whose query names them: it is not kept."""
     vectors: dict[str, int] = {}
     """Online table -> vectors."""
+    eval_rows: int = 0
+    """Rows of evals, and answers kept for their next run, that could be matched with them; the rows' scores stay."""
     accounts: int = 0
     """Counters of budgets and limits under their name; what was spent stays."""
 

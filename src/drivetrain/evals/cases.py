@@ -46,6 +46,8 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
     values: Mapping[str, Any]
     """The whole row, as scorers see it."""
     group: str = ""
+    """The same for the same person in one Dataset. It can be matched with an id, so no row is kept with it: see
+    `run_texts.py`."""
     suite: str = ""
     slices: dict[str, str] = {}
     weight: float = 1.0
@@ -83,6 +85,11 @@ def some_of(cases: Sequence[Case], rows: int) -> list[Case]:
     """So many of the rows, the same ones each time: chosen by their hash, so that no order of the file shows."""
     chosen = {one.row for one in sorted(cases, key=lambda one: one.row)[:rows]}
     return [one for one in cases if one.row in chosen]
+
+
+def group_of(dataset: str, whose: Any) -> str:
+    """What the rows of one person, or of one group of a split, share in a Dataset. dataset: its name."""
+    return hashlib.sha256(f"{dataset}\0{whose}".encode()).hexdigest()[:ROW_CHARS]
 
 
 class _Reader:
@@ -124,7 +131,7 @@ class _Reader:
         return Case(
             row=row, asked=f"{asked}.{seen[asked]}", raw=raw, expected=expected,
             values={name: value for name, value in plain.items() if name not in (SPLIT, SPLIT_GROUP, WEIGHT)},
-            group=_hashed(f"{self._dataset.name}\0{whose}") if whose not in (None, "") else "",
+            group=group_of(self._dataset.name, whose) if whose not in (None, "") else "",
             suite=self._suite, slices={name: self._slice_of(name, plain.get(name), number) for name in self._slices},
             weight=float(weight) if weight is not None else 1.0,
             subject=str(plain.get(self._subject) or "") if self._subject else "",
@@ -289,7 +296,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return value if isinstance(value, str) else JSON.encode(value).decode()
-
-
-def _hashed(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:ROW_CHARS]

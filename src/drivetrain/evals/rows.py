@@ -1,6 +1,7 @@
 """One row of an eval as it was answered and scored: what runs journal, gates judge, comparisons pair and Reports count.
 
-A row quotes nobody: it cites its Call and its place in the Dataset.
+A stored row quotes nobody: it cites its Call and its place in the Dataset, and what scorers noted of the answer is
+sealed.
 """
 
 from __future__ import annotations
@@ -24,14 +25,18 @@ class RowV1(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="
     row: str
     """What tells it from others, the same in every run: 16 hex digits over Dataset, number of the row and content."""
     group: str = ""
-    """Rows of one group are not independent, such as one person's: intervals count groups."""
+    """Rows of one group are not independent, such as one person's: intervals count groups. A hash under the project's
+    keys, the same in every run over one Dataset; `erased-...` once its person was erased."""
     repeat: int = 0
     suite: str = ""
     """The suite of edge cases that it is from; empty: the eval's own Dataset."""
     slices: dict[str, str] = {}
     """Slice's column -> this row's value."""
     scores: dict[str, Score] = {}
-    """Scorer's name -> what it said."""
+    """Scorer's name -> what it said; as stored, without its note."""
+    notes: bytes = b""
+    """What scorers noted, sealed under the row's subject as payload `notes` of its Call; empty where they noted
+    nothing, or texts of the Call are not kept."""
     weight: float = 1.0
     """Of a sampled Dataset: one over the chance that the row was taken."""
     status: str = "answered"

@@ -1,10 +1,12 @@
 """What runs of evals keep on disk: each answer as it comes, and every finished run's rows.
 
     evals/EVAL/answers-KEY.journal   answers of one workflow's key, and what judges said of them
-    evals/EVAL/runs/REPORT.json      the rows of a run, for those who pair with it
+    evals/EVAL/runs/REPORT.json      the rows of a run, for those who pair with it or prove its Report
+    evals/EVAL/baselines/REPORT.json the rows that it was compared with
 in the data folder. KEY is a hash over all that decides how the workflow answers, so an answer is given again only where
 it would be asked for in the same way. A journal's frame is a length, a CRC-32 and a body; a torn last one is cut off,
 so a killed run goes on behind what it wrote. Answers are sealed under their subjects' keys, as payloads of Calls are.
+What an erasure takes out of these files is `run_erasing.py`.
 """
 
 from __future__ import annotations
@@ -23,11 +25,14 @@ from drivetrain.core.codec import MSGPACK
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.evals import Score
 from drivetrain.evals.rows import RowV1, Run
+from drivetrain.evals.run_texts import without_notes
 from drivetrain.ports.disk import sync_folder, write_whole
 from drivetrain.ports.locks import locked
 
 FOLDER = "evals"
 """In the data folder."""
+RUNS, BASELINES = "runs", "baselines"
+"""Below an eval's folder: rows of runs, and of what they were compared with."""
 JOURNALS_MAX = 24
 """Of one eval; those of the oldest keys go, since nobody compares with them any more."""
 RUNS_MAX = 500
@@ -46,7 +51,7 @@ class AnsweredV1(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     asked: str
     repeat: int
     row: RowV1
-    """As it was answered; nothing of it is scored."""
+    """As it was answered; nothing of it is scored, and it has no group."""
     sealed: bytes = b""
     """The answer, sealed under its subject's key as payload `eval` of its Call."""
 
@@ -70,9 +75,9 @@ class BegunV1(msgspec.Struct, frozen=True, tag="anew.1"):
     at_ns: int
 
 
-_FRAME: msgspec.msgpack.Decoder[AnsweredV1 | JudgedV1 | BegunV1] = msgspec.msgpack.Decoder(
-    AnsweredV1 | JudgedV1 | BegunV1
-)
+Entry = AnsweredV1 | JudgedV1 | BegunV1
+"""Of a journal."""
+_FRAME: msgspec.msgpack.Decoder[Entry] = msgspec.msgpack.Decoder(Entry)
 
 
 class Kept:
@@ -101,11 +106,11 @@ class Kept:
             os.close(self._fd)
             self._fd = -1
 
-    def add(self, entry: AnsweredV1 | JudgedV1 | BegunV1) -> None:
+    def add(self, entry: Entry) -> None:
         """Kept once this returns, whatever becomes of the process. Raises: DrivetrainError where the disk is full."""
         self._take(entry)
         body = MSGPACK.encode(entry)
-        frame = HEAD.pack(len(body), crc32(body)) + body
+        frame = frame_of(body)
         if self._fd < 0 or self._bytes + len(frame) > JOURNAL_BYTES_MAX:
             return
         try:
@@ -124,7 +129,7 @@ class Kept:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            for entry, end in _frames(path):
+            for entry, end in frames(path):
                 self._take(entry)
                 self._bytes = end
             os.ftruncate(self._fd, self._bytes)
@@ -133,7 +138,7 @@ class Kept:
                 f"The run's journal cannot be opened: {error.strerror}.", looked=[str(path)]
             ) from error
 
-    def _take(self, entry: AnsweredV1 | JudgedV1 | BegunV1) -> None:
+    def _take(self, entry: Entry) -> None:
         if isinstance(entry, BegunV1):
             self.answers.clear()
             self.judged.clear()
@@ -176,9 +181,10 @@ class RunFiles:
             os.utime(path)
         return Kept(path)
 
-    def keep(self, run: Run) -> None:
-        """The rows of a run that has a Report. Raises: DrivetrainError."""
-        folder = self._folder / run.eval / "runs"
+    def keep(self, run: Run, kind: str = RUNS) -> None:
+        """The rows of a run that has a Report, or of its baseline; no note in plain. Raises: DrivetrainError."""
+        run = msgspec.structs.replace(run, rows=tuple(map(without_notes, run.rows)))
+        folder = self._folder / run.eval / kind
         path = folder / f"{run.report}.json"
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -188,9 +194,9 @@ class RunFiles:
             raise DrivetrainError(f"The run's rows cannot be written: {error.strerror}.") from error
         _keep_newest(folder, "*.json", RUNS_MAX, path)
 
-    def run(self, report: str) -> Run:
-        """The rows that a Report is of. Raises: DrivetrainError where they are not kept."""
-        found = sorted(self._folder.glob(f"*/runs/{report}*.json")) if _REPORT.fullmatch(report) else []
+    def run(self, report: str, kind: str = RUNS) -> Run:
+        """The rows that a Report is of, or its baseline's. Raises: DrivetrainError where they are not kept."""
+        found = sorted(self._folder.glob(f"*/{kind}/{report}*.json")) if _REPORT.fullmatch(report) else []
         if len(found) != 1:
             raise DrivetrainError(
                 f"The rows of Report `{report[:80]}` are not kept here.",
@@ -205,8 +211,18 @@ class RunFiles:
             ) from None
 
 
-def _frames(path: Path) -> Iterator[tuple[AnsweredV1 | JudgedV1 | BegunV1, int]]:
-    """Every whole frame and where it ends; what follows a torn or damaged one is not read."""
+def row_files(folder: Path) -> list[Path]:
+    """Every file of rows in an eval's folder."""
+    return sorted(path for kind in (RUNS, BASELINES) for path in (folder / kind).glob("*.json"))
+
+
+def frame_of(body: bytes) -> bytes:
+    """An entry of a journal as it is written."""
+    return HEAD.pack(len(body), crc32(body)) + body
+
+
+def frames(path: Path) -> Iterator[tuple[Entry, int]]:
+    """Every whole entry of a journal and where it ends; what follows a torn or damaged one is not read."""
     with path.open("rb") as file:
         end = 0
         while len(head := file.read(HEAD.size)) == HEAD.size:

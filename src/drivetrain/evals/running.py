@@ -1,24 +1,32 @@
 """A run of an eval: every row is asked once per repeat, kept as it comes, and scored.
 
-Owns what is asked again and what is taken from the journal, and how a Call becomes a row. It does not know how Calls
-are made (`Asks`), what scorers do (`evals/scoring.py`), or what gates make of it. Called by the wiring of evals.
+Owns what is asked again and what is taken from the journal, how a Call becomes a row, and what of a row only the
+project's keys tell: its group, and what scorers noted. It does not know how Calls are made (`Asks`), what scorers do
+(`evals/scoring.py`), or what gates make of it. Called by the wiring of evals.
 """
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
 
+from drivetrain.core.calls import RETAINED_FULL
 from drivetrain.core.codec import JSON, MSGPACK, MalformedJson, parse_json
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.evals import Score
 from drivetrain.evals.cases import Case
 from drivetrain.evals.rows import PASSING, RowV1
 from drivetrain.evals.run_files import AnsweredV1, Kept
+from drivetrain.evals.run_texts import Digest, group_under, seal_notes
 from drivetrain.evals.scoring import Answer
 from drivetrain.execution.call import CallResult
+from drivetrain.execution.plan import WorkflowPlan
+from drivetrain.execution.recording import retained
 from drivetrain.ports.journal import Vault
 from drivetrain.providers.answers import Unusable, message_of
 
@@ -32,6 +40,8 @@ ScoreOf = Callable[[Answer, Any, Mapping[str, Any]], Score]
 
 class Asks(Protocol):
     """Where rows are asked; see `embedded.evaluating.Asker`."""
+
+    def plan(self, workflow: str) -> WorkflowPlan: ...
 
     def said(self, call_id: str) -> str: ...
 
@@ -107,6 +117,8 @@ class Runner:
         self._typed = typed
         self._now_ns = now_ns
         self._tags = tags
+        # Rows that nobody keeps need equal groups in this run alone.
+        self._digest: Digest = vault.digest if vault is not None else partial(_digest_under, secrets.token_bytes(32))
 
     def run(
         self,
@@ -140,7 +152,7 @@ class Runner:
             case, repeat = places[place]
             answered = Answered(
                 case,
-                row_of(case, repeat, result),
+                row_of(case, repeat, result, group=self._group(case)),
                 answer_of(result, self._asks.said(result.call_id), typed=self._typed),
             )
             found[place] = answered
@@ -158,9 +170,8 @@ class Runner:
         if judges is not None:
             order = sorted(found)
             missing += self._judge(judges, [found[place] for place in order], order, scored, progress)
-        return Ran(
-            rows=tuple(scored[place] for place in sorted(scored)), missing=missing, reused=reused, passing=passing
-        )
+        rows = tuple(self._with_notes(scored[place], places[place][0]) for place in sorted(scored))
+        return Ran(rows=rows, missing=missing, reused=reused, passing=passing)
 
     def _judge(
         self,
@@ -204,17 +215,32 @@ class Runner:
             return None
         answer = _unpacked(raw) if raw else Answer(text="", value=None, error=entry.row.error, finish_reason="")
         row = msgspec.structs.replace(
-            entry.row, row=case.row, group=case.group, suite=case.suite, slices=case.slices, weight=case.weight,
-            repeat=repeat,
+            entry.row, row=case.row, group=self._group(case), suite=case.suite, slices=case.slices,
+            weight=case.weight, repeat=repeat,
         )  # fmt: skip
         return Answered(case, row, answer)
+
+    def _with_notes(self, row: RowV1, case: Case) -> RowV1:
+        """A note may quote the answer, so it is kept as texts of the Call are: sealed, or not at all."""
+        if self._vault is None or not row.call_id or not any(one.note for one in row.scores.values()):
+            return row
+        retention = self._asks.plan(self._workflow).retention
+        if retained(retention, self._vault, row.call_id) != RETAINED_FULL:
+            return row
+        return msgspec.structs.replace(row, notes=seal_notes(row, self._vault, self._subject(case)))
+
+    def _group(self, case: Case) -> str:
+        return group_under(self._digest, case.group) if case.group else ""
+
+    def _subject(self, case: Case) -> str:
+        return case.subject or self._team or "-"
 
     def _keep(self, answered: Answered) -> None:
         if self._vault is None:
             return
         case, row = answered.case, answered.row
-        subject = case.subject or self._team or "-"
-        sealed = self._vault.seal(subject, row.call_id, SEALED_AS, _packed(answered.answer))
+        sealed = self._vault.seal(self._subject(case), row.call_id, SEALED_AS, _packed(answered.answer))
+        row = msgspec.structs.replace(row, group="")  # the case that it is an answer to says it anew
         self._kept.add(AnsweredV1(asked=case.asked, repeat=row.repeat, row=row, sealed=sealed))
 
 
@@ -238,12 +264,12 @@ def _unpacked(raw: bytes) -> Answer:
     return answer
 
 
-def row_of(case: Case, repeat: int, result: CallResult) -> RowV1:
-    """A Call as a row, nothing of it scored."""
+def row_of(case: Case, repeat: int, result: CallResult, *, group: str) -> RowV1:
+    """A Call as a row, nothing of it scored. group: as it may be kept."""
     attempts = result.attempts
     text = _text(result)
     return RowV1(
-        row=case.row, group=case.group, repeat=repeat, suite=case.suite, slices=case.slices, weight=case.weight,
+        row=case.row, group=group, repeat=repeat, suite=case.suite, slices=case.slices, weight=case.weight,
         status=result.status, error=(result.error.code or "") if result.error is not None else "",
         call_id=result.call_id, variant=result.variant, cost_nano_usd=result.cost_nano_usd,
         saved_nano_usd=sum(one.saved_nano_usd for one in attempts),
@@ -301,3 +327,7 @@ def _scored(one: Answered, scorers: Mapping[str, ScoreOf], progress: Progress, t
     if number % LINE == 0 or number == total:
         progress("scoring", number / total)
     return msgspec.structs.replace(one.row, scores=scores)
+
+
+def _digest_under(key: bytes, payload: bytes) -> bytes:
+    return hashlib.blake2b(payload, key=key, digest_size=32).digest()

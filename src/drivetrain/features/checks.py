@@ -34,7 +34,7 @@ from drivetrain.features.definitions import ServiceDefinition, aggregated_dtype,
 from drivetrain.features.dtypes import coerce, dtype_name
 from drivetrain.features.online import output_names
 from drivetrain.features.usage_checks import unknown_names
-from drivetrain.project.settings import NAME, NAME_HELP
+from drivetrain.project.names import NAME, NAME_HELP
 from drivetrain.project.snapshot import Features, Snapshot
 
 COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")

@@ -20,10 +20,10 @@ from drivetrain.features.feast_module import module_text
 from drivetrain.features.feast_reading import FILE_SECONDS, RUN_SECONDS, Note, read_repository
 from drivetrain.features.feast_translate import translate
 from drivetrain.ports.disk import SHARED_MODE, write_whole
+from drivetrain.project.document import environment_name, parse
 from drivetrain.project.files import SETTINGS_FILE, collect
 from drivetrain.project.load import Source, build
 from drivetrain.project.problems import Problems
-from drivetrain.project.settings import environment_name, parse
 
 TARGET = "features/imported.py"
 _HEAD = re.compile(rb"# Imported from Feast; as it was written: sha256 ([0-9a-f]{64})\n")

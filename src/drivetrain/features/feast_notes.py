@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from drivetrain.features.feast_reading import Declared, Note, Projected, TypeName, Unknown
-from drivetrain.project.settings import NAME
+from drivetrain.project.names import NAME
 
 _CARRIED = {
     "Entity": {"name", "value_type", "join_key", "join_keys", "description", "owner", "tags", "labels"},

@@ -13,7 +13,7 @@ from drivetrain.core.sql import literal
 from drivetrain.features.feast_notes import Notes, shape
 from drivetrain.features.feast_reading import Declared, FeastRepository
 from drivetrain.features.feast_records import TSource
-from drivetrain.project.settings import E_MAIL
+from drivetrain.project.names import E_MAIL
 from drivetrain.project.source_checks import SECRET_IN_TEXT, USER_IN_URL
 
 NOBODY = "nobody@example.com"

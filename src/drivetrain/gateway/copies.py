@@ -19,6 +19,7 @@ from pathlib import Path
 from drivetrain.core.calls import Attribution
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.releases import WHOLE, ActiveRollout
+from drivetrain.embedded.shadow_calls import SENT, UNSENT
 from drivetrain.embedded.shadow_socket import DATAGRAM_BYTES_MAX, Copy, packed, socket_path
 from drivetrain.execution.admission import Admitted
 from drivetrain.execution.call import CallResult, Client
@@ -41,7 +42,6 @@ SEND_BYTES = 1024 * 1024
 """Asked of the kernel for what was sent and is not read yet."""
 NOT_COPIED = frozenset({"refused", "aborted"})
 """Calls that the route did not end: a limit or a client did."""
-SENT, UNSENT = "sent", "unsent"
 
 
 def connected(path: Path) -> socket.socket:

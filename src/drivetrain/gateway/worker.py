@@ -135,62 +135,19 @@ async def _serve(
     ready: Callable[[], None],
     follows: bool,
 ) -> None:
+    """Prepares, serves until it is told to stop, lets what runs end, and closes."""
     loop = asyncio.get_running_loop()
     folder = run_folder(snapshot)
     wanted = folder / MODEL_WORKERS_WANTED
     runtime = Runtime(snapshot, loop, model_workers=socket_paths(folder), wants_workers=wanted)
     for broken in await runtime.prepare(snapshot, serve_without=follows):
         print(f"drivetrain: served without a model, whose variants fail: {broken}", file=sys.stderr)
-    keys = key_watch(snapshot, listening)
-    gateway = Gateway(runtime, keys.ring, worker=name, run_folder=folder)
-    connections = Connections(loop, gateway, snapshot.gateway)
-    gateway.client_connections = lambda: len(connections.open)
-    gateway.early_refusals = lambda: connections.refused
-
-    def swapped() -> None:
-        gateway.reload()
-        gateway.arms = _arms(serving)
-        gateway.copies.use(serving.live.active if serving.candidate is not None else None)
-
-    def tell_others(served: Served) -> None:
-        with contextlib.suppress(OSError):  # a full disk is told by the ledger
-            tell(folder, served)
-
-    watch = live_watch(snapshot.environment, snapshot.data_folder, folder)
-    serving = Serving(runtime, watch, live, worker=name, swapped=swapped, tell=tell_others)
-
-    def count_releases(own: Published) -> None:
-        override = bool(serving.live.lacks)
-        count_served(own, serving.served, override=override, failures=serving.failures)
-
-    gateway.release_counts = count_releases
-    await serving.begin(must=not follows)
+    worker = _Worker(runtime, snapshot, live, listening, name=name, heartbeat=heartbeat)
+    await worker.serving.begin(must=not follows)
     stop = asyncio.Event()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, stop.set)
-    reloading = asyncio.Lock()
-    reloads: set[asyncio.Task[None]] = set()
-
-    def reload() -> None:
-        task = loop.create_task(_reload(runtime, serving, heartbeat, reloading))
-        reloads.add(task)
-        task.add_done_callback(reloads.discard)
-
-    loop.add_signal_handler(signal.SIGHUP, reload)
-
-    def orphaned() -> None:
-        """Without its supervisor it would answer for ever, beside the next gateway on its port."""
-        loop.remove_reader(supervisor_fd)
-        stop.set()
-
-    loop.add_reader(supervisor_fd, orphaned)
-    server = await loop.create_server(connections, sock=listening, backlog=BACKLOG)
-    gateway.started = True
-    tasks = [
-        loop.create_task(_publish(gateway, folder, name)),
-        loop.create_task(_expire_daily(runtime, heartbeat)),
-        loop.create_task(keys.watch(gateway.reload)),
-    ]
+    worker.hear(stop, supervisor_fd)
+    server = await loop.create_server(worker.connections, sock=listening, backlog=BACKLOG)
+    tasks = worker.attend()
     # What start-up made stays: the collector need not look at it again.
     gc.collect()
     gc.freeze()
@@ -199,26 +156,98 @@ async def _serve(
     heartbeat.beat()
     ready()
     await stop.wait()
-    gateway.draining = True
-    server.close()
-    connections.close_idle()
-    deadline = loop.time() + DRAIN_S
-    while (gateway.counters.running or gateway.idempotency.busy) and loop.time() < deadline:
-        await asyncio.sleep(0.02)
-        connections.close_idle()
+    await worker.drain(server)
     beating.cancel()
     heartbeat.rest()
     for task in tasks:
         task.cancel()
-    connections.stop()
-    for connection in list(connections.open):
-        connection.close_if_idle()
-    serving.close()
-    gateway.copies.close()
-    await runtime.close()
-    await gateway.idempotency.close()
-    for suffix in (".metrics", SERVED_SUFFIX):
-        (folder / f"{name}{suffix}").unlink(missing_ok=True)
+    await worker.close()
+
+
+class _Worker:
+    """The parts of a worker, wired to each other on the loop that runs."""
+
+    def __init__(
+        self, runtime: Runtime, snapshot: Snapshot, live: Live, listening: socket.socket, *, name: str,
+        heartbeat: Heartbeat,
+    ) -> None:  # fmt: skip
+        self._loop = asyncio.get_running_loop()
+        self._runtime = runtime
+        self._name = name
+        self._heartbeat = heartbeat
+        self._folder = run_folder(snapshot)
+        self._keys = key_watch(snapshot, listening)
+        self._gateway = Gateway(runtime, self._keys.ring, worker=name, run_folder=self._folder)
+        self.connections = Connections(self._loop, self._gateway, snapshot.gateway)
+        watch = live_watch(snapshot.environment, snapshot.data_folder, self._folder)
+        self.serving = Serving(runtime, watch, live, worker=name, swapped=self._swapped, tell=self._tell)
+        self._gateway.client_connections = lambda: len(self.connections.open)
+        self._gateway.early_refusals = lambda: self.connections.refused
+        self._gateway.release_counts = self._count_releases
+        self._one_by_one = asyncio.Lock()
+        self._reloads: set[asyncio.Task[None]] = set()
+
+    def hear(self, stop: asyncio.Event, supervisor_fd: int) -> None:
+        """From here on signals count, and the supervisor's end."""
+
+        def orphaned() -> None:
+            """Without its supervisor it would answer for ever, beside the next gateway on its port."""
+            self._loop.remove_reader(supervisor_fd)
+            stop.set()
+
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(signum, stop.set)
+        self._loop.add_signal_handler(signal.SIGHUP, self._reload)
+        self._loop.add_reader(supervisor_fd, orphaned)
+
+    def attend(self) -> list[asyncio.Task[None]]:
+        """What goes on beside the calls, now that they come in; whoever has it cancels it."""
+        self._gateway.started = True
+        return [
+            self._loop.create_task(_publish(self._gateway, self._folder, self._name)),
+            self._loop.create_task(_expire_daily(self._runtime, self._heartbeat)),
+            self._loop.create_task(self._keys.watch(self._gateway.reload)),
+        ]
+
+    async def drain(self, server: asyncio.Server) -> None:
+        """Takes nothing new, and waits until what runs has ended, for `DRAIN_S` at most."""
+        self._gateway.draining = True
+        server.close()
+        self.connections.close_idle()
+        deadline = self._loop.time() + DRAIN_S
+        while (self._gateway.counters.running or self._gateway.idempotency.busy) and self._loop.time() < deadline:
+            await asyncio.sleep(0.02)
+            self.connections.close_idle()
+
+    async def close(self) -> None:
+        """Ends what runs still, lets every store go, and takes back what it told the others."""
+        self.connections.stop()
+        for connection in list(self.connections.open):
+            connection.close_if_idle()
+        self.serving.close()
+        self._gateway.copies.close()
+        await self._runtime.close()
+        await self._gateway.idempotency.close()
+        for suffix in (".metrics", SERVED_SUFFIX):
+            (self._folder / f"{self._name}{suffix}").unlink(missing_ok=True)
+
+    def _swapped(self) -> None:
+        self._gateway.reload()
+        self._gateway.arms = _arms(self.serving)
+        self._gateway.copies.use(self.serving.live.active if self.serving.candidate is not None else None)
+
+    def _tell(self, served: Served) -> None:
+        with contextlib.suppress(OSError):  # a full disk is told by the ledger
+            tell(self._folder, served)
+
+    def _count_releases(self, own: Published) -> None:
+        override = bool(self.serving.live.lacks)
+        count_served(own, self.serving.served, override=override, failures=self.serving.failures)
+
+    def _reload(self) -> None:
+        task = self._loop.create_task(_reload(self._runtime, self.serving, self._heartbeat, self._one_by_one))
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
 
 
 def run_folder(snapshot: Snapshot) -> Path:

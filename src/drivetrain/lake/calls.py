@@ -85,11 +85,13 @@ class Calls:
         return self._one(call_id, None) if found is None and days is not None else found
 
     def calls(
-        self, wanted: Wanted = ALL, *, newest: int | None = None, outcomes: bool = True, payloads: bool = True
-    ) -> Iterator[Call]:
+        self, wanted: Wanted = ALL, *, newest: int | None = None, outcomes: bool = True, payloads: bool = True,
+        payload_bytes_max: int | None = None,
+    ) -> Iterator[Call]:  # fmt: skip
         """Those that are wanted, newest first where a number is given, else in no order, some hundred in memory.
 
-        newest: at most this many. outcomes, payloads: False leaves them out and reads less. Raises: DrivetrainError.
+        newest: at most this many. outcomes, payloads: False leaves them out and reads less. payload_bytes_max: leaves
+        out a request or answers that take more as they are stored. Raises: DrivetrainError.
         """
         with (
             self._lake.reading(("calls", "outcomes") if outcomes else ("calls",)) as connection,
@@ -107,7 +109,8 @@ class Calls:
                     sorted({day for _, day in ids}), [call_id for call_id, _ in ids],
                 ]  # fmt: skip
                 order = " ORDER BY opened_ns DESC, call_id DESC"
-            yield from _read(connection, f"{condition}{order}", values, outcomes=outcomes, payloads=payloads)
+            bytes_max = payload_bytes_max if payloads else 0
+            yield from _read(connection, f"{condition}{order}", values, outcomes=outcomes, bytes_max=bytes_max)
 
     def _one(self, call_id: str, days: Sequence[str] | None) -> Call | None:
         def ask() -> Call | None:
@@ -115,15 +118,21 @@ class Calls:
                 self._lake.reading(("calls", "outcomes"), days=days) as connection,
                 bounded(connection, TIMEOUT_S),
             ):
-                return next(_read(connection, "call_id = ?", [call_id], outcomes=True, payloads=True), None)
+                return next(_read(connection, "call_id = ?", [call_id], outcomes=True), None)
 
         return again(ask)
 
 
 def _read(
-    connection: duckdb.DuckDBPyConnection, condition: str, values: Sequence[Any], *, outcomes: bool, payloads: bool
+    connection: duckdb.DuckDBPyConnection,
+    condition: str,
+    values: Sequence[Any],
+    *,
+    outcomes: bool,
+    bytes_max: int | None = None,
 ) -> Iterator[Call]:
-    columns = ", ".join("NULL" if name in PAYLOADS and not payloads else f'"{name}"' for name in COLUMNS)
+    """bytes_max: of a payload that is read; None: of any size."""
+    columns = ", ".join(_column(name, bytes_max) for name in COLUMNS)
     sql = f"SELECT {columns} FROM stored_calls WHERE {condition}"  # noqa: S608 - our own names
     truths: dict[str, list[Outcome]] = {}
     if outcomes:
@@ -133,6 +142,12 @@ def _read(
         for row in rows:
             one = dict(zip(COLUMNS, row, strict=True))
             yield call_of(one, truths.get(one["call_id"], ()))
+
+
+def _column(name: str, bytes_max: int | None) -> str:
+    if name not in PAYLOADS or bytes_max is None:
+        return f'"{name}"'
+    return f'CASE WHEN octet_length("{name}") <= {bytes_max:d} THEN "{name}" END' if bytes_max else "NULL"
 
 
 def _truths(connection: duckdb.DuckDBPyConnection, ids_sql: str, values: Sequence[Any]) -> dict[str, list[Outcome]]:

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+CONTROL_FILE = "control.db"
+"""The log's database, below a project's data folder."""
 APPLIED = "apply"
 """The kind of what was served from a folder; the subject is the Snapshot's hash."""
 

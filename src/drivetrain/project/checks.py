@@ -31,13 +31,14 @@ from drivetrain.project.data_checks import DataCheck
 from drivetrain.project.files import SETTINGS_FILE
 from drivetrain.project.limits import SHARES_MAX
 from drivetrain.project.model_checks import ModelCheck
+from drivetrain.project.names import E_MAIL
 from drivetrain.project.parameters import KNOWN, MANAGED
 from drivetrain.project.problems import Problems, shown
 from drivetrain.project.prompts import Prompts
 from drivetrain.project.resilience_checks import ResilienceCheck
 from drivetrain.project.rollout_checks import RolloutCheck
 from drivetrain.project.route_checks import RouteCheck
-from drivetrain.project.settings import E_MAIL, Settings
+from drivetrain.project.settings import Settings
 from drivetrain.project.spots import Spots
 from drivetrain.project.tables import amount_fix, amount_mistake
 from drivetrain.project.workflow_notes import TIMEOUT_MOST_MS, WorkflowNotes, is_record, is_whole, kind, written

@@ -14,9 +14,9 @@ from drivetrain.core.declarations import Workflow
 from drivetrain.core.errors import did_you_mean
 from drivetrain.core.evals import REPEATS_MAX, Eval, Scorer
 from drivetrain.core.money import nano_usd
+from drivetrain.project.names import NAME, NAME_HELP
 from drivetrain.project.problems import Problems, shown
 from drivetrain.project.scorer_checks import check_scorers, fields_of
-from drivetrain.project.settings import NAME, NAME_HELP
 from drivetrain.project.spots import Spots
 
 CONCURRENCY_MAX = 1_000

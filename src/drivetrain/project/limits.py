@@ -25,13 +25,13 @@ from drivetrain.core.errors import did_you_mean
 from drivetrain.core.limits import DIMENSIONS, MODES, Limit
 from drivetrain.core.money import nano_usd
 from drivetrain.project.files import SETTINGS_FILE
+from drivetrain.project.names import NAME
 from drivetrain.project.problems import Problems, shown
 from drivetrain.project.tables import Table, amount_mistake
 from drivetrain.project.toml_lines import TomlPath
 
 LIMIT_KEYS = ("scope", "usd", "requests", "tokens", "concurrent", "per", "burst", "zone", "mode", "alerts")
 AMOUNT_KEYS = ("usd", "requests", "tokens", "concurrent")
-NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 LENGTH = re.compile(r"([1-9][0-9]{0,8})(s|m|h|d)")
 SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 RATE_PERIODS = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400}

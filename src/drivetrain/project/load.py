@@ -26,6 +26,7 @@ from drivetrain.project.chat_workflows import read_workflows
 from drivetrain.project.checks import Surroundings, check_keys, check_workflows
 from drivetrain.project.declared import Declarations, declared_in_code, features_of
 from drivetrain.project.direct import direct_workflows
+from drivetrain.project.document import Parsed, environment_name, overlay, parse
 from drivetrain.project.eval_checks import check_evals, fit_evals
 from drivetrain.project.files import SETTINGS_FILE, collect, hash_of, top_level_names
 from drivetrain.project.limits import budget_limits, check_scopes
@@ -36,14 +37,7 @@ from drivetrain.project.problems import Problems, shown
 from drivetrain.project.prompts import Prompts
 from drivetrain.project.release_rules import check_rules
 from drivetrain.project.secrets import references
-from drivetrain.project.settings import (
-    Parsed,
-    Settings,
-    environment_name,
-    overlay,
-    parse,
-    read,
-)
+from drivetrain.project.settings import Settings, read
 from drivetrain.project.snapshot import Features, Snapshot, Versions
 from drivetrain.project.source_checks import check_sources
 from drivetrain.project.spots import Spots

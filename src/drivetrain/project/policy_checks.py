@@ -16,8 +16,8 @@ from drivetrain.core.codec import MSGPACK
 from drivetrain.core.declarations import Place, Workflow
 from drivetrain.core.errors import did_you_mean
 from drivetrain.core.policies import Action, Explore, Gains, Policy
+from drivetrain.project.names import NAME, NAME_HELP
 from drivetrain.project.problems import Problems, shown
-from drivetrain.project.settings import NAME, NAME_HELP
 from drivetrain.project.spots import Spots
 from drivetrain.project.workflow_notes import is_whole, kind, written
 

@@ -14,9 +14,9 @@ from drivetrain.core.errors import did_you_mean, nearest
 from drivetrain.core.models import is_trained
 from drivetrain.project.files import SETTINGS_FILE
 from drivetrain.project.made_up import made_up
+from drivetrain.project.names import model_mistake
 from drivetrain.project.parameters import KNOWN, MANAGED
 from drivetrain.project.prompts import Prompts
-from drivetrain.project.settings import model_mistake
 from drivetrain.project.workflow_notes import TIMEOUT_MOST_MS, WorkflowNotes, is_record, kind, refused_by_type, written
 
 OUTPUT_TOKENS_MOST = 1_000_000

@@ -13,6 +13,7 @@ import msgspec
 
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.project.snapshot import SecretRef, Snapshot
+from drivetrain.project.tables import Table
 
 SECRET_BYTES_MAX = 64 * 1024
 REFERENCE_HELP = 'Write "env:NAME" for an environment variable or "file:secrets/NAME.key" for a file.'
@@ -36,6 +37,23 @@ class Missing(msgspec.Struct, frozen=True, kw_only=True):
 def is_reference(text: str) -> bool:
     """Whether a text is a well-formed reference."""
     return _REFERENCE.fullmatch(text) is not None
+
+
+def read_reference(table: Table, key: str, *, needed: bool = False) -> SecretRef | None:
+    """A reference to a secret. What stands there instead is never shown: it may be the secret."""
+    value = table.raw(key)
+    if value is None:
+        if needed:
+            table.note(key, "is missing.", do=REFERENCE_HELP)
+        return None
+    if isinstance(value, str) and is_reference(value):
+        return SecretRef(value)
+    table.note(
+        key,
+        "must say where the secret is kept; a secret itself never stands in a file of the project.",
+        do=REFERENCE_HELP,
+    )
+    return None
 
 
 def references(snapshot: Snapshot) -> dict[str, SecretRef]:

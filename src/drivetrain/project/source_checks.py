@@ -14,8 +14,8 @@ from typing import Any
 from drivetrain.core.errors import did_you_mean
 from drivetrain.core.sources import Source
 from drivetrain.core.times import span_us
+from drivetrain.project.names import E_MAIL, NAME, NAME_HELP
 from drivetrain.project.problems import Problems
-from drivetrain.project.settings import E_MAIL, NAME, NAME_HELP
 from drivetrain.project.snapshot import Features
 from drivetrain.project.spots import Spots
 from drivetrain.project.workflow_notes import kind, written

@@ -15,10 +15,10 @@ import msgspec
 
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.models import Pinned
+from drivetrain.project.document import parse
 from drivetrain.project.files import FILES_MAX, SETTINGS_FILE
 from drivetrain.project.load import Source, build
 from drivetrain.project.problems import Problems
-from drivetrain.project.settings import parse
 from drivetrain.project.snapshot import Snapshot, Versions
 
 PREFIX_CHARS_MIN = 8

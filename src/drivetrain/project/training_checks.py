@@ -22,8 +22,8 @@ from drivetrain.core.recipes import (
     TextClassification,
     TrainedModel,
 )
+from drivetrain.project.names import E_MAIL, NAME, NAME_HELP
 from drivetrain.project.problems import Problems
-from drivetrain.project.settings import E_MAIL, NAME, NAME_HELP
 from drivetrain.project.spots import Spots
 from drivetrain.project.workflow_notes import is_whole, kind, written
 

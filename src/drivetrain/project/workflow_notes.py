@@ -14,8 +14,8 @@ import msgspec
 
 from drivetrain.core.declarations import Record, Rule, Variant, Workflow
 from drivetrain.core.errors import did_you_mean
+from drivetrain.project.names import NAME, NAME_HELP
 from drivetrain.project.problems import Problems, shown
-from drivetrain.project.settings import NAME, NAME_HELP
 from drivetrain.project.spots import Spots
 
 TIMEOUT_MOST_MS = 3_600_000

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.releases import ApprovalV1, ProposalV1, RulesV1, WithdrawalV1
 from drivetrain.promotion.plan import Plan
+from drivetrain.promotion.recorded import check_recorded
 from drivetrain.promotion.standing import Proposed, State
 from drivetrain.promotion.writing import Desk, Written, name_of, write
 
@@ -24,6 +26,7 @@ def propose(desk: Desk, plan: Plan, reason: str) -> Written[ProposalV1]:
                 f"Release {state.live.release} by `{state.live.by}` became live while this was planned.",
                 do="Plan again against it: `drivetrain plan`.",
             )
+        check_recorded(desk.log.records(), plan.evidence)
         rules = state.live.rules if state.live.release else plan.rules
         return ProposalV1(
             number=state.next_proposal, environment=desk.environment, snapshot=plan.snapshot, base=plan.base,
@@ -36,19 +39,22 @@ def propose(desk: Desk, plan: Plan, reason: str) -> Written[ProposalV1]:
 
 def approve(desk: Desk, number: int, reason: str = "") -> Written[ApprovalV1]:
     """Somebody stands for a proposal, by its hash. Raises: DrivetrainError where that does not count."""
-    return _answer(ApprovalV1, desk, number, reason)
+    return _answer(ApprovalV1, desk, number, reason, lambda one: check_recorded(desk.log.records(), one.evidence))
 
 
 def withdraw(desk: Desk, number: int, reason: str = "") -> Written[WithdrawalV1]:
     """A proposal is released no more. Raises: DrivetrainError where that does not count."""
-    return _answer(WithdrawalV1, desk, number, reason)
+    return _answer(WithdrawalV1, desk, number, reason, lambda _: None)
 
 
-def _answer(kind: type[Answer], desk: Desk, number: int, reason: str) -> Written[Answer]:
-    """What somebody says to a proposal, bound to its hash."""
+def _answer(
+    kind: type[Answer], desk: Desk, number: int, reason: str, check: Callable[[ProposalV1], None]
+) -> Written[Answer]:
+    """What somebody says to a proposal, bound to its hash. check: raises where it may not be said."""
 
     def make(state: State) -> Answer:
         found = proposed(state, number)
+        check(found.proposal)
         return kind(
             environment=desk.environment, proposal=number, proposal_hash=found.proposal.hash,
             by=name_of(desk, rules_for(state, found)), reason=checked_reason(reason),

@@ -16,6 +16,7 @@ from drivetrain.evals.gate_text import needs_baseline
 from drivetrain.evals.workflow_key import workflow_key
 from drivetrain.project.snapshot import Snapshot
 from drivetrain.promotion.plan import Proof, changed_keys, changes_between, evidence_needed
+from drivetrain.promotion.recorded import Runs, unrecorded
 from drivetrain.promotion.rights import lacking_evidence
 from drivetrain.promotion.rollouts import declared_rollouts, rollout_of
 from drivetrain.registry.reports import Stored
@@ -27,13 +28,24 @@ Newest = Callable[[str], Sequence[int]]
 """A Dataset's name -> its newest number, then older ones with the very same rows and schema; empty where there is
 none."""
 
+Doubted = Callable[[EvidenceV1, ReportV1], str]
+"""A gate with its Report's id, and that Report -> why the records do not bear it out; empty where they do."""
 
-def proof_in(stored: Iterable[Stored], before: Snapshot | None, after: Snapshot, newest: Newest) -> Proof:
-    """What finds the newest Report that a gate was passed. stored: Reports, newest first; before: what is live."""
+
+def undoubted(evidence: EvidenceV1, report: ReportV1) -> str:
+    """Nothing is doubted."""
+    return ""
+
+
+def proof_in(stored: Iterable[Stored], before: Snapshot | None, after: Snapshot, newest: Newest, runs: Runs) -> Proof:
+    """What finds the newest Report that a gate was passed. stored: Reports, newest first; before: what is live; runs:
+    of the control log."""
     reports = [one for one in stored if one.report.kind == KIND]
 
     def proof(needed: EvidenceV1) -> str:
         for one in reports:
+            if unrecorded(runs, one.id, needed):
+                continue
             if not why_not(one.report, needed, before=before, after=after, newest=newest):
                 return one.id
         return ""
@@ -76,19 +88,27 @@ def why_not(
 
 
 def unfit(
-    stored: Iterable[Stored], needed: Iterable[EvidenceV1], *, before: Snapshot | None, after: Snapshot, newest: Newest
+    stored: Iterable[Stored],
+    needed: Iterable[EvidenceV1],
+    *,
+    before: Snapshot | None,
+    after: Snapshot,
+    newest: Newest,
+    runs: Runs,
 ) -> tuple[str, ...]:
     """Why the newest Report of each gate does not prove it, in words; none of gates without a Report, or with proof.
 
-    stored: Reports, newest first. before: what is live; None: nothing.
+    stored: Reports, newest first. before: what is live; None: nothing. runs: of the control log.
     """
     reports = list(stored)
     found = []
     for gate in needed:
         own = (one for one in reports if (one.report.facts.get("eval"), one.report.facts.get("workflow")) == _of(gate))
         one = next(own, None)
-        why = why_not(one.report, gate, before=before, after=after, newest=newest) if one is not None else ""
-        if one is not None and why:
+        if one is None:
+            continue
+        why = why_not(one.report, gate, before=before, after=after, newest=newest) or unrecorded(runs, one.id, gate)
+        if why:
             found.append(f"the newest Report of eval {gate.eval}, {one.id}, does not prove it: {why}")
     return tuple(found)
 
@@ -145,11 +165,12 @@ def missing(
     in_force: RulesV1,
     report: Callable[[str], ReportV1],
     newest: Newest | None = None,
+    doubted: Doubted = undoubted,
 ) -> tuple[str, ...]:
     """Which gates are not proved to be passed, and why, in words; empty where all are.
 
     evidence: of the proposal and of its Release. before: what was live when it was made; None: nothing. in_force: the
-    rules that held then. report: the Report of an id; may raise DrivetrainError.
+    rules that held then. report: the Report of an id; may raise DrivetrainError, as `doubted` may.
     """
     found: list[str] = []
     if not in_force.gates:
@@ -161,7 +182,8 @@ def missing(
             found += lacking_evidence(in_force, [needed])
             continue
         try:
-            why = why_not(report(one.report), needed, before=before, after=after, newest=newest)
+            cited = report(one.report)
+            why = why_not(cited, needed, before=before, after=after, newest=newest) or doubted(one, cited)
         except DrivetrainError as error:
             why = error.what
         if why:

@@ -9,8 +9,9 @@ What counts, of each arm alike:
   that a provider refused once asked, and what the candidate does not admit though live does. Not counted at all: Calls
   that were refused before anybody was asked (the client's mistakes, budgets, limits) or that the client left.
 - `latency`: answered Calls, from opening to end, without those from the cache. Slow is what exceeds a threshold: the
-  guard's own, or four that are taken from the live arm's first Calls, so that both a shift and a tail are seen. What
-  ends before they are known is not counted, in either arm.
+  guard's own, or five that are taken from the stage's first Calls, so that both a shift and a tail are seen. They are
+  taken without asking which arm answered: then these Calls count as well, and are no better known of one arm than of
+  the other.
 - `cost`: what answered Calls cost, without those from the cache, as a share of the live arm's mean.
 - `score`, `outcome`: values of a metric that were recorded as Outcomes, late or corrected; texts are not counted.
 """
@@ -27,13 +28,13 @@ from drivetrain.core.releases import GuardV1
 from drivetrain.statistics.two_arms import Comparison, TwoArms, log_mean
 
 THRESHOLD_CALLS = 200
-"""Of the live arm; what is slow is taken from them: two of them exceed the p99."""
+"""Of both arms; what is slow is taken from them: two of them exceed the p99."""
 THRESHOLD_CALLS_MIN = 20
 """Where a stage's minutes are over before."""
 SLOW_SHARES = (0.5, 0.9, 0.99)
-FAR = 2.0
-"""The fourth threshold is so many times the live arm's p99, which next to no Call of it exceeds."""
-UNTIMED = f"slow Calls (which are slow is known after {THRESHOLD_CALLS} live ones)"
+FAR = (1.5, 2.0)
+"""Two more thresholds are so many times the p99, which next to no Call exceeds that is not slow for a new reason."""
+UNTIMED = f"slow Calls (which are slow is known after {THRESHOLD_CALLS})"
 """What a guard of latency compares, until then."""
 REFUSED_NOTE = "canary refused"
 """How a live Call's note begins where the candidate would not have admitted it."""
@@ -161,7 +162,7 @@ class Watcher:
         elif guard.watch in ("score", "outcome"):
             self._parts = [(f"mean of `{guard.metric}`", TwoArms())]
         self._thresholds: list[float] = []
-        self._first: list[float] = []
+        self._first: list[tuple[bool, int, float]] = []
         if guard.watch == "latency" and guard.slow_ms:
             self._set_thresholds([float(guard.slow_ms)])
 
@@ -210,25 +211,28 @@ class Watcher:
         )  # fmt: skip
 
     def begin(self) -> None:
-        """No more is waited for: what is slow is taken from the live Calls that there are, if there are some."""
+        """No more is waited for: what is slow is taken from the Calls that there are, if there are some."""
         if self.guard.watch == "latency" and not self._thresholds and len(self._first) >= THRESHOLD_CALLS_MIN:
-            self._set_thresholds(_thresholds(self._first))
+            self._learn()
 
     def _time(self, candidate: bool, place: int, latency_ms: float) -> None:
         if not self._thresholds:
-            if candidate:
-                return
-            self._first.append(latency_ms)
+            self._first.append((candidate, place, latency_ms))
             if len(self._first) >= THRESHOLD_CALLS:
-                self._set_thresholds(_thresholds(self._first))
+                self._learn()
             return
         for threshold, (_, arms) in zip(self._thresholds, self._parts, strict=True):
             arms.add(candidate=candidate, place=place, value=float(latency_ms > threshold))
 
+    def _learn(self) -> None:
+        first, self._first = self._first, []
+        self._set_thresholds(_thresholds([latency_ms for _, _, latency_ms in first]))
+        for candidate, place, latency_ms in first:
+            self._time(candidate, place, latency_ms)
+
     def _set_thresholds(self, thresholds: list[float]) -> None:
         self._thresholds = thresholds
         self._parts = [(f"Calls slower than {one:,.0f} ms", TwoArms(share=self._share)) for one in thresholds]
-        self._first = []
 
 
 def guard_name(guard: GuardV1) -> str:
@@ -264,7 +268,7 @@ def _thresholds(latencies: Sequence[float]) -> list[float]:
     ordered = sorted(latencies)
     last = len(ordered) - 1
     found = [ordered[min(math.ceil(share * len(ordered)) - 1, last)] for share in SLOW_SHARES]
-    return [*found, FAR * found[-1]]
+    return [*found, *(far * found[-1] for far in FAR)]
 
 
 def _turned(one: Comparison) -> Comparison:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.releases import EvidenceV1, ReleaseV1, RolloutV1
 from drivetrain.promotion.approving import checked_reason, proposed, rules_for
+from drivetrain.promotion.recorded import check_recorded
 from drivetrain.promotion.rights import lacking
 from drivetrain.promotion.standing import Proposed, Released, State
 from drivetrain.promotion.writing import Desk, Written, name_of, write
@@ -49,6 +50,9 @@ def promote(
                 looked=looked,
                 do="Run `drivetrain eval run` on the project as it was proposed, then promote it." if looked else "",
             )
+        if not override:
+            cited = {(one.eval, one.workflow): one for one in (*found.proposal.evidence, *evidence) if one.report}
+            check_recorded(desk.log.records(), [*cited.values()])
         release = state.next_release
         return ReleaseV1(
             number=release, environment=desk.environment, way="override" if override else "promote",

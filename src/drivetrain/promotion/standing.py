@@ -15,6 +15,8 @@ class Proposed(msgspec.Struct, frozen=True, kw_only=True):
 
     proposal: ProposalV1
     at_ns: int
+    seq: int = 0
+    """Of its record."""
     approvals: tuple[ApprovalV1, ...] = ()
     """Those that count, one per person."""
     withdrawn_by: str = ""
@@ -29,6 +31,8 @@ class Released(msgspec.Struct, frozen=True, kw_only=True):
     at_ns: int
     state: str
     """`live`, `rollout` while some callers have it, `retired` or `aborted` before all had it."""
+    seq: int = 0
+    """Of its record."""
     since_ns: int = 0
     """When it became live; 0: it never was."""
     until_ns: int = 0

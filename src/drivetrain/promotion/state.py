@@ -82,7 +82,7 @@ def after(state: State, record: ControlRecord) -> State:
     if record.kind != kind_of(body) or record.subject != subject_of(body) or record.actor != body.by:
         return _refused(state, record, "its kind, its subject or its actor is not what its body says")
     why = refusal(state, body) or refusal_of_signature(state, body, is_signed)
-    return _refused(state, record, why) if why else _taken(state, body, record.at_ns)
+    return _refused(state, record, why) if why else _taken(state, body, record)
 
 
 def subject_of(body: Body) -> str:
@@ -100,25 +100,25 @@ def _refused(state: State, record: ControlRecord, why: str) -> State:
     return msgspec.structs.replace(state, live=msgspec.structs.replace(state.live, refused=told))
 
 
-def _taken(state: State, body: Body, at_ns: int) -> State:
+def _taken(state: State, body: Body, record: ControlRecord) -> State:
     match body:
         case ProposalV1():
-            return _with_proposal(state, Proposed(proposal=body, at_ns=at_ns))
+            return _with_proposal(state, Proposed(proposal=body, at_ns=record.at_ns, seq=record.seq))
         case ApprovalV1():
             proposed = state.proposals[body.proposal]
             return _with_proposal(state, msgspec.structs.replace(proposed, approvals=(*proposed.approvals, body)))
         case WithdrawalV1():
             return _with_proposal(state, msgspec.structs.replace(state.proposals[body.proposal], withdrawn_by=body.by))
         case ReleaseV1():
-            return _release(state, body, at_ns)
-    return _event(state, body, at_ns)
+            return _release(state, body, record)
+    return _event(state, body, record.at_ns)
 
 
 def _with_proposal(state: State, proposed: Proposed) -> State:
     return msgspec.structs.replace(state, proposals={**state.proposals, proposed.proposal.number: proposed})
 
 
-def _release(state: State, body: ReleaseV1, at_ns: int) -> State:
+def _release(state: State, body: ReleaseV1, record: ControlRecord) -> State:
     """A Release counts: it is live at once, or its rollout begins."""
     if body.way == "rollback":
         # The rules stay: a rollback needs nobody's approval, so it must not bring back laxer ones.
@@ -127,7 +127,8 @@ def _release(state: State, body: ReleaseV1, at_ns: int) -> State:
         proposed = state.proposals[body.proposal]
         rules, lacks = proposed.proposal.rules, body.lacks
         state = _with_proposal(state, msgspec.structs.replace(proposed, release=body.number))
-    made = Released(release=body, at_ns=at_ns, state="rollout", lacks=lacks, rules=rules)
+    at_ns = record.at_ns
+    made = Released(release=body, at_ns=at_ns, seq=record.seq, state="rollout", lacks=lacks, rules=rules)
     if body.rollout is None:
         return _goes_live(state, made, at_ns)
     active = ActiveRollout(

@@ -28,6 +28,8 @@ OUTCOME_CALLS_MAX = 100_000
 """Calls that late Outcomes are awaited for; about 300 bytes each. The oldest ones are let go first."""
 ELSEWHERE = DOORS_ASIDE | {"python"}
 """Doors whose Calls no coin gave to an arm."""
+ITS_PROCESS = frozenset({"limits_unavailable", "ledger_unavailable"})
+"""Errors that a shadow has by itself: what it shares with nobody failed, before anybody was asked."""
 SHADOWED = ("errors", "cost")
 """Guards that hold while the candidate is a shadow: there it runs in another process, where times differ."""
 OUTCOME_MOST = 1e12
@@ -82,6 +84,9 @@ class Watch:
         self._watchers = self._made()
         self._units = {True: Units(), False: Units()}
         self._calls = {True: 0, False: 0}
+        self._cut = False
+        """Whether a Call of the shadow was seen since the last look whose process ended before it did."""
+        self._shadow_answered = False
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._by_key: dict[tuple[str, str], list[str]] = {}
         self._metrics = frozenset(one.guard.metric for one in self._watchers if one.is_of_outcomes)
@@ -97,6 +102,8 @@ class Watch:
             return
         candidate = self._arm(call)
         if candidate is None:
+            return
+        if candidate and self._is_shadow and not self._is_of_shadow(call):
             return
         refused = is_refused_by_candidate(call) and not self._is_shadow
         if refused:
@@ -154,6 +161,7 @@ class Watch:
     def look(self, now_ns: int) -> Step | None:
         """What is to be done now; None: nothing yet. Costs some 20 us a guard and workflow, however many Calls."""
         active = self.active
+        self._cut = False
         if now_ns >= active.stage_ns + self._stage.minutes * NS_PER_MINUTE:
             for one in self._watchers:
                 one.begin()
@@ -202,6 +210,8 @@ class Watch:
             del arms[False]
         if self._is_shadow and not stage.shadow_ppm:
             arms.clear()
+        elif self._is_shadow and not self._shadow_answered and self._units[True]:
+            found.append("evidence: the candidate has answered nobody")
         for candidate, name in arms.items():
             seen = len(self._units[candidate])
             if seen < needed:
@@ -237,6 +247,15 @@ class Watch:
         if call.snapshot == self._candidate:
             return None if self._is_shadow else True
         return False if call.snapshot == self.live else None
+
+    def _is_of_shadow(self, call: Call) -> bool:
+        """Whether a Call of the shadow tells of the candidate, and not of the process that it ran in."""
+        self._shadow_answered |= call.status == "answered"
+        if call.status == "interrupted":
+            # At most one of those that its process took with it was the cause, and whoever kills it is none.
+            first, self._cut = not self._cut, True
+            return first
+        return call.error not in ITS_PROCESS
 
     def _blind(self) -> list[str]:
         """Guards that have seen nothing of one of the arms, in no workflow."""

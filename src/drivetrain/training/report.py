@@ -1,7 +1,7 @@
-"""The Report of a training: what it measured, put into a body of plain values, and the pages that are made of that.
+"""The Report of a training: what it measured, put into a body of plain values. Called by `training`.
 
-Owns the shape of a Report of kind `train` and how it reads for people. Nothing of a person's text is in it: mistakes
-are cited by row, and quoted only where a page is made, from the Dataset. Called by `training` and by the commands.
+Owns the shape of a Report of kind `train`. Nothing of a person's text is in it: mistakes are cited by row. How it reads
+for people is for `report_words` and `report_page`.
 """
 
 from __future__ import annotations
@@ -11,16 +11,12 @@ from typing import Any
 
 import msgspec
 
-from drivetrain.core.markup import Table, markdown_table, markdown_text
 from drivetrain.core.models import ModelVersionV1, Scored
 from drivetrain.core.recipes import Trained, TrainedModel
 from drivetrain.core.reports import ReportV1
-from drivetrain.core.times import iso
-from drivetrain.datasets import Datasets
 from drivetrain.training.calibration import ece_of, reliability
-from drivetrain.training.data import Cells, TrainingData
+from drivetrain.training.data import TrainingData
 from drivetrain.training.metrics import (
-    LEVEL,
     Judged,
     judge_labels,
     judge_values,
@@ -28,16 +24,12 @@ from drivetrain.training.metrics import (
     paired_values,
     plain_judged,
 )
-from drivetrain.training.thresholds import RISKS_TRIED, abstention_curve, lowest_risk, threshold_for
+from drivetrain.training.report_words import against, as_stated, percent
+from drivetrain.training.thresholds import abstention_curve, lowest_risk, threshold_for
 
 KIND = "train"
 FACTS = ("accuracy", "macro_f1", "rmse", "mae")
 """Of the metrics, what is worth knowing at a glance."""
-CURVE_SHOWN = 10
-"""Points of the abstention curve on a page; the body has all."""
-CLASSES_SHOWN = 30
-"""On a page, the worst first; the body has all."""
-QUOTE_CHARS_MAX = 120
 
 
 class Beside(msgspec.Struct, frozen=True):
@@ -68,24 +60,6 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     made_ns: int
     made_by: str
     took_s: float
-
-
-class Section(msgspec.Struct, frozen=True):
-    """A part of a page: sentences, then a table."""
-
-    title: str
-    lines: tuple[str, ...] = ()
-    head: tuple[str, ...] = ()
-    """Names of columns; those that end in `#` hold numbers."""
-    rows: tuple[tuple[str, ...], ...] = ()
-
-
-class Page(msgspec.Struct, frozen=True):
-    """A Report for people, whatever shows it."""
-
-    title: str
-    verdict: str
-    sections: tuple[Section, ...]
 
 
 def train_report(
@@ -134,87 +108,13 @@ def train_report(
             "digest": provenance.digest,
             "rows_train": data.train.size,
             "rows_test": data.test.size,
-            **{
-                name: value for name, value in judged.overall.items() if name in ("accuracy", "macro_f1", "rmse", "mae")
-            },
+            **{name: value for name, value in judged.overall.items() if name in FACTS},
             **({"ece": body["ece"]} if "ece" in body else {}),
             "seed": declared.seed,
             "took_s": body["took_s"],
         },
         body=body,
     )
-
-
-def accept_lines(report: ReportV1) -> list[str]:
-    """What a route may say, one line for each stated risk that is reached, and what it means."""
-    return [
-        f"accept=dt.confidence({one['threshold']:g})  # at most {_stated(one['risk'])} wrong, "
-        f"answers {_percent(one['share'])}"
-        for one in report.body.get("thresholds", ())
-        if one["threshold"] is not None
-    ]
-
-
-def no_threshold_lines(report: ReportV1) -> list[str]:
-    """One line for each stated risk that is not reached, with why, and after them what a person can do."""
-    body = report.body
-    missed = [one for one in body.get("thresholds", ()) if one["threshold"] is None]
-    lines = [f"no threshold for a risk of {_stated(one['risk'])}: {one['reason']}" for one in missed]
-    if not missed:
-        return lines
-    if "risk_to_state" not in body:  # a Report of before there were hints
-        return lines
-    could = body["risk_to_state"]
-    if could is None:
-        lines.append(f"no risk up to {_stated(RISKS_TRIED[-1])} would have a threshold on these rows")
-    elif all(one["risk"] > could for one in body["thresholds"] if one["threshold"] is not None):
-        lines.append(
-            f"a risk of {_stated(could)} would have a threshold on these rows: state it as `risks=[{could:g}]` or "
-            f"`--risk {could:g}`"
-        )
-    look = '; "Most confident mistakes" shows labels that may be wrong' if body.get("wrong") else ""
-    return [*lines, f"a lower risk takes more rows, or fewer mistakes{look}"]
-
-
-def read_quotes(datasets: Datasets, report: ReportV1) -> dict[int, str]:
-    """Row -> what it says, of the mistakes that a Report cites; none where the rows changed since, as by an erasure.
-
-    Reads the Dataset up to the last of these rows. Raises: DrivetrainError where the Dataset is gone.
-    """
-    body = report.body
-    wanted = {one["row"] for one in body.get("wrong", ())}
-    reference = body["dataset"].removeprefix("dataset:")
-    if not wanted or datasets.show(reference).content_hash != body["dataset_hash"]:
-        return {}
-    found: dict[int, str] = {}
-    for number, row in enumerate(datasets.rows(reference), 1):
-        if number in wanted:
-            cells = Cells(row)
-            values = [(name, cells.at(name)) for name in body["quoted"]]
-            said = values[0][1] if body["text"] else ", ".join(f"{name} {value}" for name, value in values)
-            found[number] = " ".join(str(said).split())[:QUOTE_CHARS_MAX]
-        if number >= max(wanted):
-            break
-    return found
-
-
-def train_page(report: ReportV1, quotes: Mapping[int, str] | None = None) -> Page:
-    """A Report of kind `train` for people. quotes: row of the Dataset -> what it says."""
-    body = report.body
-    sections = [_summary(report), _overall(body), _thresholds(report), _curve(body), _calibration(body)]
-    sections += [_classes(body), *_segments(body), _confusion(body), _wrong(body, quotes or {})]
-    sections += [_beside(body), _made(report)]
-    return Page(f"Training of {body['model']}", report.verdict, tuple(one for one in sections if one.lines or one.rows))
-
-
-def markdown(page: Page) -> str:
-    """A page as Markdown."""
-    parts = [f"# {page.title}\n", f"{markdown_text(page.verdict)}\n"]
-    for section in page.sections:
-        parts.append(f"## {section.title}\n")
-        parts += ["".join(f"- {markdown_text(line)}\n" for line in section.lines)] if section.lines else []
-        parts += [markdown_table(Table(section.head, section.rows))] if section.rows else []
-    return "\n".join(parts)
 
 
 def _judged(data: TrainingData, scored: Sequence[Scored]) -> Judged:
@@ -315,218 +215,28 @@ def _verdict(body: Mapping[str, Any]) -> str:
     if body["task"] == "classification":
         whole = body["accuracy"]
         said = (
-            f"{_percent(whole['share'])} of {whole['of']:,} test rows are right "
-            f"({_percent(whole['low'])} to {_percent(whole['high'])})"
+            f"{percent(whole['share'])} of {whole['of']:,} test rows are right "
+            f"({percent(whole['low'])} to {percent(whole['high'])})"
         )
         reached = [one for one in body["thresholds"] if one["threshold"] is not None]
         if reached:
             safest = min(reached, key=lambda one: float(one["risk"]))
             said += (
-                f"; from confidence {safest['threshold']:g} on, at most {_stated(safest['risk'])} of its answers are "
-                f"wrong, and it answers {_percent(safest['share'])}"
+                f"; from confidence {safest['threshold']:g} on, at most {as_stated(safest['risk'])} of its answers are "
+                f"wrong, and it answers {percent(safest['share'])}"
             )
         elif body["thresholds"]:
-            stated = ", ".join(_stated(one["risk"]) for one in body["thresholds"])
+            stated = ", ".join(as_stated(one["risk"]) for one in body["thresholds"])
             said += f"; no confidence holds a risk of {stated}"
             if body["risk_to_state"] is not None:
-                said += f", but one holds {_stated(body['risk_to_state'])}"
+                said += f", but one holds {as_stated(body['risk_to_state'])}"
     else:
         bounds = f" ({overall['mae_low']:.4g} to {overall['mae_high']:.4g})" if "mae_low" in overall else ""
         said = f"the mean error on {body['rows']['test']:,} test rows is {overall['mae']:.4g}{bounds}"
-    return f"{said}; {_against(body)}." if "champion" in body else f"{said}."
-
-
-def _against(body: Mapping[str, Any]) -> str:
-    """Against the champion, in words."""
-    champion = body["champion"]
-    if champion.get("why"):
-        return f"not compared with {champion['model']}: {champion['why']}"
-    is_share = body["task"] == "classification"
-    difference, low, high = champion["difference"], champion["low"], champion["high"]
-    if low is None or low <= 0 <= high:
-        return f"on these rows it cannot be told from {champion['model']}"
-    better = (difference > 0) == is_share
-    by = f"{abs(difference) * 100:.1f} points" if is_share else f"{abs(difference):.4g}"
-    return f"{'better' if better else 'worse'} than {champion['model']} by {by}"
-
-
-def _summary(report: ReportV1) -> Section:
-    body = report.body
-    rows = body["rows"]
-    split = f"split `{body['test_split']}`" if body["test_split"] else "held out"
-    lines = [
-        f"{body['dataset']}: {rows['train']:,} rows train, {rows['test']:,} test ({split})",
-        f"predicts `{body['target']}` from {', '.join(f'`{name}`' for name in body['inputs'][:20])}",
-    ]
-    lines += [body["held_out"]] if body["held_out"] else []
-    lines += [f"left out: `{name}` ({why})" for name, why in body["left_out"].items()]
-    return Section("Rows", (*lines, *body["notices"]))
-
-
-def _overall(body: Mapping[str, Any]) -> Section:
-    rows = [(name, _number(value)) for name, value in body["overall"].items()]
-    rows += [("expected calibration error (ECE)", _number(body["ece"]))] if "ece" in body else []
-    return Section("Overall", (), ("metric", "value#"), tuple(rows))
-
-
-def _thresholds(report: ReportV1) -> Section:
-    body = report.body
-    rows, lines = [], no_threshold_lines(report)
-    for one in body.get("thresholds", ()):
-        if one["threshold"] is None:
-            rows.append((_stated(one["risk"]), "none", "", "", "", ""))
-            continue
-        error = _percent(one["test_error"]) if one["test_error"] is not None else "-"
-        rows.append(
-            (
-                _stated(one["risk"]), f"{one['threshold']:g}", _percent(one["share"]), _percent(one["error_bound"]),
-                _percent(one["test_share"]), error,
-            )
-        )  # fmt: skip
-        lines.append(f"for a risk of {_stated(one['risk'])} write accept=dt.confidence({one['threshold']:g})")
-    if rows:
-        level = body["thresholds"][0]["confidence_level"]
-        lines.append(f"chosen on {body['thresholds_chosen_on']}; each bound holds at {_stated(level)} confidence")
-    head = ("risk#", "confidence from#", "answers#", "error at most#", "answers in test#", "error in test#")
-    return Section("From which confidence it may answer", tuple(lines), head, tuple(rows))
-
-
-def _curve(body: Mapping[str, Any]) -> Section:
-    points = body.get("abstention", ())
-    step = max(1, -(-len(points) // CURVE_SHOWN))
-    shown = [one for place, one in enumerate(points, 1) if place % step == 0 or place == len(points)]
-    rows = tuple(
-        (
-            f"{one['threshold']:.4f}", _percent(one["share"]), _percent(one["accuracy"]),
-            f"{_percent(one['accuracy_low'])} to {_percent(one['accuracy_high'])}",
-        )
-        for one in shown
-    )  # fmt: skip
-    return Section(
-        "Accuracy against share answered, test rows",
-        (),
-        ("confidence#", "answered#", "right#", f"{_stated(LEVEL)}#"),
-        rows,
-    )
-
-
-def _calibration(body: Mapping[str, Any]) -> Section:
-    rows = tuple(
-        (
-            f"{one['low']:.2f} to {one['high']:.2f}", f"{one['rows']:,}", _percent(one["confidence"]),
-            _percent(one["accuracy"]),
-        )
-        for one in body.get("calibration", ())
-        if one["rows"]
-    )  # fmt: skip
-    lines = (
-        (f"expected calibration error (ECE) {body['ece']:.4f}: how far the mean confidence is from the share that is "
-         f"right, over {len(body['calibration'])} bins",)
-        if rows
-        else ()
-    )  # fmt: skip
-    return Section("Calibration, test rows", lines, ("confidence", "rows#", "mean confidence#", "right#"), rows)
-
-
-def _classes(body: Mapping[str, Any]) -> Section:
-    worst = sorted(body.get("classes", ()), key=lambda one: (one["f1"], one["label"]))
-    rows = tuple(
-        (
-            one["label"], _share(one["precision"]), _share(one["recall"]), _percent(one["f1"]), f"{one['support']:,}",
-        )
-        for one in worst[:CLASSES_SHOWN]
-    )  # fmt: skip
-    more = len(worst) - CLASSES_SHOWN
-    lines = (f"the {CLASSES_SHOWN} worst of {len(worst)}",) if more > 0 else ()
-    return Section("By class", lines, ("label", "precision#", "recall#", "F1#", "rows#"), rows)
-
-
-def _segments(body: Mapping[str, Any]) -> list[Section]:
-    columns: dict[str, list[tuple[str, ...]]] = {}
-    show = _percent if body["task"] == "classification" else _number
-    for one in body.get("segments", ()):
-        bounds = f"{show(one['low'])} to {show(one['high'])}" if one["low"] is not None else "-"
-        columns.setdefault(one["column"], []).append(
-            (one["value"] or "(none)", f"{one['rows']:,}", show(one["score"]), bounds)
-        )
-    measure = "right#" if body["task"] == "classification" else "mean error#"
-    head = ("value", "rows#", measure, f"{_stated(LEVEL)}#")
-    return [Section(f"By {name}", (), head, tuple(rows)) for name, rows in columns.items()]
-
-
-def _confusion(body: Mapping[str, Any]) -> Section:
-    rows = tuple((one["truth"], one["said"] or "(refused)", f"{one['rows']:,}") for one in body.get("confusion", ()))
-    return Section("Most confused", (), ("truth", "predicted", "rows#"), rows)
-
-
-def _wrong(body: Mapping[str, Any], quotes: Mapping[int, str]) -> Section:
-    rows = []
-    for one in body.get("wrong", ()):
-        sure = _share(one.get("confidence"))
-        truth, said = (_number(one[name]) if isinstance(one[name], float) else one[name] for name in ("truth", "said"))
-        quote = quotes.get(one["row"], "")
-        rows.append((str(one["row"]), truth, said or "(refused)", sure, quote)[: 5 if quotes else 4])
-    title = "Most confident mistakes" if body["task"] == "classification" else "Largest errors"
-    lines = () if quotes or not rows else (f"rows of {body['dataset']}; their text is not part of the Report",)
-    quoted = "text" if body["text"] else "inputs"
-    head = ("row#", "truth", "predicted", "confidence#", quoted)[: 5 if quotes else 4]
-    return Section(title, lines, head, tuple(rows))
-
-
-def _beside(body: Mapping[str, Any]) -> Section:
-    champion = body.get("champion")
-    if champion is None:
-        return Section("Beside the champion")
-    lines = [_against(body)]
-    lines += [champion["notice"]] if champion.get("notice") else []
-    if champion.get("why"):
-        return Section("Beside the champion", tuple(lines))
-    show = _percent if body["task"] == "classification" else _number
-    bounds = f"{show(champion['low'])} to {show(champion['high'])}" if champion["low"] is not None else "-"
-    row = (show(champion["ours"]), show(champion["theirs"]), show(champion["difference"]), bounds)
-    if body["task"] == "classification":
-        only = champion.get("only_ours_right", 0), champion.get("only_theirs_right", 0)
-        lines.append(f"only the new one is right on {only[0]:,} rows, only {champion['model']} on {only[1]:,}")
-    measure = "right" if body["task"] == "classification" else "mean error"
-    head = (f"{measure}, new#", f"{measure}, {champion['model']}#", "difference#", f"{_stated(LEVEL)}#")
-    return Section("Beside the champion", tuple(lines), head, (row,))
-
-
-def _made(report: ReportV1) -> Section:
-    body = report.body
-    recipe = ", ".join(f"{name}={value}" for name, value in body["recipe"].items() if name != "recipe" and value)
-    lines = [
-        f"{iso(report.made_ns)} by {report.made_by or '-'}, in {body['took_s']:.1f} s",
-        f"recipe {body['recipe']['recipe']}" + (f" ({recipe})" if recipe else ""),
-        *(f"{name}: {_number(value)}" for name, value in body["recipe_facts"].items()),
-        f"seed {body['seed']}",
-        f"artifact {body['digest']} ({body['format']})",
-        f"code {body['code_hash']}",
-        f"environment {body['environment_hash']}: "
-        + ", ".join(f"{name} {version}" for name, version in body["environment"].items()),
-        f"{body['dataset']}, content {body['dataset_hash']}",
-    ]
-    return Section("Made by", tuple(lines))
+    return f"{said}; {against(body)}." if "champion" in body else f"{said}."
 
 
 def _fact(value: str | int | float | bool) -> str | int | float | bool:
     """Of Python's own types, where a library's number was given."""
     kind = next(one for one in (bool, int, float, str) if isinstance(value, one))
     return kind(value)
-
-
-def _percent(share: float) -> str:
-    return f"{share * 100:.1f} %"
-
-
-def _stated(share: float) -> str:
-    """A share that somebody chose, as it was written: `2 %`."""
-    return f"{share * 100:.6g} %"
-
-
-def _share(share: float | None) -> str:
-    return "-" if share is None else _percent(share)
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

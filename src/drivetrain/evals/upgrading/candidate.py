@@ -17,10 +17,10 @@ from drivetrain.core.declarations import Variant, Workflow
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.core.models import is_trained
 from drivetrain.core.money import Price
+from drivetrain.project.document import parse
 from drivetrain.project.files import SETTINGS_FILE, syntax_tree
 from drivetrain.project.load import Source, build
 from drivetrain.project.problems import Problems
-from drivetrain.project.settings import parse
 from drivetrain.project.snapshot import Snapshot
 from drivetrain.providers.pricing import UnknownPrice, own_price, price_book
 
