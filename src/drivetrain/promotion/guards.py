@@ -7,7 +7,8 @@ What counts, of each arm alike:
 
 - `errors`: Calls that failed, were interrupted, or were answered only by the workflow's ladder (degraded); also those
   that a provider refused once asked, and what the candidate does not admit though live does. Not counted at all: Calls
-  that were refused before anybody was asked (the client's mistakes, budgets, limits) or that the client left.
+  that were refused before anybody was asked (the client's mistakes, budgets, limits) or that the client left, and those
+  that were cut with a gateway: by when the watcher began to read, or by a shadow's end, but for one a look.
 - `latency`: answered Calls, from opening to end, without those from the cache. Slow is what exceeds a threshold: the
   guard's own, or five that are taken from the stage's first Calls, so that both a shift and a tail are seen. They are
   taken without asking which arm answered: then these Calls count as well, and are no better known of one arm than of

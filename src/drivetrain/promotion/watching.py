@@ -159,7 +159,10 @@ class Watch:
                     )  # fmt: skip
 
     def look(self, now_ns: int) -> Step | None:
-        """What is to be done now; None: nothing yet. Costs some 20 us a guard and workflow, however many Calls."""
+        """What is to be done now; None: nothing yet.
+
+        Costs some 20 us a guard and workflow, and some 4 us for each unit seen since the last look and each threshold.
+        """
         active = self.active
         self._cut = False
         if now_ns >= active.stage_ns + self._stage.minutes * NS_PER_MINUTE:
