@@ -20,6 +20,8 @@ from support.projects import model, provider, settings, workflow
 from support.served import Served, served
 from support.upstream import STREAM_HEAD, Asked, Upstream, Wire, chunk, completion, http, stream, stream_events
 
+pytestmark = pytest.mark.slow
+
 THIRD_KEY = "client-key-third01234-very-secret"
 
 

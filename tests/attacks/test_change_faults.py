@@ -31,6 +31,8 @@ from support import wire
 from support.projects import workflow
 from support.releases import BY, ID, Releases
 
+pytestmark = pytest.mark.slow
+
 KILLED_BEFORE = """
 import os, signal, sys
 from drivetrain.adapters.sqlite import SqliteControlLog

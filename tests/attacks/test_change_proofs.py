@@ -26,6 +26,8 @@ from support import wire
 from support.projects import workflow
 from support.releases import BY, Releases
 
+pytestmark = pytest.mark.slow
+
 HARMLESS = (ChangeV1(workflow="said", aspect="prompts", what="a typo"),)
 GOLDEN = 'import drivetrain as dt\n\ngolden = dt.Eval("said-golden", dataset="golden@1", gates=["exact >= 0.9"])\n'
 

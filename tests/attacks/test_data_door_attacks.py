@@ -21,6 +21,8 @@ from support import wire
 from support.projects import settings
 from support.served import Served, served
 
+pytestmark = pytest.mark.slow
+
 COMMAND = [sys.executable, "-c", "from drivetrain.cli.main import main; main()"]
 DECLARED = """
 import drivetrain as dt

@@ -21,6 +21,8 @@ from drivetrain.embedded.feature_store import feature_store
 from drivetrain.features.store import FeatureStore
 from drivetrain.ports.online import STRING_BYTES_MAX
 
+pytestmark = pytest.mark.slow
+
 AT = "2026-01-05T00:00:00Z"
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 GOOD = f"customer,event_timestamp,x\na,{AT},1\nb,{AT},0\n"

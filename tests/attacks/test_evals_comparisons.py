@@ -31,6 +31,8 @@ from drivetrain.registry.store import Draft
 from drivetrain.statistics.multiple import holm
 from support.registered import register_words, registry, word_model
 
+pytestmark = pytest.mark.slow
+
 READ = Columns(answer="answer", expected="expected")
 HEAD = "id,before_answer,after_answer,expected\n"
 
@@ -171,7 +173,6 @@ def null_pairs(dice: random.Random, pairs: int, each: int) -> list[Marked]:
     return [by_id[one.id] for one in shuffled([one.pair for one in found], dice.randrange(1 << 30))]
 
 
-@pytest.mark.slow
 def test_no_difference_is_called_one_more_often_than_stated() -> None:
     """The verdict of an upgrade, looked at every 50 pairs, with slices and persons; 5 % may be wrong. Of 40, more than
     6 come by chance less than once in 200 times at that rate."""

@@ -26,6 +26,8 @@ from drivetrain.project.load import load
 from drivetrain.simulator import SimulatorProcess
 from evals.eval_world import COMMAND, EVAL, World, recorded, rows, simulated, write_world
 
+pytestmark = pytest.mark.slow
+
 SMALL = 6
 PRICE = {"usd_per_million_input": "1", "usd_per_million_output": "2"}
 
@@ -211,7 +213,6 @@ def test_no_text_of_an_erased_person_stays_of_an_upgrade(world: World) -> None:
     assert "other1" not in page.out
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", [11, 12])
 def test_killed_anywhere_nothing_is_lost_and_nothing_asked_twice(world: World, seed: int) -> None:
     print(f"seed {seed}")

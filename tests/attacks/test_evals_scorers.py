@@ -21,6 +21,8 @@ from drivetrain.evals.gates import judge_gates, parse_gate
 from drivetrain.evals.rows import RowV1, Run
 from drivetrain.evals.scoring import Answer, compiled
 
+pytestmark = pytest.mark.slow
+
 DEEP = "[" * 600 + "]" * 600
 ODD = (
     "1" * 30, "-" + "1" * 400, "1" * 6_000, DEEP, '{"a":' + "1" * 400 + "}", '{"a":' + DEEP + "}", '"\\ud800"', "a\0b",

@@ -30,6 +30,8 @@ from support.projects import model, provider, settings, workflow
 from support.served import Served, served
 from support.upstream import STREAM_END, STREAM_HEAD, Asked, Upstream, Wire, chunk, completion, http, stream_events
 
+pytestmark = pytest.mark.slow
+
 NARROW_KEY = "client-key-uvwxyz0123-very-secret"
 
 

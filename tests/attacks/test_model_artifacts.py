@@ -31,6 +31,8 @@ from drivetrain.registry.importing import Importer
 from drivetrain.registry.store import Registry
 from drivetrain.registry.trials import TrialLimits, Trials
 
+pytestmark = pytest.mark.slow
+
 onnx = pytest.importorskip("onnx", reason="the extra `train` is not installed")
 helper, FLOAT, INT64 = onnx.helper, onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
 

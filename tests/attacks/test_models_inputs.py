@@ -22,6 +22,8 @@ from support.projects import settings
 from support.registered import register_words, registry
 from support.served import START, Served, read_port
 
+pytestmark = pytest.mark.slow
+
 CODE = """
 from typing import Any
 

@@ -24,6 +24,8 @@ from support import wire
 from support.projects import settings
 from support.served import Served, served
 
+pytestmark = pytest.mark.slow
+
 HEAD = """
 import enum
 import sys

@@ -39,6 +39,8 @@ from support.projects import model, provider, settings, workflow
 from support.served import START, Served, served
 from support.upstream import Asked, Upstream, Wire, completion, http
 
+pytestmark = pytest.mark.slow
+
 ONE_CALL = 11 * INPUT_NANO + 7 * OUTPUT_NANO
 NEEDS = re.compile(r"needs up to ([\d.]+) USD")
 RACE_CALLS = 5

@@ -23,6 +23,8 @@ from support.projects import model, provider, settings, workflow
 from support.served import Served, served
 from support.upstream import STREAM_END, Upstream, chunk, completion, http
 
+pytestmark = pytest.mark.slow
+
 INFLATED = 200_000_000
 BOMB = gzip.compress(b" " * INFLATED)
 MEMORY_MAX = 40_000_000

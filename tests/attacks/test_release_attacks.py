@@ -21,6 +21,8 @@ from drivetrain.promotion import releasing
 from drivetrain.promotion.plan import Plan
 from support.registered import register_words
 
+pytestmark = pytest.mark.slow
+
 TOML = """\
 [project]
 name = "shop"

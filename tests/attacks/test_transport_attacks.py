@@ -23,6 +23,8 @@ from support.projects import model, provider, settings, workflow
 from support.served import Served, served
 from support.upstream import Asked, Upstream, Wire, chunk, completion, http
 
+pytestmark = pytest.mark.slow
+
 HEADER_MAX = 16_384
 
 

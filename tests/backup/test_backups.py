@@ -25,6 +25,8 @@ from drivetrain.lake.holding import deleting, held
 from drivetrain.lake.plans import ledger_of
 from support.tries import PATIENCE_S
 
+pytestmark = pytest.mark.slow
+
 BACK_UP = "import typer; from drivetrain.cli.backup import backup_command; typer.run(backup_command)"
 
 
@@ -156,7 +158,6 @@ def test_without_a_manifest_there_is_no_backup(root: Path, tmp_path: Path) -> No
     assert run("backup", tmp_path / "b", "--project", root)
 
 
-@pytest.mark.slow
 def test_a_backup_that_is_killed_leaves_whole_generations_only(root: Path, tmp_path: Path) -> None:
     seed = random.randrange(2**32)
     print("seed", seed)

@@ -25,6 +25,8 @@ from drivetrain.lake.lake import Lake
 from drivetrain.lake.plans import ledger_of
 from drivetrain.lake.roller import Roller
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
@@ -241,7 +243,6 @@ class Elsewhere:
         return restore(self.stores(to), Generations(backup), same=same, settle_open=settle_open)
 
 
-@pytest.mark.slow
 def test_a_lake_that_went_on_counts_each_call_once(tmp_path: Path) -> None:
     for number in range(3):
         seed = random.randrange(2**32)

@@ -14,6 +14,8 @@ from drivetrain.core.money import NANO_PER_USD, usd
 from drivetrain.lake.costs import LedgerQueries
 from support.lakes import lake_at
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:

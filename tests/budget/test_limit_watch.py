@@ -19,6 +19,8 @@ from drivetrain.embedded.limit_watch import POLL_S, LimitWatch
 from drivetrain.limits.changes import CHANGE_KINDS
 from support.tries import PATIENCE_S, TRIES
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from drivetrain.cache.answers import BYTES_MAX, ENTRY_BYTES_MAX, AnswerCache
 from drivetrain.core.times import NS_PER_S
 
+pytestmark = pytest.mark.slow
+
 VARIANT = b"openai/small https://api.example.com/v1 openai"
 BODY = b'{"model":"small","messages":[]}'
 KEY = AnswerCache.key("acme", VARIANT, BODY)
@@ -136,7 +138,6 @@ def test_a_giant_answer_is_not_kept_and_displaces_nothing() -> None:
     assert nothing.fresh(KEY, 60) is None
 
 
-@pytest.mark.slow
 def test_ten_thousand_random_answers_stay_within_their_bytes() -> None:
     """As the cache counts, and as the interpreter's allocator does: the overhead is not made up."""
     seed = random.randrange(2**32)

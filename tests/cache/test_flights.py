@@ -12,6 +12,8 @@ from cache_world import Ticks, answer
 from drivetrain.cache.answers import Kept
 from drivetrain.cache.flights import LEADERS_MAX, TELL_MAX, WAITERS_MAX, Flights, Seat
 
+pytestmark = pytest.mark.slow
+
 KEPT = answer(body=b"the answer")
 
 

@@ -15,6 +15,8 @@ from drivetrain.core.errors import DrivetrainError
 from drivetrain.datasets import DatasetRefused, FromFile, parse_schema, staging
 from drivetrain.datasets import files as dataset_files
 
+pytestmark = pytest.mark.slow
+
 GOOD = "id,amount\n1,2.5\n2,3.5\n"
 
 

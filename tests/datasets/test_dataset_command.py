@@ -16,6 +16,8 @@ from drivetrain.core.calls import Answers, AttemptV1, Attribution, ClosedV1, Ope
 from drivetrain.core.codec import MSGPACK
 from drivetrain.ledger.journal import FrameJournal
 
+pytestmark = pytest.mark.slow
+
 T0_NS = 1_767_225_600_000_000_000
 ANSWERS = (
     b'{"object": "chat.completion", "choices": [{"message": {"role": "assistant", "content": "billing"}}]}',

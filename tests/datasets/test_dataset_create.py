@@ -17,6 +17,8 @@ from drivetrain.core.lineage import MadeV1
 from drivetrain.datasets import DatasetRefused, FromFile, FromQuery, parquet_paths, parse_schema
 from support.tries import PATIENCE_S
 
+pytestmark = pytest.mark.slow
+
 CSV = (
     "id,name,price,ok,at,day,zip,extra\n"
     '1,"a, ""b""",1.5,true,2026-01-01T00:00:00Z,2026-01-01,007,"{""a"":[1,2]}"\n'

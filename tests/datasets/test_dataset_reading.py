@@ -16,6 +16,8 @@ from drivetrain.core.datasets import SampleV1, SplitV1
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.datasets import FromFile, parse_schema
 
+pytestmark = pytest.mark.slow
+
 SCHEMA = parse_schema(
     {
         "others": "infer",

@@ -18,6 +18,8 @@ from drivetrain.datasets import FromFile
 from drivetrain.datasets.similar import normalised, shingles, similar_groups
 from drivetrain.datasets.splits import assign, member_id, parse_shares
 
+pytestmark = pytest.mark.slow
+
 SHARES = (("train", 0.7), ("valid", 0.1), ("test", 0.2))
 WORDS = (
     "invoice", "order", "refund", "late", "broken", "parcel", "where", "download", "please", "account", "password",
@@ -192,7 +194,6 @@ def test_a_sample_sees_what_is_rare_and_its_weights_add_up(tmp_path: Path) -> No
 BANKING = Path(__file__).parents[3] / "shared" / "data" / "banking77" / "train.csv"
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not BANKING.is_file(), reason="banking77 is not beside the repository")
 def test_ten_thousand_questions_of_customers_are_grouped_in_ten_seconds_of_cpu() -> None:
     with BANKING.open(newline="") as file:
@@ -203,7 +204,6 @@ def test_ten_thousand_questions_of_customers_are_grouped_in_ten_seconds_of_cpu()
     assert spent_s <= 10
 
 
-@pytest.mark.slow
 def test_twenty_thousand_texts_of_the_same_few_thousand_words_are_grouped_in_twenty_seconds_of_cpu() -> None:
     """Words as often as in a language, so that most texts share their most frequent shingles."""
     random_ = dice()

@@ -15,6 +15,8 @@ from drivetrain.core.calls import AttemptV1, Attribution, ClosedV1, OpenedV1, St
 from drivetrain.core.money import NO_USAGE, Usage
 from drivetrain.ledger.journal import FrameJournal
 
+pytestmark = pytest.mark.slow
+
 T0_NS = 1_767_225_600_000_000_000
 CIRCUIT = "the provider of `main` is not asked at present: circuit open after 5 failures in a row"
 

@@ -39,6 +39,8 @@ from drivetrain.project import load
 from drivetrain.providers.pricing import price_book
 from support.lakes import lake_at
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 BANKING77 = REPOSITORY.parent / "shared" / "data" / "banking77"
 COMMAND = [sys.executable, "-m", "drivetrain.cli.main", "demo"]
@@ -460,7 +462,6 @@ def running(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
         child.communicate(timeout=RUN_S)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no `curl` on this machine to paste into")
 def test_the_curl_line_works_as_pasted(running: tuple[subprocess.Popen[str], str]) -> None:
     pasted = next(line for line in running[1].splitlines() if line.startswith("curl "))
@@ -468,7 +469,6 @@ def test_the_curl_line_works_as_pasted(running: tuple[subprocess.Popen[str], str
     assert "freeze the card" in json.loads(done.stdout)["choices"][0]["message"]["content"]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("openai") is None, reason="the package `openai` is not installed")
 def test_the_sdk_snippet_works_as_pasted(running: tuple[subprocess.Popen[str], str]) -> None:
     lines = running[1].splitlines()
@@ -480,7 +480,6 @@ def test_the_sdk_snippet_works_as_pasted(running: tuple[subprocess.Popen[str], s
     assert "freeze the card" in done.stdout, done.stderr
 
 
-@pytest.mark.slow
 def test_it_ends_with_its_children_and_keeps_its_folder_to_itself(
     running: tuple[subprocess.Popen[str], str], tmp_path: Path
 ) -> None:
@@ -495,7 +494,6 @@ def test_it_ends_with_its_children_and_keeps_its_folder_to_itself(
     assert not [pid for pid in children if _lives(pid)]
 
 
-@pytest.mark.slow
 def test_children_end_when_the_demo_is_killed(running: tuple[subprocess.Popen[str], str]) -> None:
     child, _ = running
     children = _children(child.pid)
@@ -508,7 +506,6 @@ def test_children_end_when_the_demo_is_killed(running: tuple[subprocess.Popen[st
     assert not [pid for pid in children if _lives(pid)]
 
 
-@pytest.mark.slow
 @real_texts
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGKILL])
 def test_a_training_ends_with_the_demo(tmp_path: Path, signum: int) -> None:
@@ -534,7 +531,6 @@ def test_a_training_ends_with_the_demo(tmp_path: Path, signum: int) -> None:
         child.communicate(timeout=RUN_S)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(TRAINED_RUN_S)
 @real_texts
 def test_on_real_texts_it_adds_up_and_holds(place: Path) -> None:

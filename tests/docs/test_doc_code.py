@@ -17,6 +17,8 @@ from doc_project import DocProject
 from drivetrain.cli.check import check_project
 from drivetrain.simulator import SimulatorProcess
 
+pytestmark = pytest.mark.slow
+
 TEMPLATE = ROOT / "src" / "drivetrain" / "project" / "template"
 WITH_CODE = [page for page in PAGES if any(block.language in ("python", "console") for block in blocks_of(page))]
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
@@ -52,7 +54,6 @@ def _chaos_allowed() -> dict[str, object]:
     return config
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_code_of_a_page_runs(page: Path, simulator: SimulatorProcess, tmp_path: Path) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from embedded_project import Project
+
+pytestmark = pytest.mark.slow
 
 TRIAGE = "import sys; sys.path.insert(0, 'workflows')\nfrom triage import triage, Ticket, Route\n"
 

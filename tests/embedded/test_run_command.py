@@ -7,6 +7,8 @@ import json
 import pytest
 from embedded_project import Project
 
+pytestmark = pytest.mark.slow
+
 INPUT = '{"text": "My invoice is wrong"}'
 
 

@@ -19,6 +19,8 @@ from drivetrain.embedded.asking import lake_for
 from drivetrain.execution.replay import open_payloads
 from drivetrain.lake.calls import Calls
 
+pytestmark = pytest.mark.slow
+
 app = typer.Typer()
 app.command()(erase_command)
 
@@ -108,7 +110,6 @@ def test_it_asks_for_one_of_both(template: Path, arguments: list[str]) -> None:
     assert "Say whom to erase" in said(template, *arguments, code=1).output
 
 
-@pytest.mark.slow
 def test_a_replay_says_that_payloads_were_erased(template: Path, tmp_path: Path) -> None:
     root = copied(template, tmp_path / "project")
     said(root, "--subject", HER, "--yes")
@@ -122,7 +123,6 @@ def test_a_replay_says_that_payloads_were_erased(template: Path, tmp_path: Path)
             assert "retention" not in str(why.value)
 
 
-@pytest.mark.slow
 def test_it_erases_tells_and_resumes(template: Path, tmp_path: Path) -> None:
     root = copied(template, tmp_path / "project")
     assert "no erasure was cut off" in said(root, "--resume").output

@@ -35,6 +35,8 @@ from drivetrain.project.load import load
 from support.projects import model, provider, settings
 from support.upstream import Upstream, completion, http
 
+pytestmark = pytest.mark.slow
+
 HER, HIM = "mary-4711", "bob-4712"
 SAID = {HER: "my-leg-hurts-since-monday", HIM: "my-card-was-charged-twice"}
 NAMES = ("", "golden", "must")
@@ -137,7 +139,6 @@ def two_runs(root: Path) -> tuple[EvalResult, EvalResult]:
     return first, run_eval("golden", root)
 
 
-@pytest.mark.slow
 def test_nothing_of_who_was_erased_is_in_evals_and_runs_compare_as_before(root: Path) -> None:
     first, second = two_runs(root)
     assert not [one for one in (*hashes(HER), *hashes(HIM)) if one in kept(root)], "not before an erasure either"
@@ -211,7 +212,6 @@ def test_a_note_is_kept_as_the_calls_texts_are(tmp_path: Path, upstream: Upstrea
         vault.close()
 
 
-@pytest.mark.slow
 def test_rows_of_an_earlier_version_are_read_and_erased(root: Path) -> None:
     """They have a hash of the id as their group, and notes in plain; their Calls may be gone."""
 
@@ -259,7 +259,6 @@ def _unscored(row: RowV1) -> RowV1:
     return msgspec.structs.replace(row, scores={})
 
 
-@pytest.mark.slow
 def test_a_run_under_way_is_waited_for_and_the_erasure_goes_on_later(root: Path) -> None:
     run_eval("golden", root)
     with loaded(root) as snapshot, stores_of(snapshot) as stores:

@@ -22,6 +22,8 @@ from drivetrain.ledger.journal import FrameJournal
 from drivetrain.project.snapshot import Snapshot
 from support.projects import provider, settings
 
+pytestmark = pytest.mark.slow
+
 CODE = """\
 import drivetrain as dt
 

@@ -17,6 +17,8 @@ from eval_world import COMMAND, World, recorded, rows, simulated, write_world
 from drivetrain.embedded.eval_runs import run_eval
 from drivetrain.simulator import SimulatorProcess
 
+pytestmark = pytest.mark.slow
+
 EACH = 60
 CONCURRENCY = 4
 RUNS_MAX = 5

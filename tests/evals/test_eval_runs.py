@@ -27,6 +27,8 @@ from drivetrain.evals.run_files import RunFiles
 from drivetrain.project.load import load
 from drivetrain.simulator import SimulatorProcess
 
+pytestmark = pytest.mark.slow
+
 EACH, BROKEN = 400, 12
 SMALL = 30
 
@@ -45,7 +47,6 @@ def world(tmp_path: Path, simulator: SimulatorProcess) -> World:
     return made
 
 
-@pytest.mark.slow
 def test_a_planted_regression_of_three_points_on_one_slice_is_stopped(
     tmp_path: Path, simulator: SimulatorProcess
 ) -> None:

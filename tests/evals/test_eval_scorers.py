@@ -20,6 +20,8 @@ from drivetrain.evals.reading import READINGS, inside_fences, reading
 from drivetrain.evals.scoring import Answer, compiled
 from drivetrain.project.snapshot import GatewaySettings, LedgerSettings, Snapshot
 
+pytestmark = pytest.mark.slow
+
 
 def said(text: str = "", value: Any = None, **more: str) -> Answer:
     return Answer(text=text, value=value, **more)

@@ -23,6 +23,8 @@ from drivetrain.embedded import calls as embedded
 from drivetrain.embedded.modelling import open_reports
 from drivetrain.embedded.outcomes import record_outcomes
 
+pytestmark = pytest.mark.slow
+
 CALLS = 60
 TABLES = {
     "refund.json": table(("< 0.4", "", "refund"), ("", "", "review")),

@@ -15,6 +15,8 @@ from drivetrain.evals.explain import FACTORS, Explanation, explain, metric_of
 from drivetrain.evals.replayed import Replayed
 from drivetrain.project.snapshot import Snapshot
 
+pytestmark = pytest.mark.slow
+
 CALLS = 300
 """Of each period; their amounts are spread evenly, so that no share is luck."""
 SCORES = ("claim.amount / 100", "(claim.amount / 100) ** 2")

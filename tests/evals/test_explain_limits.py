@@ -22,6 +22,8 @@ from drivetrain.evals.replayed import Replayed
 from drivetrain.evals.workflow_key import route_key, workflow_key
 from drivetrain.project.snapshot import Snapshot
 
+pytestmark = pytest.mark.slow
+
 LOW, HIGH = ({"refund.json": table((f"< {limit}", "", "refund"), ("", "", "review"))} for limit in (0.4, 0.6))
 SMALL, LARGE = (f'dt.Variant("only", model="up/{name}", max_output_tokens=64)' for name in ("small", "large"))
 CLAIMS = [{"amount": float(number)} for number in range(100)]

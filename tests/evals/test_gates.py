@@ -17,6 +17,8 @@ from drivetrain.evals.calibration import Calibration
 from drivetrain.evals.gates import SLICE_ROWS_MIN, GateResult, judge_gates, needs_baseline, parse_gate
 from drivetrain.evals.rows import RowV1, Run
 
+pytestmark = pytest.mark.slow
+
 PASSED, FAILED, UNSETTLED = "passed", "failed", "not enough evidence"
 
 

@@ -15,6 +15,8 @@ from drivetrain.evals.judging import FLIPPED, STEADY, calibration_of, judge_inpu
 from drivetrain.evals.rows import RowV1, Run
 from drivetrain.evals.scoring import Answer
 
+pytestmark = pytest.mark.slow
+
 
 class Question(dt.Record):
     question: str

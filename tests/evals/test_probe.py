@@ -30,6 +30,8 @@ from drivetrain.project import load, unload
 from drivetrain.registry.reports import Reports
 from drivetrain.simulator import SimulatorProcess
 
+pytestmark = pytest.mark.slow
+
 KEY = b"k" * 32
 SEED = 20261121
 WORDS = ["please", "refund", "my", "order", "it", "arrived", "broken", "and", "late", "so", "send", "the", "money"]
@@ -58,7 +60,6 @@ def answers(model: Model, chance: random.Random, rows: int = 20, repeats: int = 
     return {str(row): [model(row, chance) for _ in range(repeats)] for row in range(rows)}
 
 
-@pytest.mark.slow
 def test_a_noisy_model_that_does_not_change_raises_few_alarms_over_many_probes() -> None:
     print(f"seed {SEED}")
     chance = random.Random(SEED)
@@ -315,7 +316,6 @@ def _live_calls(root: Path, count: int) -> None:
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=100)
 
 
-@pytest.mark.slow
 def test_the_limit_holds_and_a_provider_that_is_down_is_not_a_changed_one(project: Path, port: int) -> None:
     with_dataset(project)
     with simulated(port):
@@ -346,7 +346,6 @@ def test_wrong_arguments_are_told_and_two_probes_do_not_run_at_once(project: Pat
     assert run(project, "--every", "often").exit_code == 1
 
 
-@pytest.mark.slow
 def test_a_loop_ends_at_a_signal(project: Path, port: int) -> None:
     with_dataset(project)
     with simulated(port):

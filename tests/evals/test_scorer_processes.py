@@ -26,6 +26,8 @@ from drivetrain.evals.isolation import HANGS_MAX
 from drivetrain.evals.scoring import Answer, CompiledScorer, compiled
 from drivetrain.project import load, unload
 
+pytestmark = pytest.mark.slow
+
 
 class Route(dt.Record):
     intent: str

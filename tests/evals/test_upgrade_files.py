@@ -24,6 +24,8 @@ from drivetrain.evals.upgrading.result import Upgrade
 from drivetrain.evals.upgrading.verdict import Asked
 from drivetrain.statistics.paired import mcnemar
 
+pytestmark = pytest.mark.slow
+
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 PRIME, LEETCODE = DATA / "llmdrift" / "PRIME_FULL_EVAL.csv", DATA / "llmdrift" / "LEETCODE_EASY_EVAL.csv"
 ZEROEVAL = DATA / "zeroeval" / "gsm8k_outcomes.csv"
@@ -117,7 +119,6 @@ def test_right_but_wrapped_in_markdown_is_a_failure_of_format(
 
 
 @here
-@pytest.mark.slow
 def test_pairs_of_models_that_differ_are_told_rightly_in_any_order() -> None:
     """The sure ones and the unsure ones of 28 pairs, in a few orders; benchmarks/upgrade.py has a thousand of each."""
     with ZEROEVAL.open(newline="", encoding="utf-8") as file:

@@ -15,6 +15,8 @@ from drivetrain.embedded.asking import open_lake
 from drivetrain.lake.calls import Calls
 from drivetrain.simulator import SimulatorProcess
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = """\
 [project]
 name = "judged"

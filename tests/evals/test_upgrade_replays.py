@@ -25,6 +25,8 @@ from drivetrain.lake.calls import Calls
 from drivetrain.project.stored import load_stored
 from drivetrain.simulator import SimulatorProcess
 
+pytestmark = pytest.mark.slow
+
 LABELS = ("billing", "technical", "cancellation", "spam")
 ROWS = 240
 SETTINGS = """\

@@ -31,6 +31,8 @@ from execution_world import (
 from drivetrain.core.calls import ClosedV1, OpenedV1
 from drivetrain.execution.plan import Plans
 
+pytestmark = pytest.mark.slow
+
 SEED = int(os.environ.get("DRIVETRAIN_SEED") or random.SystemRandom().randrange(2**32))
 CALLS = 1_500
 DOORS = {"triage": ("chat", "workflow", "python"), "up/small": ("direct",)}

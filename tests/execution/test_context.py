@@ -25,6 +25,8 @@ from drivetrain.execution.context import (
 )
 from drivetrain.providers.answers import estimated_tokens
 
+pytestmark = pytest.mark.slow
+
 SEED = int(os.environ.get("DRIVETRAIN_SEED") or random.SystemRandom().randrange(2**32))
 CONVERSATIONS = 1_500
 INSTRUCTIONS = ("system", "developer")

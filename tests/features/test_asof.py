@@ -13,6 +13,8 @@ from offline_world import NOWHERE, Row, ask, by_key, connection, defined, expect
 from drivetrain.core.features import Entity, FeatureView, Field, TableSource
 from drivetrain.features.latest import latest
 
+pytestmark = pytest.mark.slow
+
 SHOP = Entity("shop", join_keys=("country", "shop"), value_type=str)
 TYPES = {"country": str, "shop": str, "event_timestamp": type(minute(0)), "known": type(minute(0)), "a": int, "b": str}
 TTLS = (None, timedelta(minutes=1), timedelta(minutes=9))
@@ -116,7 +118,6 @@ def test_random_labels_get_what_brute_force_finds() -> None:
     check_against_brute_force("asof", 200_000)
 
 
-@pytest.mark.slow
 def test_a_million_random_labels_get_what_brute_force_finds() -> None:
     check_against_brute_force("asof, a million", 1_000_000)
 

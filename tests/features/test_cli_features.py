@@ -21,6 +21,8 @@ from drivetrain.embedded.featuring import unmaterialized
 from drivetrain.project import load
 from support.tries import PATIENCE_S
 
+pytestmark = pytest.mark.slow
+
 DECLARED = """
 import drivetrain as dt
 
@@ -208,7 +210,6 @@ def served(project: Path) -> Iterator[Callable[..., tuple[int, Any]]]:
     process.stdout.close()
 
 
-@pytest.mark.slow
 def test_the_feature_server_speaks_as_feasts_does(served: Callable[..., tuple[int, Any]]) -> None:
     assert served("GET", "/health") == (200, {})
     status, pushed = served(
@@ -268,7 +269,6 @@ def key_of(project: Path) -> Callable[..., str]:
     return made
 
 
-@pytest.mark.slow
 def test_keys_are_the_gateways(
     key_of: Callable[..., str], project: Path, request: pytest.FixtureRequest, run: Callable[..., Result]
 ) -> None:

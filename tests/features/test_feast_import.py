@@ -23,6 +23,8 @@ from drivetrain.features.feast_import import Imported, import_feast
 from drivetrain.project import load
 from support.tries import in_one_try
 
+pytestmark = pytest.mark.slow
+
 FEAST = Path(__file__).parents[2] / ".venvs" / "feast" / "bin" / "python"
 START = datetime(2025, 3, 1, tzinfo=UTC)
 DRIVERS = (1001, 1002, 1003, 1004, 1005)
@@ -264,7 +266,6 @@ def test_a_training_set_equals_brute_force(tmp_path: Path, corrected: bool) -> N
     assert 20 < found < len(labels), "the data must have labels with and without history"
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(not FEAST.exists(), reason="Feast has no environment of its own here")
 def test_a_training_set_equals_feasts(tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ from drivetrain.core.features import (
     TableSource,
 )
 
+pytestmark = pytest.mark.slow
+
 CUSTOMER = Entity("customer", value_type=int)
 SHOP = Entity("shop", value_type=str)
 STATS = FeatureView(

@@ -12,6 +12,8 @@ from online_world import CUSTOMERS, START, World, write_csv
 
 from drivetrain.core.errors import DrivetrainError
 
+pytestmark = pytest.mark.slow
+
 DECLARED = """
 import drivetrain as dt
 customer = dt.Entity("customer")

@@ -14,6 +14,8 @@ from online_world import START, World, write_csv
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.features.online import ROWS_MAX
 
+pytestmark = pytest.mark.slow
+
 DECLARED = """
 import drivetrain as dt
 from datetime import datetime, UTC

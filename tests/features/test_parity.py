@@ -14,6 +14,8 @@ from online_world import CUSTOMERS, DECLARED, World, skew
 
 from drivetrain.features.parity import FeatureParity, ParityReport, cause_of
 
+pytestmark = pytest.mark.slow
+
 SEED = int(os.environ.get("DRIVETRAIN_TEST_SEED", "20260131"))
 
 
@@ -27,7 +29,6 @@ def of(report: ParityReport, reference: str) -> FeatureParity:
     return next(one for one in report.features["everything"] if one.feature == reference)
 
 
-@pytest.mark.slow
 def test_what_calls_saw_is_what_training_would_see(world: World) -> None:
     """Every type, window, function, ttl, late row, null and push, over days of a moving clock: not one difference."""
     for hours in (0, 5, 26, 70):

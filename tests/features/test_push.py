@@ -11,6 +11,8 @@ from online_world import START, World
 
 from drivetrain.core.errors import DrivetrainError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:

@@ -12,6 +12,8 @@ from drivetrain.core.errors import DrivetrainError
 from drivetrain.embedded.asking import open_lake
 from drivetrain.features.snapshots import KEPT
 
+pytestmark = pytest.mark.slow
+
 DECLARED = """
 import drivetrain as dt
 shop = dt.Entity("shop")

@@ -16,6 +16,8 @@ from offline_world import NOWHERE, Row, ask, by_key, connection, defined, minute
 from drivetrain.core.features import AGGREGATIONS, Aggregation, Entity, FeatureView, Field, PushSource, TableSource
 from drivetrain.features.latest import latest
 
+pytestmark = pytest.mark.slow
+
 USER = Entity("user", value_type=int)
 TYPES = {"user": int, "event_timestamp": datetime, "known": datetime, "amount": float, "shop": str}
 OVERS = {"1m": 1, "7m": 7, "1h": 60}

@@ -27,6 +27,8 @@ from support.upstream import (
     stream_events,
 )
 
+pytestmark = pytest.mark.slow
+
 PROVIDER_KEY = "sk-provider-0123456789-very-secret"
 TOKEN = "token-abcdefghij-very-secret"
 KEY = "client-key-abcdefghij-very-secret"

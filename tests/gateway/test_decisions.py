@@ -21,6 +21,8 @@ from support.projects import model, provider, settings, workflow
 from support.served import Served, served
 from support.upstream import Upstream, completion, http
 
+pytestmark = pytest.mark.slow
+
 CODE = """
 import drivetrain as dt
 
@@ -290,7 +292,6 @@ def test_the_metrics_count_actions_and_stay_bounded(gateway: Served) -> None:
 # A person's.
 
 
-@pytest.mark.slow
 def test_what_a_forgotten_or_erased_persons_decisions_were_made_from_is_gone(gateway: Served) -> None:
     ids = {}
     for who in ("forgotten-1", "erased-2", "kept-3"):

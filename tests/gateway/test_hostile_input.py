@@ -33,6 +33,8 @@ from support.upstream import (
     stream_events,
 )
 
+pytestmark = pytest.mark.slow
+
 PROVIDER_KEY = "sk-provider-0123456789-very-secret"
 KEY = "client-key-abcdefghij-very-secret"
 LIMITED_KEY = "client-key-limited-klmnop-very-secret"
@@ -217,7 +219,6 @@ def test_a_head_that_stalls_is_ended(impatient: Served) -> None:
     assert answer.headers["connection"] == "close"
 
 
-@pytest.mark.slow
 def test_a_dripping_head_is_ended(impatient: Served) -> None:
     def drip() -> None:
         with wire.connect(impatient.port) as connection, contextlib.suppress(OSError):
@@ -238,7 +239,6 @@ def test_a_body_that_stalls_is_ended(impatient: Served, upstream: Upstream) -> N
     assert upstream.asked == []
 
 
-@pytest.mark.slow
 def test_an_idle_connection_is_closed(impatient: Served) -> None:
     def idle() -> str:
         with wire.connect(impatient.port) as connection:
@@ -923,7 +923,6 @@ def test_a_client_that_never_reads_a_large_stream_is_dropped_in_bounded_memory(
     assert settle(impatient, "drivetrain_connections", 1) == 1
 
 
-@pytest.mark.slow
 def test_clients_that_never_read_whole_answers_are_dropped(impatient: Served, upstream: Upstream) -> None:
     """However much of an answer is left in the gateway: much of it, or less than it takes to stop writing."""
     upstream.on("/raw", lambda one, to: to.send(http(completion("y" * one.json["seed"]))))

@@ -35,6 +35,8 @@ from support.upstream import (
     stream_events,
 )
 
+pytestmark = pytest.mark.slow
+
 PROVIDER_KEY = "sk-provider-0123456789-very-secret"
 SLACK_MS = 700
 """What a busy machine may add to a deadline."""

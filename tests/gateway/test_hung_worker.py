@@ -27,6 +27,8 @@ from support.projects import model, provider, settings, workflow
 from support.served import READY, START, Served
 from support.tries import PATIENCE_S, eventually, measured
 
+pytestmark = pytest.mark.slow
+
 SILENT_S = 2.0
 REPLACED_S = 5.0
 """Silence, its noticing, the telling and a start, on a busy machine."""
@@ -195,7 +197,6 @@ def test_others_serve_on_while_one_hangs(simulator: SimulatorProcess) -> None:
         assert eventually(lambda: all(answers(running.port) for _ in range(16)))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("everybody", [True, False])
 def test_nobody_is_blamed_for_a_pause_of_all_or_of_the_supervisor(simulator: SimulatorProcess, everybody: bool) -> None:
     with gateway(simulator, workers=2) as running:
@@ -212,7 +213,6 @@ def test_nobody_is_blamed_for_a_pause_of_all_or_of_the_supervisor(simulator: Sim
         assert answers(running.port)
 
 
-@pytest.mark.slow
 def test_what_may_rightly_take_long_is_no_silence(simulator: SimulatorProcess) -> None:
     """A slow rule, and a project whose modules take longer to load than a worker may be silent."""
     with gateway(simulator, workers=1) as running:
@@ -243,7 +243,6 @@ def test_a_worker_that_hangs_while_the_gateway_ends_is_not_waited_for(simulator:
     measured(REPLACED_S, story)
 
 
-@pytest.mark.slow
 def test_a_worker_that_is_lost_again_and_again_is_started_again(simulator: SimulatorProcess) -> None:
     def story() -> float:
         """Its time: more than the supervisor's old bound was in its window."""
@@ -262,7 +261,6 @@ def test_a_worker_that_is_lost_again_and_again_is_started_again(simulator: Simul
     measured(10, story)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(150)
 def test_it_gives_up_only_when_none_serves_and_none_can_start(simulator: SimulatorProcess) -> None:
     with gateway(simulator, workers=2) as running:

@@ -37,6 +37,8 @@ from support.upstream import (
     stream_events,
 )
 
+pytestmark = pytest.mark.slow
+
 KEYS = """
 [keys.shop]
 secret = "env:SHOP_KEY"

@@ -18,6 +18,8 @@ from support.projects import model, provider, settings, workflow
 from support.served import Served, served
 from support.tries import PATIENCE_S, eventually
 
+pytestmark = pytest.mark.slow
+
 KEY = "client-key-abcdefghij"
 LABELS = ["billing", "technical", "spam"]
 PIXEL = base64.b64encode(

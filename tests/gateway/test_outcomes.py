@@ -22,6 +22,8 @@ from support.lakes import lake_at
 from support.projects import model, provider, settings, workflow
 from support.served import Served, served
 
+pytestmark = pytest.mark.slow
+
 KEY = "client-key-abcdefghij-very-secret"
 OTHER_KEY = "other-key-klmnopqrst-very-secret"
 UNKNOWN = "call_0123456789abcdef0123456789abcd"

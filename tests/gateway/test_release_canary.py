@@ -21,6 +21,8 @@ from support import wire
 from support.projects import workflow
 from support.releases import ID, Releases
 
+pytestmark = pytest.mark.slow
+
 USERS = [f"user-{number}" for number in range(60)]
 TYPED = """
 import drivetrain as dt
@@ -229,7 +231,6 @@ def metrics(port: int) -> str:
     return wire.one(port, wire.request(method="GET", path="/metrics")).body.decode()
 
 
-@pytest.mark.slow
 def test_a_restart_comes_back_into_the_same_stage(simulator: SimulatorProcess) -> None:
     with gateway(project(simulator.url, "old"), workers=2) as served:
         canary = Canary(served, simulator.url, 0.2, 0.5, workers=2)

@@ -24,6 +24,8 @@ from support.projects import workflow
 from support.releases import Releases
 from support.tries import in_one_try, measured
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def simulator() -> Iterator[SimulatorProcess]:
@@ -188,7 +190,6 @@ def test_a_log_that_lost_records_or_cannot_be_read_changes_nothing(
     assert "can be read again" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_workers_that_come_later_start_from_what_is_live(simulator: SimulatorProcess) -> None:
     """The supervisor has loaded it by then, so the first Call needs no load; and the way back is found again. When it

@@ -15,6 +15,8 @@ from support.registered import register_words
 from support.releases import Releases
 from support.tries import measured
 
+pytestmark = pytest.mark.slow
+
 CODE = """
 import drivetrain as dt
 

@@ -17,6 +17,8 @@ from support.projects import workflow
 from support.releases import Releases
 from support.tries import measured
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def simulator() -> Iterator[SimulatorProcess]:

@@ -33,6 +33,8 @@ from support.projects import model, provider, settings, workflow
 from support.shadows import ID, rollout
 from support.tries import PATIENCE_S
 
+pytestmark = pytest.mark.slow
+
 WHO = Attribution("acme", "support", "tests", "app", "anna", ("blue",))
 
 

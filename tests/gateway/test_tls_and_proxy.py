@@ -26,6 +26,8 @@ from support.tls import LOOPBACK, OPENED, REFUSED, Authority, SixUpstream, TlsUp
 from support.tries import PATIENCE_S, eventually, measured, within
 from support.upstream import Asked, Upstream, Wire, completion, http, stream, stream_events
 
+pytestmark = pytest.mark.slow
+
 PROVIDER_KEY = "sk-provider-0123456789-very-secret"
 USER, PASSWORD, QUOTED = "proxy-user", "hush@hush-very-secret", "hush%40hush-very-secret"
 BASIC = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()

@@ -19,6 +19,8 @@ from drivetrain.gateway.idempotency_answers import STREAM_WHOLE, Answering, name
 from drivetrain.ports.idempotency import Ask, Claim, Found, IdempotencyStore, IdempotencyUnavailable
 from support.tries import PATIENCE_S, in_one_try, within
 
+pytestmark = pytest.mark.slow
+
 SECRET = b"s" * 32
 SCOPE = ("acme", "shop", "chat", "")
 

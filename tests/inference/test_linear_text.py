@@ -40,6 +40,8 @@ from drivetrain.inference.scorers import open_scorer
 from drivetrain.inference.tokenizing import KEPT_WORDS_MAX
 from support.tries import measured
 
+pytestmark = pytest.mark.slow
+
 BANKING = Path(__file__).parents[3] / "shared" / "data" / "banking77"
 ALPHABET = (
     "aabbccdd eeffgg  hh\t\n_09.,-'äÖéßİıſ"
@@ -176,7 +178,6 @@ def banking() -> tuple[FeatureUnion, LogisticRegression, list[str], list[str]]:
     return union, classifier, [row["text"] for row in test], [row["category"] for row in test]
 
 
-@pytest.mark.slow
 def test_every_question_of_customers_gets_scikit_learns_answer_in_a_quarter_of_its_time(
     banking: Any, tmp_path: Path
 ) -> None:

@@ -30,6 +30,8 @@ from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.models import Column, Pinned, Scored, Signature
 from drivetrain.inference.scorers import CALIBRATION, open_scorer, scorer_time_us
 
+pytestmark = pytest.mark.slow
+
 ROWS, COLUMNS = 400, 5
 """Of every model here; the last column is a code from 0 to 5."""
 NUMBERS = tuple(Column(name=f"c{place}", dtype="float", nullable=True) for place in range(COLUMNS))
@@ -371,7 +373,6 @@ print(refused)
 """
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("kind", ["txt", "json", "ubj", "onnx"])
 def test_no_damaged_file_ends_the_process(kind: str, tmp_path: Path) -> None:

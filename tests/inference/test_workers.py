@@ -32,6 +32,8 @@ from support.losing import losing_loop
 from support.trained import Echo, Sink, all_ended, asked, on_a_loop, pinned
 from support.tries import PATIENCE_S, in_one_try
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).resolve().parents[1]
 PROCESS = f"""
 import argparse, sys

@@ -13,6 +13,8 @@ from keys_world import SERVE, Keys, chat, eventually, project, project_files
 
 from support import wire
 
+pytestmark = pytest.mark.slow
+
 EVERYWHERE = "0.0.0.0"
 
 

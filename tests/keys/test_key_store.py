@@ -20,6 +20,8 @@ from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.keys import IssuedKey, key_digest, new_key
 from drivetrain.ports.keys import KeyTerms
 
+pytestmark = pytest.mark.slow
+
 S = 1_000_000_000
 NOW = 1_800_000_000 * S
 

@@ -15,6 +15,8 @@ from keys_world import DECLARED, KEYS, Keys, project_files, written
 from drivetrain.core.keys import is_well_formed
 from drivetrain.core.times import parse_iso
 
+pytestmark = pytest.mark.slow
+
 DAY_NS = 86_400_000_000_000
 
 

@@ -30,6 +30,8 @@ from keys_world import (
 from drivetrain.ledger.reader import LedgerReader
 from support import wire
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def root() -> Iterator[Path]:

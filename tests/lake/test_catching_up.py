@@ -19,6 +19,8 @@ from drivetrain.lake.waiting import ROLL_FIRST_BYTES, waiting_bytes
 from drivetrain.ledger.journal import FrameJournal
 from drivetrain.ports.tables import TableStore
 
+pytestmark = pytest.mark.slow
+
 COUNT = "select count(*), count(distinct call_id), sum(cost_nano_usd) from calls"
 
 
@@ -70,7 +72,6 @@ def asking(data_folder: Path, tables: TableStore) -> Lake:
     return Lake(data_folder, tables, catch_up=lambda: Roller(data_folder, tables).roll())
 
 
-@pytest.mark.slow
 def test_a_ledger_of_200_000_calls_is_decoded_once_and_not_by_every_command(tmp_path: Path) -> None:
     (tmp_path / "drivetrain.toml").write_text('[project]\nname = "tests"\n')
     data_folder = tmp_path / ".drivetrain" / "data"

@@ -20,6 +20,8 @@ from drivetrain.ledger.journal import FrameJournal
 from drivetrain.ledger.reader import LedgerReader
 from support.records import LAW, T0_NS, attempt, call_id, closed, opened, write
 
+pytestmark = pytest.mark.slow
+
 DIMENSIONS = (*CALL_DIMENSIONS, *ATTEMPT_DIMENSIONS, "tag:env", "tag:o'clock")
 NAMES = st.sampled_from(["", "a", "b c", "ä=ö", "'; DROP TABLE calls; --", '"', "\0", "😀"])
 TAGS = st.lists(st.sampled_from(["env=prod", "env=dev", "env", "o'clock=5", "x", "a, b"]), max_size=3, unique=True)
@@ -230,7 +232,6 @@ def test_the_rollup_says_what_the_calls_say_under_a_condition(tmp_path: Path) ->
     assert queries.cost(where={"variant": "small"}, money_only=True).total.calls == 2
 
 
-@pytest.mark.slow
 def test_a_query_sees_what_was_written_before_it(tmp_path: Path) -> None:
     """Rolls, a tail, Calls across both, and a rotation: always what was written."""
     queries = LedgerQueries(lake_in(tmp_path))
@@ -266,7 +267,6 @@ def test_damage_is_told_by_every_query(tmp_path: Path) -> None:
         assert "bad" in [problem.kind for problem in queries.cost().problems]
 
 
-@pytest.mark.slow
 def test_pairs_of_dimensions_add_up(tmp_path: Path) -> None:
     sample(tmp_path)
     roll(tmp_path)

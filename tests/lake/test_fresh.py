@@ -24,6 +24,8 @@ from drivetrain.ports.tables import TableFiles, TableStore
 from support.records import T0_NS, attempt, call_id, closed, opened, write
 from support.tries import PATIENCE_S
 
+pytestmark = pytest.mark.slow
+
 EACH_ONCE = "select count(*), count(distinct call_id), sum(cost_nano_usd) from calls"
 TOTALS = (
     EACH_ONCE,
@@ -230,7 +232,6 @@ class Writer:
         return self.standing
 
 
-@pytest.mark.slow
 def test_every_call_is_seen_at_once_and_once_while_the_roller_rolls(tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
@@ -266,7 +267,6 @@ def test_every_call_is_seen_at_once_and_once_while_the_roller_rolls(tmp_path: Pa
     assert lake.query(EACH_ONCE).rows == [(total, total, 1_000 * total)]
 
 
-@pytest.mark.slow
 def test_a_query_pays_for_what_is_new_and_not_for_all_that_waits(tmp_path: Path) -> None:
     """While 2,000 Calls a second are written. CPU of all threads beside that of somebody who reads all of it anew.
 

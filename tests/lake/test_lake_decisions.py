@@ -24,6 +24,8 @@ from drivetrain.ledger.reader import LedgerReader
 from drivetrain.ports.tables import TableStore
 from support.records import DAY_NS, T0_NS, attempt, call_id, closed, opened, write
 
+pytestmark = pytest.mark.slow
+
 ANN = Attribution("acme", "support", "faq", "web", "ann-4711")
 BOB = Attribution("acme", "support", "faq", "web", "bob-4712")
 REFUND = DecisionV1(
@@ -245,7 +247,6 @@ def test_an_erasure_leaves_the_action_and_nothing_that_was_said(tmp_path: Path) 
     assert b"\x00sealed" not in content
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("newer", [False, True])
 def test_an_older_lake_can_be_erased_from(tmp_path: Path, newer: bool) -> None:
     write(tmp_path, *decided(1, None), *decided(2, None, BOB))

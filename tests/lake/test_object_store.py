@@ -16,6 +16,8 @@ from lake_stores import SECRET, Store, s3_options
 from drivetrain.adapters.lake_places import lake_place
 from drivetrain.core.errors import DrivetrainError
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("model.onnx", "a b/ü=1%20/#?&.bin", "deep/er/and/deeper/x", "deep.er")
 
 

@@ -25,6 +25,8 @@ from drivetrain.ledger.reader import LedgerReader
 from support.records import LAW, T0_NS, attempt, call_id, closed, opened, put, write
 from support.tries import PATIENCE_S
 
+pytestmark = pytest.mark.slow
+
 NAMES = st.sampled_from(["", "a", "b c", "ä=ö", "'; DROP TABLE calls; --", '"', "\0", "😀"])
 NUMBERS = st.one_of(st.integers(0, 10**6), st.sampled_from([0, 2**31, 2**53 + 1, 2**63 - 1]))
 BYTES = st.binary(max_size=40)
@@ -106,7 +108,6 @@ def test_law_lake_and_tail_are_the_ledger(
     follow(tmp_path_factory.mktemp("law"), writers, rows)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @settings(LAW, max_examples=40)
 @given(writers=histories(), rows=st.integers(1, 5))

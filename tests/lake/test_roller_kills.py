@@ -19,6 +19,8 @@ from drivetrain.lake.plans import ledger_of
 from support.records import call_id
 from support.tries import PATIENCE_S
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 WRITER = """
 import os, sys, time
@@ -150,7 +152,6 @@ def test_a_roller_that_is_killed_loses_nothing_and_doubles_nothing(tmp_path: Pat
     rounds(tmp_path, 15, random.SystemRandom().randrange(10**6))
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1_800)
 def test_a_roller_that_is_killed_two_hundred_times_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
     rounds(tmp_path, 200, random.SystemRandom().randrange(10**6))

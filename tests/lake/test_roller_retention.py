@@ -19,6 +19,8 @@ from drivetrain.ledger.frames import segments
 from drivetrain.ledger.journal import FrameJournal
 from support.records import T0_NS, attempt, closed, opened, put, write
 
+pytestmark = pytest.mark.slow
+
 FOR_EVER = Keep()
 
 

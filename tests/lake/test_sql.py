@@ -24,6 +24,8 @@ from drivetrain.lake.lake import Lake
 from support.records import T0_NS, attempt, call_id, closed, opened, write
 from support.tries import within
 
+pytestmark = pytest.mark.slow
+
 app = typer.Typer()
 app.command("sql")(sql_cli.sql_command)
 app.command("other")(lambda: None)

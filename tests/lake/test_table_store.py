@@ -25,6 +25,8 @@ from drivetrain.adapters.objects import FileObjects
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.ports.tables import TableChanged
 
+pytestmark = pytest.mark.slow
+
 KILLS = 12
 PERSON = "Jane Roe"
 """Never quoted."""
@@ -597,7 +599,6 @@ def test_refused_credentials_are_told_without_them(tmp_path: Path) -> None:
         refused_everywhere("s3://lake/x", s3_options(url), tmp_path, "refused us")
 
 
-@pytest.mark.slow
 def test_a_store_that_cannot_be_reached_is_told(tmp_path: Path) -> None:
     refused_everywhere("s3://lake/x", s3_options("http://127.0.0.1:9"), tmp_path, "cannot be reached")
 
@@ -626,7 +627,6 @@ except DrivetrainError as error:
     assert sum(name.endswith(".parquet") and LOG not in name for name in local.listed()) == 1
 
 
-@pytest.mark.slow
 def test_an_append_whose_answer_was_lost_is_there_once(server: S3Server, tmp_path: Path) -> None:
     """The commit arrives and the connection breaks before the answer does."""
     lost: list[str] = []
@@ -764,7 +764,6 @@ def writer(store: Store, name: str, first: int, last: int) -> subprocess.Popen[b
     return subprocess.Popen(command, stdout=subprocess.PIPE)
 
 
-@pytest.mark.slow
 def test_processes_append_at_once_and_nothing_is_lost(local: Store) -> None:
     processes = [writer(local, f"w{number}", 0, 15) for number in range(3)]
     assert [process.wait() for process in processes] == [0, 0, 0]
@@ -772,7 +771,6 @@ def test_processes_append_at_once_and_nothing_is_lost(local: Store) -> None:
     assert len(found) == len(set(found)) == 3 * 15 * 30
 
 
-@pytest.mark.slow
 def test_a_killed_append_is_there_wholly_or_not_at_all(local: Store) -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")

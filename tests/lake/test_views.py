@@ -19,6 +19,8 @@ from drivetrain.lake.lake import Lake
 from drivetrain.ledger.reader import LedgerReader
 from support.records import T0_NS, attempt, call_id, closed, opened, write
 
+pytestmark = pytest.mark.slow
+
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "lake.md"
 DAY_NS = 86_400 * 10**9
 ANN = Attribution("acme", "support", "faq", "web", "ann", ("beta", "env=prod"))

@@ -24,6 +24,8 @@ from drivetrain.ledger.reader import LedgerReader
 from support.records import LAW, attempt, call_id, closed, opened, write
 from support.tries import PATIENCE_S
 
+pytestmark = pytest.mark.slow
+
 
 def read(folder: Path, start: int = 0) -> list[tuple[int, int, Stored]]:
     """Every record behind the first frame of the only segment."""

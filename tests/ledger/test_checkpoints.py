@@ -21,6 +21,8 @@ from drivetrain.adapters.sqlite import GENESIS, SqliteControlLog, open_control_l
 from drivetrain.cli import audit
 from drivetrain.ports.control import ControlRecord
 
+pytestmark = pytest.mark.slow
+
 app = typer.Typer()
 app.add_typer(audit.app, name="audit")
 RECORDS = 12

@@ -14,6 +14,8 @@ import pytest
 from drivetrain.adapters.sqlite import SqliteControlLog
 from drivetrain.core.errors import DrivetrainError
 
+pytestmark = pytest.mark.slow
+
 FIELDS = ("seq", "at_ns", "kind", "actor", "subject", "body", "prev_hash", "hash")
 
 
@@ -184,6 +186,5 @@ def test_four_processes_append_one_chain(tmp_path: Path) -> None:
     _append_from_four(tmp_path, 10)
 
 
-@pytest.mark.slow
 def test_four_processes_append_one_long_chain(tmp_path: Path) -> None:
     _append_from_four(tmp_path, 150)

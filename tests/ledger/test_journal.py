@@ -18,6 +18,8 @@ from drivetrain.ledger.reader import LedgerReader
 from support.records import attempt, closed, opened, write
 from support.tries import PATIENCE_S
 
+pytestmark = pytest.mark.slow
+
 
 def test_callbacks_run_after_the_write_in_order_and_never_inside_append(tmp_path: Path) -> None:
     seen: list[tuple[int, bool, int]] = []
@@ -306,7 +308,6 @@ def test_a_killed_writer_loses_nothing_that_was_acknowledged(tmp_path: Path) -> 
         _kill_one(tmp_path / str(round_number), 5 + 300 * round_number)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_killed_writer_loses_nothing_over_many_kills(tmp_path: Path) -> None:
     for round_number in range(40):

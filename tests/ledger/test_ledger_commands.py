@@ -27,6 +27,8 @@ from drivetrain.core.money import nano_usd
 from support.records import T0_NS, attempt, call_id, closed, opened, write
 from support.tries import PATIENCE_S, within
 
+pytestmark = pytest.mark.slow
+
 app = typer.Typer()
 app.add_typer(calls.app, name="calls")
 app.command("cost")(cost.cost_command)

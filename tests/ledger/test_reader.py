@@ -36,6 +36,8 @@ from drivetrain.ledger.reader import LedgerReader
 from support.lakes import lake_at
 from support.records import LAW, T0_NS, attempt, call_id, closed, opened, write
 
+pytestmark = pytest.mark.slow
+
 
 def frame(record: object) -> bytes:
     body = MSGPACK.encode(record)

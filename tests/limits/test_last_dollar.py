@@ -7,12 +7,15 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from last_dollar_worker import CAP, read
 
 from drivetrain.adapters.sqlite_counters import SqliteCounters
 from drivetrain.core.calls import ClosedV1
 from drivetrain.limits.recovery import bury_dead
 from drivetrain.ports.counters import GRANTED, MONEY, REFUSED, Line, SyncRequest, Terms, Want
+
+pytestmark = pytest.mark.slow
 
 WORKER = Path(__file__).with_name("last_dollar_worker.py")
 

@@ -18,6 +18,8 @@ from drivetrain.limits.leasing import Limits
 from drivetrain.limits.slices import Hold, Waiter
 from support.tries import in_one_try, measured
 
+pytestmark = pytest.mark.slow
+
 PURSE = [budget("all", 100)]
 
 

@@ -23,6 +23,8 @@ from drivetrain.limits.leasing import Limits
 from drivetrain.limits.memory_counters import MemoryCounters
 from drivetrain.limits.slices import Accounts, Hold
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("", "a", "b", "c")
 TAGS = ("env", "env=", "env=a", "env=b", "tier=a", "=a")
 

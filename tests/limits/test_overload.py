@@ -20,6 +20,8 @@ from drivetrain.limits.slices import Hold, Waiter
 from drivetrain.ports.counters import fair_share
 from support.tries import PATIENCE_S, TRIES
 
+pytestmark = pytest.mark.slow
+
 CAP = 32
 MAY_WAIT = CAP // QUEUE_SHARE
 GATE = Limit(name="gate", kind="concurrency", dimension="project", value="", unit="calls", amount=CAP)

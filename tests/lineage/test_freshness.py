@@ -12,6 +12,8 @@ from lineage_world import SETTINGS, World
 
 from drivetrain.core.times import NS_PER_S
 
+pytestmark = pytest.mark.slow
+
 DECLARED = """\
 import drivetrain as dt
 

@@ -17,6 +17,8 @@ from drivetrain.lineage.made import INPUTS_MAX, History, Making, read_history
 from drivetrain.ports.control import ControlRecord
 from support.tries import TRIES
 
+pytestmark = pytest.mark.slow
+
 
 def golden(world: World) -> None:
     """A Dataset of three versions, a model and a Report."""

@@ -19,6 +19,8 @@ from drivetrain.lineage import openlineage
 from drivetrain.lineage.openlineage import Sent
 from support.tries import within
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("openlineage.client", reason="the extra `lineage` is not installed")
 
 

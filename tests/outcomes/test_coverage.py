@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import pytest
 from outcomes_world import T0_NS, S, World, call_id
 from typer.testing import CliRunner
 
 from drivetrain.cli import lake
 from drivetrain.core.calls import OutcomeV1
+
+pytestmark = pytest.mark.slow
 
 
 def said(

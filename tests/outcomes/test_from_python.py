@@ -16,6 +16,8 @@ from drivetrain.embedded.outcomes import record_outcome, record_outcomes
 from drivetrain.ledger.frames import is_locked, segments
 from drivetrain.ledger.reader import LedgerReader
 
+pytestmark = pytest.mark.slow
+
 
 def test_one_and_several(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(world.root)

@@ -11,6 +11,8 @@ from outcomes_world import World, call_id
 
 from drivetrain.core.times import parse_iso
 
+pytestmark = pytest.mark.slow
+
 GOOD = f"""\
 call_id,workflow,key,metric,value,source,event_time
 {call_id(1)},,,refunded,true,shop,2026-01-02T00:00:00Z

@@ -34,6 +34,8 @@ from drivetrain.project.load import Source, build
 from drivetrain.project.problems import Problems
 from drivetrain.project.snapshot import GatewaySettings, LedgerSettings, Provider
 
+pytestmark = pytest.mark.slow
+
 FULL: dict[str, Any] = {
     "project": {"name": "shop", "default_env": "prod"},
     "env": {"prod": {"gateway": {"port": 9}, "workflows": {"chat": {"slo": {"p99_ms": 5}}}}},

@@ -13,6 +13,8 @@ import pytest
 
 from drivetrain.routing.health import Health
 
+pytestmark = pytest.mark.slow
+
 S = 1_000_000_000
 WORKERS, PER_S = 4, 500
 BREAKS_S, BACK_S, END_S = 5, 65, 105

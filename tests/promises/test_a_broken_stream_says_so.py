@@ -18,6 +18,8 @@ from support import books, wire
 from support.projects import model, provider, settings, workflow
 from support.upstream import Asked, Upstream, Wire, stream, stream_events
 
+pytestmark = pytest.mark.slow
+
 ANSWER = stream(stream_events("one ", "two ", "three."))
 END = ANSWER.rindex(b"[DONE]")
 HEAD = ANSWER.index(b"\r\n\r\n") + 4

@@ -24,6 +24,8 @@ from drivetrain.simulator import SimulatorProcess
 from support import books, wire
 from support.projects import model, provider, settings, workflow
 
+pytestmark = pytest.mark.slow
+
 CLIENTS, WORKERS = 200, 4
 TEAMS, USERS = ("red", "green", "blue"), tuple(f"user-{number}" for number in range(10))
 CAPS = {"all": 30_000_000, "team": 13_000_000, "user": 5_000_000}

@@ -27,6 +27,8 @@ from drivetrain.simulator import SimulatorProcess
 from support import books, wire
 from support.projects import model, provider, settings, workflow
 
+pytestmark = pytest.mark.slow
+
 CALLS = 11
 WITHIN_MS = 50
 NOISE_MS = 60
@@ -138,7 +140,6 @@ def test_what_is_leased_is_spent_while_the_counters_are_frozen(served: Gateway, 
     assert eventually(lambda: books.settled(served.data_folder, "month") == {"month/limited": cost})
 
 
-@pytest.mark.slow
 def test_a_stuck_queue_lets_a_gateway_end(served: Gateway) -> None:
     """Its last words cannot be said; they are resolved from the ledger at the next start."""
     assert ask(served, "limited")[0].status == 200

@@ -29,7 +29,10 @@ def _may_mount() -> bool:
         return False
 
 
-pytestmark = pytest.mark.skipif(not _may_mount(), reason="only root may mount a small disk")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not _may_mount(), reason="only root may mount a small disk"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,8 @@ from sklearn.linear_model import LinearRegression
 import drivetrain as dt
 from support.projects import settings
 
+pytestmark = pytest.mark.slow
+
 FEATURES = """\
 import drivetrain as dt
 

@@ -29,6 +29,8 @@ from support import books, wire
 from support.projects import model, provider, settings, workflow
 from support.upstream import Asked, Upstream, Wire, completion, http
 
+pytestmark = pytest.mark.slow
+
 SCOPES = {"all": "project", "team": "team"}
 MAX_TOKENS = 100
 
@@ -153,7 +155,6 @@ def test_one_worker_alone_is_resolved_by_the_one_that_replaces_it(upstream: Stal
         close(connections)
 
 
-@pytest.mark.slow
 def test_nobody_lives_and_every_later_start_resolves_no_more(upstream: Staller) -> None:
     with gateway(project(upstream.url), workers=4) as served:
         connections = stall(served, upstream, 5)
@@ -254,7 +255,6 @@ def test_a_call_killed_while_it_waits_for_its_budget_costs_nothing(upstream: Sta
         assert settled_answer(served.port, request("answer")).status == 200
 
 
-@pytest.mark.slow
 def test_a_storm_of_kills_never_charges_a_call_twice(upstream: Staller) -> None:
     """Workers die at any moment, again and again; whatever the ledger says in the end, the counters say too."""
     with gateway(project(upstream.url), workers=3) as served:

@@ -19,6 +19,8 @@ from support import books, wire
 from support.projects import model, provider, settings, workflow
 from support.upstream import STREAM_HEAD, Asked, Upstream, Wire, chunk, delta, event
 
+pytestmark = pytest.mark.slow
+
 STREAM_BYTES = 16 * 1024 * 1024
 EVENT = chunk(event(delta(content="x" * 8_000)))
 PER_CLIENT_BYTES_MAX = 4 * 1024 * 1024 + 512 * 1024

@@ -18,6 +18,8 @@ from support import wire
 from support.projects import model, provider, settings, workflow
 from support.upstream import Asked, Upstream, Wire, completion, http, stream, stream_events
 
+pytestmark = pytest.mark.slow
+
 LIMITS_MS = (150, 201, 330)
 """Not all of them whole multiples of how often deadlines are looked at."""
 WITHIN_MS = 100

@@ -28,6 +28,8 @@ from support.upstream import (
     stream_events,
 )
 
+pytestmark = pytest.mark.slow
+
 WORDS = tuple(f"word{number} " for number in range(24))
 INPUT_NANO, OUTPUT_NANO = 1_000, 2_000
 

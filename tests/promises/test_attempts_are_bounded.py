@@ -19,6 +19,8 @@ from support import wire
 from support.projects import model, provider, settings, workflow
 from support.upstream import Asked, Script, Upstream, Wire, completion, http
 
+pytestmark = pytest.mark.slow
+
 ROUTES, BUDGETS = (1, 2, 3), (1, 2, 3, 4)
 SDK_RETRIES = 2
 """OpenAI's SDK asks three times in all."""

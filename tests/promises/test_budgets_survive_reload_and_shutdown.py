@@ -16,6 +16,8 @@ from promise_load import Load
 from drivetrain.simulator import SimulatorProcess
 from support import books, wire
 
+pytestmark = pytest.mark.slow
+
 SCOPES = {"all": "project", "team": "team"}
 
 

@@ -30,6 +30,8 @@ from drivetrain.simulator import SimulatorProcess
 from support import books, wire
 from support.projects import model, provider, settings, workflow
 
+pytestmark = pytest.mark.slow
+
 SEED = 20_261_121
 CALLS = 120
 SCOPES = {"all": "project", "team": "team", "user": "user", "flow": "workflow", "case": "use_case"}

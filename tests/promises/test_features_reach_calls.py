@@ -17,6 +17,8 @@ from promise_gateway import Gateway
 
 from support.projects import model, provider, settings
 
+pytestmark = pytest.mark.slow
+
 CODE = """\
 import drivetrain as dt
 

@@ -20,6 +20,8 @@ from support import wire
 from support.lakes import lake_at
 from support.projects import model, workflow
 
+pytestmark = pytest.mark.slow
+
 FRESH_S = 1.0
 TEAMS = '\n[teams.support]\nowner = "a@acme.example"\n\n[teams.sales]\nowner = "b@acme.example"\n'
 

@@ -23,6 +23,8 @@ from drivetrain.ledger.reader import LedgerReader
 from drivetrain.simulator import SimulatorProcess
 from support.lakes import lake_at
 
+pytestmark = pytest.mark.slow
+
 SEED = int(os.environ.get("DRIVETRAIN_SEED") or random.SystemRandom().randrange(2**32))
 LIVE_S = (0.05, 0.8)
 """How long a gateway lives under load before it is killed."""
@@ -153,13 +155,11 @@ def test_killed_now_and_then_with_two_workers(simulator: SimulatorProcess) -> No
     die_often(simulator, workers=2, lives=1, workers_killed=1)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_killed_seventy_times(simulator: SimulatorProcess) -> None:
     die_often(simulator, workers=1, lives=70)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_killed_with_two_workers_one_by_one_and_together(simulator: SimulatorProcess) -> None:
     die_often(simulator, workers=2, lives=14, workers_killed=RESTARTS_MAX)

@@ -20,6 +20,8 @@ from promise_gateway import Gateway, chat_project, eventually, gateway, gone, is
 from support import wire
 from support.upstream import Asked, Upstream, Wire, completion, http, stream, stream_events
 
+pytestmark = pytest.mark.slow
+
 WORKERS = 4
 CLIENTS = 12
 KEYS = 25
@@ -99,7 +101,6 @@ def test_a_concurrent_pair_makes_one_call(served: Gateway, provider: Provider, s
     assert eventually(lambda: len(served.calls()) == 20)
 
 
-@pytest.mark.slow
 def test_random_repeats_make_one_call_per_key_and_other_bodies_none(served: Gateway, provider: Provider) -> None:
     seed = secrets.randbits(32)
     print(f"seed: {seed}")
@@ -183,7 +184,6 @@ def test_workers_that_are_told_to_end_answer_who_waits_for_another_worker(served
     assert provider.calls["question"] == 1
 
 
-@pytest.mark.slow
 def test_answers_outlive_the_gateway(served: Gateway, provider: Provider) -> None:
     answers = {number: ask(served, f"lives {number}", f"{number}") for number in range(12)}
     served.kill()

@@ -12,6 +12,8 @@ from promise_gateway import Gateway
 
 from support.projects import model, provider, settings, workflow
 
+pytestmark = pytest.mark.slow
+
 RULE = '{ rule = "any", matches = "hello", answer = "ok" }'
 ROLLED_S = 30.0
 """A roll is due after a second; starting one takes another on a machine with nothing else to do."""

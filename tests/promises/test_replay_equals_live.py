@@ -33,6 +33,8 @@ from drivetrain.simulator import SimulatorProcess
 from support import wire
 from support.projects import workflow
 
+pytestmark = pytest.mark.slow
+
 SEED = int(os.environ.get("DRIVETRAIN_SEED") or random.SystemRandom().randrange(2**32))
 CALLS = 240
 CLIENTS = 12

@@ -30,6 +30,8 @@ from drivetrain.simulator import SimulatorProcess
 from support import wire
 from support.projects import workflow
 
+pytestmark = pytest.mark.slow
+
 
 def project(url: str, answer: str = "old") -> dict[str, str]:
     """`help` is slow; `said` answers by a rule, so that it tells which project is served."""

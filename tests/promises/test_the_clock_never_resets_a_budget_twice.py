@@ -24,6 +24,8 @@ from drivetrain.limits.book import Book
 from drivetrain.limits.renewal import Renewal
 from drivetrain.limits.slices import Short
 
+pytestmark = pytest.mark.slow
+
 CAP, COST = 100, 10
 NAMES = itertools.count(1)
 WHO = Attribution(team="red")

@@ -20,6 +20,8 @@ from promise_gateway import START, Gateway
 from support.projects import settings
 from support.registered import register_words, registry
 
+pytestmark = pytest.mark.slow
+
 CODE = """
 import drivetrain as dt
 

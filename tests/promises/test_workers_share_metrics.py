@@ -24,6 +24,8 @@ from promise_gateway import (
 from drivetrain.simulator import SimulatorProcess
 from support import wire
 
+pytestmark = pytest.mark.slow
+
 KEYS = """
 [keys.shop-key-name]
 secret = "env:PROMISE_KEY"

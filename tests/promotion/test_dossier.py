@@ -43,6 +43,8 @@ from drivetrain.registry.store import Draft
 from support.records import T0_NS, attempt, call_id, closed, opened, write
 from support.registered import register_words, registry
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "<script>alert(1)</script><img src=http://evil.example/x> ![p](http://evil.example/p) | `x` \x1b[31m\u202e"
 NOW_NS = T0_NS + 3_600_000_000_000
 TRIAGE = '''\

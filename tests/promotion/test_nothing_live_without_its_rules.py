@@ -37,6 +37,8 @@ from drivetrain.core.releases import (
 from drivetrain.promotion import releasing
 from drivetrain.promotion.state import read
 
+pytestmark = pytest.mark.slow
+
 SEEDS = 120
 STEPS = 60
 NAMES = ("ann", "bob", "cid", "dee", "mallory")

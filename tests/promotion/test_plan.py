@@ -12,6 +12,8 @@ from drivetrain.promotion.evidence import proof_in
 from drivetrain.promotion.recorded import runs_in
 from drivetrain.registry.reports import Stored
 
+pytestmark = pytest.mark.slow
+
 CODE, PROMPT, TOML, GOLDEN = "workflows/triage.py", "workflows/triage.j2", "drivetrain.toml", "evals/golden.py"
 POLICY = "policy=dt.Policy('p', decide=lambda c: dt.act('keep'), actions=['keep'], otherwise=dt.act('keep'))"
 LIMIT = '[limits.month]\nscope = "project"\nusd = "5"\nper = "month"'

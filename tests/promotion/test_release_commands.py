@@ -19,6 +19,8 @@ from drivetrain.project.load import load, unload
 from drivetrain.project.snapshot import Snapshot
 from drivetrain.promotion.signing import make_key
 
+pytestmark = pytest.mark.slow
+
 ME = pwd.getpwuid(os.geteuid()).pw_name
 TEAM = """
 [people.{me}]

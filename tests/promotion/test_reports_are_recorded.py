@@ -20,6 +20,8 @@ from drivetrain.promotion import approving, releasing
 from drivetrain.promotion.recorded import runs_in
 from support.eval_runs import record_run, report_of, run_of, store_report
 
+pytestmark = pytest.mark.slow
+
 UNRECORDED = "the control log has no record of a run that made it; run the eval again"
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 from shop import GOLDEN, Shop
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_history_gives_the_reason_of_a_proposal_where_its_release_has_none(shop: Shop) -> None:

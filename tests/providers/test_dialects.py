@@ -21,6 +21,8 @@ from drivetrain.providers.anthropic_messages import AnthropicMessages
 from drivetrain.providers.openai_chat import OpenAIChat
 from support.upstream import anthropic_events, anthropic_message, completion, delta, event, stream_events
 
+pytestmark = pytest.mark.slow
+
 ENDPOINT = Endpoint(name="p", scheme="http", host="127.0.0.1", port=1)
 EVERYTHING = frozenset({"tools", "json_schema", "images", "streaming", "reasoning"})
 PROPERTY = settings(max_examples=150, deadline=None, database=None, print_blob=True)

@@ -26,6 +26,8 @@ from support.projects import model, provider, settings, workflow
 from support.served import Served, served
 from support.upstream import STREAM_HEAD, Asked, Script, Upstream, Wire, completion, http, stream, stream_events
 
+pytestmark = pytest.mark.slow
+
 HOUR_US = 3_600_000_000
 MINUTE_US = 60_000_000
 T0_NS = 1_767_225_600_000_000_000

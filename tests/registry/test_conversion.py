@@ -43,7 +43,10 @@ text = pytest.importorskip("sklearn.feature_extraction.text", reason="the extra 
 WORDS = ("card", "lost", "money", "refund", "pay", "top", "up", "transfer", "pending", "pin", "app", "Über", "漢字")
 LABELS = ("refund", "card", "other")
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*:FutureWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*:FutureWarning"),
+]
 
 
 def texts(count: int = 240) -> tuple[list[str], list[str]]:

@@ -17,6 +17,8 @@ from drivetrain.core.errors import DrivetrainError
 from drivetrain.embedded.modelling import import_model, open_registry
 from drivetrain.project.pins import reference_mistake
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = '[project]\nname = "shop"\n'
 
 

@@ -18,6 +18,8 @@ from drivetrain.core.models import ModelVersionV1, Pinned
 from drivetrain.project.pins import pins
 from drivetrain.registry.store import Draft, Registry
 
+pytestmark = pytest.mark.slow
+
 PROCESS = str(Path(__file__).with_name("registering.py"))
 
 
@@ -275,7 +277,6 @@ def test_threads_that_register_at_once_get_different_numbers(world: World) -> No
     assert all(world.registry.verify(f"price@{number}").whole for number in numbers)
 
 
-@pytest.mark.slow
 def test_two_processes_that_register_at_once_get_different_numbers(world: World) -> None:
     children = [
         subprocess.Popen([sys.executable, PROCESS, str(world.root), "none", "6"], stdout=subprocess.PIPE, text=True)
@@ -288,7 +289,6 @@ def test_two_processes_that_register_at_once_get_different_numbers(world: World)
     assert world.listing()[-1] == "tmp/models.lock"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["files", "manifest", "renamed", "noted"])
 def test_a_killed_process_leaves_a_whole_version_or_none(world: World, moment: str) -> None:
     world.registry.register(draft(content=b"before"))

@@ -16,6 +16,8 @@ from drivetrain.ports.inference import Scorer
 from drivetrain.registry.trials import TrialLimits, Trials
 from support.tries import PATIENCE_S, eventually, in_one_try, within
 
+pytestmark = pytest.mark.slow
+
 PINNED = Pinned(
     name="odd", number=0, digest="d" * 64, format="onnx",
     signature=Signature(task="regression", inputs=(Column(name="text", dtype="text"),), target="price"),
@@ -106,7 +108,6 @@ with Trials("trial_loaders:doing", QUICK).open(Path({folder!r}), PINNED) as scor
 """
 
 
-@pytest.mark.slow
 def test_a_trial_whose_parent_was_killed_ends_by_itself(tmp_path: Path) -> None:
     process = in_one_try(lambda: orphan(tmp_path))
     assert eventually(lambda: not is_running(process), 4 * PATIENCE_S)

@@ -7,6 +7,8 @@ import pytest
 from .profiles import CACHE
 from .suites import PARTS, play_part
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("part", PARTS)
 def test_an_answer_given_again_is_what_a_provider_gave_this_tenant(part: int) -> None:

@@ -7,6 +7,8 @@ import pytest
 from .profiles import CRASHES
 from .suites import PARTS, play_part
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_kill_at_any_step_loses_no_call_and_no_money(part: int) -> None:

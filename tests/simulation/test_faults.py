@@ -7,6 +7,8 @@ import pytest
 from .profiles import FAULTS
 from .suites import PARTS, play_part
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("part", PARTS)
 def test_whatever_providers_and_clients_do_a_call_ends_once_and_honestly(part: int) -> None:

@@ -7,6 +7,8 @@ import pytest
 from .profiles import MACHINE
 from .suites import PARTS, play_part
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("part", PARTS)
 def test_the_machines_troubles_cost_answers_but_no_money_and_no_record(part: int) -> None:

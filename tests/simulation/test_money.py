@@ -7,6 +7,8 @@ import pytest
 from .profiles import MONEY
 from .suites import PARTS, play_part
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("part", PARTS)
 def test_no_budget_is_overspent_and_none_refuses_what_fits(part: int) -> None:

@@ -21,6 +21,8 @@ from .disk import Journal
 from .profiles import CACHE, CRASHES, MACHINE, MONEY, PROFILES
 from .world import Broken, Profile, play
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SEEDS = 150
 """Within which each broken pipeline must be found out."""

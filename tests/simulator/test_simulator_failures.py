@@ -13,6 +13,8 @@ from drivetrain.simulator import SimulatorProcess
 from drivetrain.simulator.failures import FAILURE_KINDS
 from support.tries import within
 
+pytestmark = pytest.mark.slow
+
 CHAOS: dict[str, Any] = {
     "seed": 3,
     "models": {

@@ -14,6 +14,8 @@ from drivetrain.statistics.coins import Coins
 from drivetrain.statistics.intervals import clopper_pearson
 from drivetrain.statistics.two_arms import TwoArms
 
+pytestmark = pytest.mark.slow
+
 SEED = random.SystemRandom().getrandbits(32)
 SHARE = 0.2
 TAIL = 0.05
@@ -114,7 +116,6 @@ class Crowd:
         return False
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("crowd", "played"),
     [

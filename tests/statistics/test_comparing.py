@@ -26,6 +26,8 @@ from drivetrain.statistics.comparing import (
 )
 from drivetrain.statistics.evidence import log_evidence_of_counts
 
+pytestmark = pytest.mark.slow
+
 SEED = int(os.environ.get("DRIVETRAIN_SEED") or 20_261_122)
 """Rates are compared with bounds here, which one seed in many misses by chance; DRIVETRAIN_SEED=n draws others."""
 

@@ -23,6 +23,8 @@ from drivetrain.statistics.evidence import (
     told,
 )
 
+pytestmark = pytest.mark.slow
+
 SEED = int(os.environ.get("DRIVETRAIN_SEED") or 20_261_122)
 """Rates are compared with bounds here, which one seed in many misses by chance; DRIVETRAIN_SEED=n draws others."""
 LOOK = 25
@@ -88,7 +90,6 @@ def test_where_the_margin_is_just_lost_it_seldom_says_that_it_is_not() -> None:
     assert float((log_evidence_of_counts(*better, beyond=-0.02) >= math.log(20)).any(axis=1).mean()) > 0.8
 
 
-@pytest.mark.slow
 def test_scores_and_clusters_of_no_difference_seldom_become_evidence() -> None:
     dice = np.random.default_rng(SEED)
     replays, wrong_scores, wrong_clusters = 300, 0, 0

@@ -14,6 +14,8 @@ from drivetrain.statistics.intervals import wilson
 from drivetrain.statistics.multiple import benjamini_hochberg, benjamini_hochberg_e, holm
 from drivetrain.statistics.prediction_powered import LABELS_MIN, prediction_powered
 
+pytestmark = pytest.mark.slow
+
 SEED = int(os.environ.get("DRIVETRAIN_SEED") or 20_261_122)
 """Rates are compared with bounds here, which one seed in many misses by chance; DRIVETRAIN_SEED=n draws others."""
 PUBLISHED = [
@@ -114,7 +116,6 @@ def judged(dice: np.random.Generator, count: int, right: float, noise: float) ->
     return labels.astype(float).tolist(), said.astype(float).tolist()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "right", "noise"), [(30, 0.7, 0.01), (30, 0.7, 0.15), (60, 0.9, 0.03), (100, 0.7, 0.1), (100, 0.6, 0.5)]
 )

@@ -20,6 +20,8 @@ from drivetrain.statistics.power import (
     more_until,
 )
 
+pytestmark = pytest.mark.slow
+
 SEED = int(os.environ.get("DRIVETRAIN_SEED") or 20_261_122)
 """Rates are compared with bounds here, which one seed in many misses by chance; DRIVETRAIN_SEED=n draws others."""
 

@@ -13,6 +13,8 @@ from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.recipes import TabularClassification, TextClassification, TrainedModel
 from drivetrain.training.data import TrainingData, training_data
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:

@@ -19,6 +19,8 @@ from drivetrain.training.metrics import judge_labels, judge_values, paired_label
 from drivetrain.training.report_page import markdown, read_quotes, train_page
 from drivetrain.training.report_words import accept_lines, no_threshold_lines
 
+pytestmark = pytest.mark.slow
+
 QUICK = TabularClassification(columns=COLUMNS, models=("linear",), folds=3)
 
 

@@ -14,6 +14,8 @@ from drivetrain.core.models import Column
 from drivetrain.core.recipes import Examples, TabularClassification, TabularRegression, Trained
 from drivetrain.training.tabular import Fitted, fold_numbers, train_tabular
 
+pytestmark = pytest.mark.slow
+
 COLUMNS = (
     Column(name="x", dtype="float", nullable=True),
     Column(name="kind", dtype="category", nullable=True, values=("a", "b", "c")),
@@ -49,13 +51,11 @@ def digests(trained: Trained) -> dict[str, str]:
     return {name: hashlib.sha256(content).hexdigest() for name, content in trained.files.items()}
 
 
-@pytest.mark.slow
 def test_a_bend_is_for_trees_and_a_line_for_the_linear_model() -> None:
     assert fit(rows(500, bent=True)).trained.format == "lightgbm"
     assert fit(rows(500, bent=False)).trained.format == "onnx"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("model", ["linear", "lightgbm"])
 def test_the_same_seed_gives_the_same_bits(model: str) -> None:
     recipe = TabularClassification(models=(model,), folds=3)

@@ -24,6 +24,8 @@ from drivetrain.training.progress import progress_on
 from drivetrain.training.text import train_text
 from drivetrain.training.thresholds import threshold_for
 
+pytestmark = pytest.mark.slow
+
 BANKING77 = Path(__file__).parents[3] / "shared" / "data" / "banking77"
 TOPICS = {
     "card arrival": "when will my new card arrive in the mail post delivery envelope",
@@ -291,7 +293,6 @@ def test_progress_is_a_bar_on_a_terminal() -> None:
     assert "100%" in told.getvalue()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not (BANKING77 / "test.csv").is_file(), reason="banking77 is not beside the repository")
 def test_banking77_is_as_accurate_calibrated_and_safe_as_promised(tmp_path: Path) -> None:

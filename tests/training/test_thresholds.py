@@ -10,6 +10,8 @@ import pytest
 from drivetrain.statistics.intervals import clopper_pearson_upper
 from drivetrain.training.thresholds import abstention_curve, rows_min, threshold_for
 
+pytestmark = pytest.mark.slow
+
 RISK = 0.05
 
 

@@ -41,6 +41,8 @@ from drivetrain.registry.reports import Reports
 from drivetrain.training.training import Training, code_hash, environment_hash
 from support.tries import PATIENCE_S, in_one_try
 
+pytestmark = pytest.mark.slow
+
 QUICK = TabularClassification(columns=COLUMNS, models=("linear",), folds=3)
 TREES = TabularClassification(columns=COLUMNS, models=("lightgbm",), folds=3)
 TEXTS = {
@@ -89,7 +91,6 @@ def _files(upstream: dict[str, int]) -> dict[str, int]:
     return {name: steps for name, steps in upstream.items() if name.startswith("file:")}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "options"),
     [
@@ -110,7 +111,6 @@ def test_the_same_seed_gives_the_same_digest(place: Place, recipe: Any, options:
     assert hashes == {(code_hash(fraud(reference, recipe, seed=3, **options)), environment_hash())}
 
 
-@pytest.mark.slow
 def test_the_metrics_are_those_of_what_is_served(place: Place) -> None:
     reference = place.dataset("orders", orders(500), split=SPLIT)
     made = place.training().train(fraud(reference, TREES))
@@ -129,7 +129,6 @@ def test_the_metrics_are_those_of_what_is_served(place: Place) -> None:
     assert temperature["temperature"] == pytest.approx(made.report.body["recipe_facts"]["temperature"])
 
 
-@pytest.mark.slow
 def test_a_new_version_is_compared_with_the_champion_row_by_row(place: Place) -> None:
     reference = place.dataset("orders", orders(800), split=SPLIT)
     training = place.training()
@@ -209,7 +208,6 @@ def _train_and_wait(root: Path, ready: Any) -> None:
     place.training().train(fraud("orders@1", QUICK), progress=wait)
 
 
-@pytest.mark.slow
 def test_a_kill_leaves_nothing_that_counts_and_the_next_training_clears_the_rest(tmp_path: Path) -> None:
     place = Place(tmp_path)
     place.dataset("orders", orders(200))
@@ -416,7 +414,6 @@ def done(*arguments: str) -> str:
     return ran.stdout
 
 
-@pytest.mark.slow
 def test_drivetrain_train_of_a_declared_model(project: Path) -> None:
     (project / "texts.csv").write_text(table(texts(150)))
     done("dataset", "create", "texts", "--from-file", "texts.csv", "--split", "train=0.7,test=0.3")
@@ -452,7 +449,6 @@ route = dt.Workflow(
 """
 
 
-@pytest.mark.slow
 def test_a_model_is_trained_that_the_project_names_already(project: Path) -> None:
     (project / "workflows").mkdir()
     (project / "workflows/route.py").write_text(ROUTED)
@@ -472,7 +468,6 @@ def test_a_model_is_trained_that_the_project_names_already(project: Path) -> Non
     assert "no reference to a trained model" in malformed.stderr
 
 
-@pytest.mark.slow
 def test_drivetrain_train_by_options_alone(project: Path) -> None:
     (project / "orders.csv").write_text(table(orders(200)))
     done("dataset", "create", "orders", "--from-file", "orders.csv")
@@ -563,7 +558,6 @@ def _calls(vault: FileVault, count: int) -> list[Stored]:
     return found
 
 
-@pytest.mark.slow
 def test_calls_with_outcomes_become_a_model(project: Path) -> None:
     vault = FileVault(project / ".drivetrain" / "keys")
     journal = FrameJournal(project / ".drivetrain" / "data")
