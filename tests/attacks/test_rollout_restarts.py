@@ -142,11 +142,14 @@ def stands(world: Rolled, stage: int) -> None:
     assert live.active is not None, world.served.stderr
     assert (live.active.stage, live.refused) == (stage, ())
     since_ns = live.active.stage_ns
-    ended = [one for one in world.served.calls() if one.closed_ns and one.opened_ns >= since_ns]
+    # Copies that still waited for the shadow when the canary began are of no arm.
     arms = {
-        name: len([one for one in ended if one.snapshot == snapshot.short_hash and one.status == "answered"])
-        for name, snapshot in (("live", world.live), ("candidate", world.candidate))
-    }
+        name: len([
+            one for one in world.calls(shadow=shadow)
+            if one.opened_ns >= since_ns and one.status == "answered" and one.snapshot == snapshot.short_hash
+        ])
+        for name, snapshot, shadow in (("live", world.live, False), ("candidate", world.candidate, stage == 0))
+    }  # fmt: skip
 
     def counted() -> bool:
         told = told_by(world.run_folder)

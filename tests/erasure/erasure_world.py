@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,9 +28,9 @@ from drivetrain.project import load
 from drivetrain.project.snapshot import Snapshot
 from support import wire
 from support.books import limit
+from support.busy import IDEMPOTENCY, LIMITS, Patience
 from support.projects import model, provider, settings, workflow
 from support.served import Served, served
-from support.tries import PATIENCE_S
 from support.upstream import Upstream, completion, http
 
 ERASE = (
@@ -166,6 +165,8 @@ class World:
         self.root = gateway.root
         self.data_folder = gateway.data_folder
         self.snapshot: Snapshot = load(self.root)
+        self.patience = Patience(LIMITS, IDEMPOTENCY)
+        """Of who asks this gateway."""
         self.refused: Counter[str] = Counter()
         """Person -> Calls that were refused though nothing was wrong with them."""
 
@@ -204,12 +205,15 @@ class World:
         return str(call_id)
 
     def _answered(self, id_: str, request: bytes) -> wire.Answered:
-        """The answer; as any client does, it tries again where a busy machine's stores did not answer in time."""
-        deadline = time.monotonic() + PATIENCE_S
-        while (answer := wire.one(self.gateway.port, request)).status == 503 and time.monotonic() < deadline:
+        """The answer; as any client does, it tries again where a busy machine's stores had no time."""
+
+        def once() -> wire.Answered:
+            answer = wire.one(self.gateway.port, request)
             # Without its key's store no Call is begun; without the limits' it is, and refused.
-            self.refused[id_] += answer.error["code"] != "idempotency_unavailable"
-            time.sleep(0.1)
+            self.refused[id_] += answer.status == 503 and answer.error["code"] == LIMITS
+            return answer
+
+        answer = self.patience.answer(once)
         assert answer.status == 200, answer
         return answer
 

@@ -12,8 +12,10 @@ import msgspec
 import pytest
 from erasure_world import files_with
 from kept_world import Halted, erasure, loaded
+from typer.testing import CliRunner
 
 from drivetrain.adapters.files import FileVault
+from drivetrain.cli.eval import app as eval_app
 from drivetrain.core.datasets import ColumnV1, SchemaV1
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.evals import Score
@@ -147,6 +149,8 @@ def test_nothing_of_who_was_erased_is_in_evals_and_runs_compare_as_before(root: 
     assert (groups(second.run, HER), groups(second.run, HIM)) == ({hers}, {his}), "the same in every run"
     before = compare_reports(first.report_id, second.report_id, root).report.body
     reports = {one: one.read_bytes() for one in (root / ".drivetrain/data/reports").glob("*.json")}
+    written = {one: one.stat().st_mtime_ns for one in (root / ".drivetrain/data/evals").rglob("*.jso*")}
+    written |= {one: one.stat().st_mtime_ns for one in (root / ".drivetrain/data/evals").rglob("*.journal")}
     with loaded(root) as snapshot:
         with erasure(snapshot) as work:
             assert work.look(HER)[0].eval_rows == 4 * EACH * 2, "rows of both runs, and their answers"
@@ -173,6 +177,7 @@ def test_nothing_of_who_was_erased_is_in_evals_and_runs_compare_as_before(root: 
         assert at_must.encode() not in kept(root)
         vault.close()
     assert all(path.read_bytes() == content for path, content in reports.items())
+    assert {one: one.stat().st_mtime_ns for one in written} == written, "what is oldest is so still"
     assert find_report("golden", root).id == second.report_id
     assert compare_reports(first.report_id, second.report_id, root).report.body == before
     asked = _calls(root)
@@ -198,6 +203,14 @@ def test_a_note_is_kept_as_the_calls_texts_are(tmp_path: Path, upstream: Upstrea
     assert {score.cause for row in result.run.rows for score in row.scores.values()} == {"tone"}
     said = f"{HER} said {SAID[HER]} golden 0, and was told {SAID[HER]}-indeed"
     assert of(result.run, HER)[0].scores["quoting"].note == said, "whoever ran it is told"
+    shown = CliRunner().invoke(eval_app, ["show", "golden", "--notes", "--project", str(root), "--json"])
+    assert shown.exit_code == 0, shown.output
+    told = [one["note"] for one in json.loads(shown.stdout)["notes"]]
+    assert (said in told, len(told)) == ((True, 4 * EACH) if retention == "full" else (False, 0))
+    printed = CliRunner().invoke(eval_app, ["show", "golden", "--notes", "--project", str(root)]).stdout
+    assert (said in printed) == (retention == "full")
+    assert ("Nothing that was kept" in printed) == (retention != "full")
+    assert said not in CliRunner().invoke(eval_app, ["show", "golden", "--project", str(root)]).stdout
     assert not [one for one in (*SAID, *SAID.values()) if one.encode() in kept(root)]
     with loaded(root) as snapshot:
         vault = FileVault(snapshot.keys_folder)

@@ -10,7 +10,6 @@ from erasure_world import HER, HIM, World, needles, planted, project
 
 from drivetrain.core.errors import DrivetrainError
 from support import wire
-from support.tries import eventually
 
 PLAIN = ("order", "label", "late", "tag", "page", "note", "city", "mail", "badmail", "prompt", "answer")
 """What stands somewhere in plain; what was asked and answered does so in a Dataset made of Calls."""
@@ -64,13 +63,5 @@ def test_nothing_of_a_person_is_left_and_everything_else_is() -> None:
 
 def still_serves(world: World) -> None:
     body = {"model": "help", "messages": [{"role": "user", "content": "hi"}]}
-    # As any client does, it tries again where a busy machine's counters did not answer in time.
-    said: list[int] = []
-
-    def answered() -> bool:
-        said.append(wire.one(world.gateway.port, wire.request(body)).status)
-        return said[-1] != 503
-
-    assert eventually(answered)
-    assert said[-1] == 200
+    assert world.patience.answer(lambda: wire.one(world.gateway.port, wire.request(body))).status == 200
     assert not world.gateway.faults, world.gateway.faults

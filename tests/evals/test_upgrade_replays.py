@@ -16,6 +16,7 @@ from drivetrain.adapters.sqlite import open_control_log
 from drivetrain.cli.main import application
 from drivetrain.core.calls import Call
 from drivetrain.embedded import calls as embedded
+from drivetrain.embedded import upgrade_calls
 from drivetrain.embedded.asking import open_lake
 from drivetrain.embedded.modelling import open_reports
 from drivetrain.embedded.outcomes import record_outcomes
@@ -269,6 +270,19 @@ def test_without_calls_or_payloads_it_says_what_to_set(tmp_path: Path, simulator
     assert "has no answered Call" in run(*arguments, code=1)
     ask(root, 3)
     assert 'retention="full"' in run(*arguments, code=1)
+
+
+def test_calls_whose_answers_are_too_large_are_left_out_and_told_of(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By their size as it is kept: such an answer is not even read."""
+    ask(root, 40)
+    sizes = [len(one.answers) for one in Calls(open_lake(root)).calls(newest=40)]
+    assert min(sizes) < max(sizes)
+    monkeypatch.setattr(upgrade_calls, "STORED_BYTES_MAX", max(sizes) - 1)
+    body, _, _ = told("triage", "--candidate", "sim/better", "--project", str(root))
+    large = sizes.count(max(sizes))
+    assert any(one.startswith(f"{large:,} Calls have a prompt or an answer") for one in body["warnings"]), body
 
 
 def test_one_call_is_no_evidence(root: Path) -> None:

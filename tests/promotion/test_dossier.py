@@ -19,12 +19,14 @@ from drivetrain.core.calls import Attribution, OutcomeV1
 from drivetrain.core.models import Column, Signature
 from drivetrain.core.releases import (
     APPROVED,
+    EVAL_RAN,
     PROMOTED,
     PROPOSED,
     ROLLOUT,
     WITHDRAWN,
     ApprovalV1,
     ChangeV1,
+    EvalRanV1,
     ProposalV1,
     ReleaseV1,
     RolloutEventV1,
@@ -38,6 +40,7 @@ from drivetrain.embedded.dossier import DossierRoom
 from drivetrain.evals.workflow_key import workflow_key
 from drivetrain.project import load, unload
 from drivetrain.promotion import dossier_pages
+from drivetrain.promotion.recorded import subject_of_run
 from drivetrain.registry.reports import Reports
 from drivetrain.registry.store import Draft
 from support.records import T0_NS, attempt, call_id, closed, opened, write
@@ -143,8 +146,8 @@ def with_calls(root: Path) -> None:
     )  # fmt: skip
 
 
-def with_evidence(root: Path, *, passed: bool = False) -> str:
-    """A run of its eval for what the folder holds; its Report's id."""
+def with_evidence(root: Path, *, passed: bool = False, recorded: bool = True) -> str:
+    """A run of its eval for what the folder holds; its Report's id. recorded: whether the log tells of the run."""
     snapshot = load(root)
     try:
         key = workflow_key(snapshot, "triage")
@@ -163,7 +166,13 @@ def with_evidence(root: Path, *, passed: bool = False) -> str:
         verdict="a gate fails", body=body,
         facts={"eval": "triage-golden", "workflow_key": key, "passed": passed, "gates": 1, "dataset": "golden@3"},
     )  # fmt: skip
-    return Reports(root / ".drivetrain/data/reports").put(report)
+    made = Reports(root / ".drivetrain/data/reports").put(report)
+    if recorded:
+        ran = EvalRanV1(report=made, eval="triage-golden", workflow="triage", passed=passed, rows="0" * 64)
+        log_of(root).append(
+            kind=EVAL_RAN, actor="ann", subject=subject_of_run(made), body=msgspec.to_builtins(ran)
+        )  # fmt: skip
+    return made
 
 
 def with_release(root: Path) -> str:
@@ -263,6 +272,15 @@ def test_a_run_is_shown_by_group_with_intervals_and_a_failed_gate_is_an_incident
     (project / "workflows/triage.j2").write_text("Another prompt: {{ text }}")
     changed = "\n".join(told(project)["gaps"])
     assert "is of another version of the workflow" in changed
+
+
+def test_a_report_that_no_run_made_is_left_out_and_told_of(project: Path) -> None:
+    invented = with_evidence(project, passed=True, recorded=False)
+    found = told(project)
+    assert invented not in json.dumps(found["sections"])
+    assert any(one.startswith("1 Reports of evals are left out") for one in found["gaps"]), found["gaps"]
+    with_evidence(project)
+    assert "triage-golden" in json.dumps(section(told(project), "Metrics by group and gates"))
 
 
 def test_what_is_live_is_told_not_what_the_folder_has_become(project: Path) -> None:

@@ -11,6 +11,7 @@ from shop import Shop
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.releases import EVAL_RAN
 from drivetrain.embedded import promoting
+from drivetrain.embedded.eval_baseline import baseline_of
 from drivetrain.embedded.releasing import doubts_about, live_of, records_of, state_of, stored_snapshot
 from drivetrain.evals.rows import Run
 from drivetrain.evals.run_files import BASELINES, RunFiles
@@ -213,6 +214,21 @@ def test_answers_of_a_snapshot_that_answers_alike_bear_it_out(gated: Shop) -> No
     assert (done.code, "which its Calls are of, cannot be loaded" in done.err) == (1, True), done
     manifest.write_bytes(content)
     gated.ok("promote", "1")
+
+
+def test_an_invented_report_is_no_baseline(gated: Shop) -> None:
+    """Where nothing is live yet, a run is compared with what passed before; an invented Report says so of nothing."""
+    made = invented(gated)
+    ran = gated.passed()
+    gated.edit("workflows/triage.j2", "Sort", "Order")
+
+    def baseline(snapshot: Snapshot) -> str:
+        found = baseline_of(snapshot, "triage-golden", "triage", None)
+        assert found is not None
+        return found.what
+
+    found = with_snapshot(gated, baseline)
+    assert (made in found, ran in found) == (False, True), found
 
 
 def test_an_invented_report_is_listed_as_one_without_a_record(gated: Shop) -> None:

@@ -78,21 +78,26 @@ def show_command(
     report: Annotated[str, typer.Argument(help="The id of a Report, or an eval's name for its newest one.")],
     *,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    notes: Annotated[bool, typer.Option("--notes", help="Also what scorers noted, which may quote answers.")] = False,
     project: Project = None,
     as_json: Json = False,
 ) -> None:
     """Show a run: gates, figures with intervals, slices, failures by cause, cost and latency."""
-    from drivetrain.cli.eval_print import show_run
-    from drivetrain.embedded.eval_reports import find_report
+    from drivetrain.cli.eval_print import show_notes, show_run
+    from drivetrain.embedded.eval_reports import find_report, notes_of
 
     try:
         found = find_report(report, project)
+        noted = notes_of(found.id, project) if notes else []
     except DrivetrainError as error:
         fail(error)
     if as_json:
-        print_json({"id": found.id, **msgspec.to_builtins(found.report)})
-    else:
-        show_run(found.report, markdown, project)
+        shown = {"notes": msgspec.to_builtins(noted)} if notes else {}
+        print_json({"id": found.id, **msgspec.to_builtins(found.report), **shown})
+        return
+    show_run(found.report, markdown, project)
+    if notes:
+        show_notes(noted, markdown)
 
 
 @app.command("compare")

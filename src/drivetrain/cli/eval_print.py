@@ -1,4 +1,5 @@
-"""How Reports of evals read on a terminal and as Markdown; rows and Calls are cited, nobody is quoted."""
+"""How Reports of evals read on a terminal and as Markdown. Rows and Calls are cited; nobody is quoted
+but by what scorers noted, where it is asked for."""
 
 from __future__ import annotations
 
@@ -13,7 +14,10 @@ from drivetrain.core.markup import Table, markdown_table, markdown_text
 from drivetrain.core.money import usd
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from drivetrain.core.reports import ReportV1
+    from drivetrain.embedded.eval_reports import Noted
 
 PARTS_SHOWN = 30
 """Slices and suites in the table; JSON has all."""
@@ -70,6 +74,17 @@ def show_run(report: ReportV1, markdown: bool, project: Path | None) -> None:
     if body["judges"]:
         page.lines("Judges", [_judge(name, one) for name, one in body["judges"].items()])
     page.lines("Notes", body["notices"])
+
+
+def show_notes(noted: Sequence[Noted], markdown: bool) -> None:
+    """What scorers noted, one line for each answer and scorer."""
+    page = _Page(markdown)
+    page.table(
+        "What scorers noted", ["Call", "scorer", "value#", "note"],
+        [[one.call_id, one.scorer, f"{one.value:.6g}", one.note] for one in noted],
+    )  # fmt: skip
+    if not noted:
+        page.lines("What scorers noted", ["Nothing that was kept."])
 
 
 def show_compared(report: ReportV1, markdown: bool, project: Path | None) -> None:

@@ -16,6 +16,8 @@ from drivetrain.core.policies import DecisionV1
 RETAINED_NONE, RETAINED_HASH, RETAINED_FULL = 0, 1, 2
 EVAL, JUDGE = "eval", "judge"
 """The doors of Calls that evals, upgrades and probes ask, and of those that judge their answers."""
+INTERRUPTED = "interrupted"
+"""The status of a Call whose process ended before it did."""
 SHADOW = "shadow"
 """The door of a candidate's Calls on copies of traffic."""
 DOORS_ASIDE = frozenset({EVAL, JUDGE, SHADOW})

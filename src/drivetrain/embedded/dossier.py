@@ -22,6 +22,7 @@ from drivetrain.embedded.dossier_traffic import traffic_of
 from drivetrain.embedded.modelling import registry_in, reports_in
 from drivetrain.embedded.releasing import place_of
 from drivetrain.embedded.training import datasets_in
+from drivetrain.evals.run_report import KIND as EVAL_REPORT
 from drivetrain.evals.workflow_key import workflow_key
 from drivetrain.policies.compile import as_policy, compile_policy
 from drivetrain.project.load import load
@@ -31,6 +32,7 @@ from drivetrain.promotion import state
 from drivetrain.promotion.dossier import make_dossier
 from drivetrain.promotion.dossier_material import Dossier, Material, Traffic
 from drivetrain.promotion.model_card import model_card
+from drivetrain.promotion.recorded import runs_in
 from drivetrain.providers.deprecation import is_deprecated
 
 if TYPE_CHECKING:
@@ -114,6 +116,14 @@ class DossierRoom:
         reports: list[Stored] = []
         try:
             reports = self._reports.list(subject=f"workflow:{workflow}")[:REPORTS_READ_MAX]
+            runs = runs_in(self._records)
+            proved = [one for one in reports if one.report.kind != EVAL_REPORT or one.id in runs]
+            if len(proved) < len(reports):
+                unreadable.append(
+                    f"{len(reports) - len(proved)} Reports of evals are left out: the control log has no run that made "
+                    "them (`drivetrain audit verify` names them)."
+                )
+            reports = proved
         except DrivetrainError as error:
             unreadable.append(f"Its Reports cannot be read: {error.what}")
         versions = self._versions(workflow, unreadable)

@@ -21,6 +21,7 @@ from drivetrain.project.files import SETTINGS_FILE
 from drivetrain.project.load import load
 from drivetrain.project.snapshot import Snapshot
 from drivetrain.project.stored import load_stored
+from drivetrain.promotion.recorded import runs_in
 
 LIVE = "live"
 NOTHING_BEFORE = "nothing was live before, and nothing has passed"
@@ -89,16 +90,20 @@ def _named(snapshot: Snapshot, workflow: str, against: str) -> Baseline:
 
 def _before(snapshot: Snapshot, eval_name: str, key: str) -> Iterator[tuple[str, str]]:
     """(in words, hash of a Snapshot) of what passed this eval with another route, then of what was applied."""
+    if not (snapshot.data_folder / CONTROL_FILE).exists():
+        return  # neither can be without a record
+    records = list(open_control_log(snapshot.data_folder, snapshot.keys_folder).records())
+    runs = runs_in(records)
     for one in reports_in(snapshot.data_folder, snapshot.keys_folder).list(KIND):
         facts = one.report.facts
-        if facts.get("eval") == eval_name and facts.get("passed") is True and facts.get("workflow_key") != key:
+        if one.id not in runs or facts.get("eval") != eval_name:
+            continue
+        if facts.get("passed") is True and facts.get("workflow_key") != key:
             yield f"Report {one.id}, which passed before", str(facts["snapshot"])
             break
-    if not (snapshot.data_folder / CONTROL_FILE).exists():
-        return
     applied = [
         one.subject
-        for one in open_control_log(snapshot.data_folder, snapshot.keys_folder).records()
+        for one in records
         if one.kind == APPLIED and msgspec.json.decode(one.body).get("environment") == snapshot.environment
     ]
     for digest in list(dict.fromkeys(reversed(applied)))[:LOADED_MAX]:

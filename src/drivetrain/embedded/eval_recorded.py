@@ -7,7 +7,7 @@ proposes, approves and promotes, and by `drivetrain audit verify`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 
 import msgspec
@@ -35,7 +35,7 @@ from drivetrain.registry.reports import FOLDER, Reports
 SNAPSHOTS_MAX = 16
 """Of the Calls of one run, which reuses answers of before: each is loaded to see that it answers in the same way."""
 TOLD_MAX = 20
-"""Reports that are named; a folder that somebody filled is told of as well by twenty."""
+"""Of Reports that are gone; the rest is counted."""
 _BEFORE_NS = 60_000_000_000
 """A Call's id is made a moment before it opens, and clocks are put back."""
 
@@ -138,9 +138,9 @@ class RunProofs:
         )
         return {str(row[0]): _Called(*map(str, row[1:])) for row in found.rows}
 
-    def _otherwise(self, snapshots: Iterable[str], run: Run) -> str:
+    def _otherwise(self, snapshots: Set[str], run: Run) -> str:
         """Why Calls of these Snapshots tell nothing of the workflow's key, in words."""
-        short = sorted(set(snapshots) - {self._after.short_hash})
+        short = sorted(snapshots - {self._after.short_hash})
         if len(short) > SNAPSHOTS_MAX:
             return f"its Calls are of more than {SNAPSHOTS_MAX} Snapshots; run the eval again with --fresh"
         keys = [workflow_key(self._after, run.workflow)] if self._after.short_hash in snapshots else []
@@ -170,14 +170,23 @@ def unmatched(data_folder: Path, records: Iterable[ControlRecord]) -> Unmatched:
     reports, runs = Reports(data_folder / FOLDER), runs_in(records)
     try:
         stored = {one.id for one in reports.list(KIND)}
-    except DrivetrainError as error:
-        return Unmatched(gone=(error.what,))
+    except DrivetrainError:
+        # One is damaged, which may be none of a run: `drivetrain report list` tells of it.
+        stored = {id for id in runs if _is_whole(reports, id)}
     gone = [
-        f"Record {ran.seq} tells of a run of eval {ran.run.eval}, and its Report {id} is not there."
+        f"Record {ran.seq} tells of a run of eval {ran.run.eval}, and its Report {id} is not there as it was."
         for id, ran in runs.items()
         if id not in stored
     ]
-    return Unmatched(unrecorded=tuple(sorted(stored - runs.keys())), gone=tuple(gone[:TOLD_MAX]))
+    more = [f"And {len(gone) - TOLD_MAX} more Reports."] if len(gone) > TOLD_MAX else []
+    return Unmatched(unrecorded=tuple(sorted(stored - runs.keys())), gone=(*gone[:TOLD_MAX], *more))
+
+
+def _is_whole(reports: Reports, id: str) -> bool:
+    try:
+        return reports.get(id).id == id
+    except DrivetrainError:
+        return False
 
 
 def _made_ns(call_id: str) -> int:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
 
+from drivetrain.adapters.files import FileVault
 from drivetrain.core.errors import DrivetrainError, did_you_mean
 from drivetrain.embedded.applying import person
 from drivetrain.embedded.modelling import open_reports
@@ -17,6 +19,7 @@ from drivetrain.evals.eval_key import eval_key
 from drivetrain.evals.run_compare import compare_report, compare_runs
 from drivetrain.evals.run_files import RunFiles
 from drivetrain.evals.run_report import KIND
+from drivetrain.evals.run_texts import with_notes
 from drivetrain.evals.workflow_key import workflow_key
 from drivetrain.project.files import find_root
 from drivetrain.project.load import load
@@ -58,6 +61,32 @@ def find_report(name: str, project: Path | None) -> Stored:
             f"Report {one.id} is of kind `{one.report.kind}`.", do=f"`drivetrain report show {one.id}` shows it."
         )
     return one
+
+
+class Noted(msgspec.Struct, frozen=True, kw_only=True):
+    """What a scorer noted of one answer."""
+
+    row: str
+    call_id: str
+    scorer: str
+    value: float
+    note: str
+
+
+def notes_of(report: str, project: Path | None) -> list[Noted]:
+    """What scorers noted in a run, as far as it was kept and its persons were not forgotten. report: its whole id.
+
+    Raises: DrivetrainError where its rows are gone, or a note was altered.
+    """
+    place = place_of(find_root(project or Path.cwd()))
+    with closing(FileVault(place.keys_folder)) as vault:
+        rows = [with_notes(one, vault) for one in RunFiles(place.data_folder).run(report).rows]
+    return [
+        Noted(row=row.row, call_id=row.call_id, scorer=name, value=score.value, note=score.note)
+        for row in rows
+        for name, score in row.scores.items()
+        if score.note
+    ]
 
 
 def compare_reports(

@@ -33,7 +33,7 @@ from drivetrain.promotion import approving, releasing
 from drivetrain.promotion.approving import proposed, rules_for
 from drivetrain.promotion.evidence import missing, proof_in, unfit, untold, why_not
 from drivetrain.promotion.plan import Plan, Proof, plan_of
-from drivetrain.promotion.recorded import Runs, not_proved, runs_in, unrecorded
+from drivetrain.promotion.recorded import not_proved, runs_in, unrecorded
 from drivetrain.promotion.rollouts import declared_rollouts, record_event, rollout_of
 from drivetrain.promotion.signing import read_key
 from drivetrain.promotion.standing import State
@@ -54,8 +54,8 @@ class Planned(msgspec.Struct, frozen=True, kw_only=True):
     """The newest Reports of gates that they do not prove, and why."""
 
 
-def _nobody(unfit: Sequence[str]) -> None:
-    """Tells nobody."""
+def _untold(unfit: Sequence[str]) -> None:
+    """Nobody is told."""
 
 
 def desk_of(place: ReleasePlace, key: Path | None = None) -> Desk:
@@ -72,7 +72,7 @@ def plan(place: ReleasePlace) -> Planned:
 
 
 def propose(
-    place: ReleasePlace, reason: str, key: Path | None = None, *, tell: Callable[[Sequence[str]], None] = _nobody
+    place: ReleasePlace, reason: str, key: Path | None = None, *, tell: Callable[[Sequence[str]], None] = _untold
 ) -> Written[ProposalV1]:
     """The project's folder becomes a proposal, its Snapshot stored; it cites Reports that the records bear out.
 
@@ -139,19 +139,17 @@ def promote(
             raise DrivetrainError(
                 f"Proposal {number} is not what it says: {'; '.join(hidden)}.", do="Withdraw it, and propose anew."
             )
-        runs = runs_in(desk.log.records())
-        evidence = _proved(proposal.evidence, _proof(place, before, after, runs))
         reports = reports_in(place.data_folder, place.keys_folder)
+        listed, newest, runs = reports.list("eval"), newest_numbers(after), runs_in(desk.log.records())
+        evidence = _proved(proposal.evidence, proof_in(listed, before, after, newest, runs))
         lacks = missing(
             evidence, before=before, after=after, in_force=in_force, report=lambda id: reports.get(id).report,
-            newest=newest_numbers(after), doubted=RunProofs(after, runs).doubt,
+            newest=newest, doubted=RunProofs(after, runs).doubt,
         )  # fmt: skip
         looked: tuple[str, ...] = ()
         if lacks:
             unproved = [one for one in evidence if not one.report]
-            looked = unfit(
-                reports.list("eval"), unproved, before=before, after=after, newest=newest_numbers(after), runs=runs
-            )  # fmt: skip
+            looked = unfit(listed, unproved, before=before, after=after, newest=newest, runs=runs)
         rollouts = [] if now else declared_rollouts(proposal, before, after)
     if canary and not rollouts:
         if not proposal.base:
@@ -222,11 +220,6 @@ def _planned(place: ReleasePlace, after: Snapshot) -> Planned:
         shown = msgspec.structs.replace(shown, evidence=made.evidence, lacks=made.lacks)
         against = f"what was served last ({applied.short_hash})"
         return Planned(plan=made, state=state, shown=shown, against=against, unfit=told)
-
-
-def _proof(place: ReleasePlace, before: Snapshot | None, after: Snapshot, runs: Runs) -> Proof:
-    reports = reports_in(place.data_folder, place.keys_folder)
-    return proof_in(reports.list("eval"), before, after, newest_numbers(after), runs)
 
 
 def _borne_out(place: ReleasePlace, evidence: Sequence[EvidenceV1], base: str, after: Snapshot) -> None:

@@ -18,7 +18,7 @@ import msgspec
 from drivetrain.adapters.sqlite import SqliteControlLog, open_control_log
 from drivetrain.backup import layout
 from drivetrain.core.errors import DrivetrainError, did_you_mean
-from drivetrain.core.releases import Live
+from drivetrain.core.releases import EvidenceV1, Live
 from drivetrain.core.reports import ReportV1
 from drivetrain.ports.control import CONTROL_FILE, ControlRecord
 from drivetrain.project.document import DEFAULT_ENVIRONMENT, environment_name, overlay, parse
@@ -159,7 +159,7 @@ def doubts(
     A rollback is what the Release is that it restores. after: its Snapshot; before: the one that its proposal was made
     against, None where it was the first. report: the Report of an id; may raise DrivetrainError. runs: of the log.
     """
-    from drivetrain.promotion.evidence import hurried, missing, undoubted, untold
+    from drivetrain.promotion.evidence import hurried, missing, untold
     from drivetrain.promotion.recorded import is_older, unrecorded
 
     released = original(found, release)
@@ -172,11 +172,14 @@ def doubts(
         *untold(proposal, before=before, after=after, in_force=in_force),
         *hurried(made, proposal, before=before, after=after),
     )
+    older = is_older(runs, released.seq)
+
+    def doubted(one: EvidenceV1, _: ReportV1) -> str:
+        return "" if older else unrecorded(runs, one.report, one, released.seq)
+
     unproved = missing(
         (*proposal.evidence, *made.evidence), before=before, after=after, in_force=in_force, report=report,
-        doubted=undoubted
-        if is_older(runs, released.seq)
-        else lambda one, _: unrecorded(runs, one.report, one, released.seq),
+        doubted=doubted,
     )  # fmt: skip
     if made.way == "override":
         said = {one.partition(": ")[0] for one in made.lacks}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from drivetrain.core.calls import Call, OutcomeV1
+from drivetrain.core.calls import INTERRUPTED, Call, OutcomeV1
 from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.releases import ActiveRollout, RolloutEventV1
 from drivetrain.embedded.promoting import desk_of
@@ -28,8 +28,6 @@ STANDING = "rollout.json"
 """In the run folder: how the stage stands, for whoever asks, written with each look."""
 FRESH_NS = 5_000_000_000
 """What the watcher showed longer ago is computed anew, from the ledger."""
-INTERRUPTED = "interrupted"
-"""The status of a Call whose process ended before it did."""
 REPORTS_RECENT_NS = 3_600_000_000_000
 """Rollouts that ended so long ago had a watcher or a command that stored their Report."""
 
@@ -53,6 +51,7 @@ def steer(
     as well. Raises: DrivetrainError where none is under way, where another stage began while this was written, where a
     guard is broken, where the stage is not ahead, or where they may not.
     """
+    assert stage is None or event == "stage"
     if not reason.strip():
         raise DrivetrainError("Whoever steers a rollout says why.", do="Add `--reason`.")
     desk = desk_of(place, key)
@@ -70,7 +69,7 @@ def steer(
         meant = meant or active
         if active.release != meant.release or (event == "stage" and active.stage != meant.stage):
             raise DrivetrainError(
-                f"Stage {active.stage + 1} of Release {active.release} began just now, so nothing was done.",
+                f"Stage {active.stage + 1} of Release {active.release} began just now, so no other was begun.",
                 do="Look at `drivetrain rollout status`, and decide anew.",
             )
         last = active.stage + 1 >= len(active.rollout.stages)
@@ -99,6 +98,8 @@ def _refuse_advance(place: ReleasePlace, state: State, active: ActiveRollout, st
                 f"There is no stage {stage + 1}: the rollout of Release {active.release} has {stages}.",
                 do="`drivetrain rollout advance` without `--stage` goes on, behind the last one to everybody.",
             )
+        if stage == active.stage:
+            raise DrivetrainError(f"Stage {stage + 1} of Release {active.release} is under way, so nothing was done.")
         raise DrivetrainError(
             f"Stage {active.stage + 1} of Release {active.release} is under way, so stage {stage + 1} cannot begin: "
             "whoever has the candidate keeps it, so a share never shrinks.",

@@ -149,13 +149,21 @@ class LoggedCalls:
         """Those of `kept` that can be opened, newest first; one in memory besides those that were."""
         held = self.too_large = 0
         for call in self._calls.calls(wanted, newest=WINDOW, payload_bytes_max=STORED_BYTES_MAX):
+            if held > OPENED_BYTES_MAX:
+                return
             if call.call_id not in kept:
                 continue
-            found = self._open(call) if call.request and held <= OPENED_BYTES_MAX else None
-            if not call.request or (found is not None and _size(found) > CALL_BYTES_MAX):
+            if not (call.request and call.answers):  # one of them was not even read
                 self.too_large += 1
-            elif found is not None:
-                held += _size(found)
+                continue
+            found = self._open(call)
+            if found is None:
+                continue
+            sizes = len(found.raw), len((found.before.text or "").encode())
+            if max(sizes) > CALL_BYTES_MAX:
+                self.too_large += 1
+            else:
+                held += sum(sizes)
                 yield found
 
     def some(self, call_ids: Sequence[str]) -> Iterator[Opened]:
@@ -297,11 +305,6 @@ class LoggedCalls:
         """The first scorer of the workflow's first eval that is no judge."""
         known = [one for declared in self._declared for one in scorers_of(declared) if one.kind != "judge"]
         return known[0] if known else None
-
-
-def _size(one: Opened) -> int:
-    """Bytes of the prompt, or characters of the answer where they are more."""
-    return max(len(one.raw), len(one.before.text or ""))
 
 
 def _compared_fields(output: type[Any]) -> tuple[str, ...]:

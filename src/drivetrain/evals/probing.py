@@ -24,6 +24,8 @@ from itertools import combinations
 
 import msgspec
 
+from drivetrain.statistics.log_capital import log_mean
+
 LEVEL = 0.05
 """The chance of a false alarm, over all probes of all models since their baselines."""
 REPEATS = 3
@@ -153,9 +155,9 @@ def probe(
     aspects, apart, noise = {}, {}, {}
     for aspect in ASPECTS:
         seen = [_row(aspect, baseline[row], now[row]) for row in rows]
-        aspects[aspect] = _log_mean([sum(one.logs[place] for one in seen) for place in range(len(LAMBDAS))])
+        aspects[aspect] = log_mean([sum(one.logs[place] for one in seen) for place in range(len(LAMBDAS))])
         apart[aspect], noise[aspect] = _mean([one.apart for one in seen]), _mean([one.noise for one in seen])
-    evidence = _log_mean(list(aspects.values()))
+    evidence = log_mean(list(aspects.values()))
     renamed = _other(_names(before, "model"), _names(after, "model"))
     shown = len(rows) >= ROWS_MIN and evidence >= needed
     return Probed(
@@ -192,7 +194,7 @@ def _row(aspect: str, before: Sequence[AnswerV1], after: Sequence[AnswerV1]) -> 
     distances = {(i, j): _distance(aspect, answers[i], answers[j]) for i, j in combinations(places, 2)}
     mine = tuple(places[len(before) :])
     further = {ways: _further(ways, distances) for ways in combinations(places, len(after))}
-    logs = [one * further[mine] - _log_mean([one * value for value in further.values()]) for one in LAMBDAS]
+    logs = [one * further[mine] - log_mean([one * value for value in further.values()]) for one in LAMBDAS]
     between = _mean([distance for (i, j), distance in distances.items() if (i in mine) != (j in mine)])
     within = _mean([distance for (i, j), distance in distances.items() if i not in mine and j not in mine])
     return _Row(tuple(logs), between, within)
@@ -261,9 +263,3 @@ def _other(before: set[str], now: set[str]) -> tuple[str, str]:
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else 0.0
-
-
-def _log_mean(logs: Sequence[float]) -> float:
-    """The logarithm of the mean of what these are logarithms of."""
-    largest = max(logs)
-    return largest + math.log(math.fsum(math.exp(one - largest) for one in logs) / len(logs))

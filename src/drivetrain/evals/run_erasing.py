@@ -8,6 +8,8 @@ tell whom they quote, go from every row. Each file may be cut off and done again
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -30,7 +32,7 @@ _RUN: msgspec.json.Decoder[Run] = msgspec.json.Decoder(Run)
 
 
 class RunErasing:
-    """What is to be erased of one subject in the runs of evals of one data folder.
+    """What is to be erased of one subject in the runs of evals of one data folder. Reads each run, as its parts do.
 
     call_ids: of their Calls, those of runs included. datasets: names of those whose rows may have been grouped by
     person. digest: the vault's. pseudonym: makes tokens of groups.
@@ -58,7 +60,7 @@ class RunErasing:
         """Rows and kept answers that could be matched with them; changes nothing. Reads each run."""
         groups = self._all_groups()
         found = sum(one.group in groups for run in self._runs() for one in run.rows)
-        return found + sum(self._is_theirs(entry) for path in self._journals() for entry, _ in frames(path))
+        return found + sum(self._is_theirs(entry) for path in self._journals() for entry in _entries(path))
 
     def erase(
         self,
@@ -94,7 +96,7 @@ class RunErasing:
                 continue
             rows = tuple(self._without(one, groups) for one in run.rows)
             if rows != run.rows:
-                write_whole(path, msgspec.json.encode(msgspec.structs.replace(run, rows=rows)))
+                _rewrite(path, msgspec.json.encode(msgspec.structs.replace(run, rows=rows)))
 
     def _erase_answers(self, path: Path) -> None:
         """Their entries go, and what follows a damaged one, which nobody reads; and all groups, which nobody needs."""
@@ -109,7 +111,7 @@ class RunErasing:
             else:
                 kept.append(entry)
         if changed or end != path.stat().st_size:
-            write_whole(path, b"".join(frame_of(MSGPACK.encode(one)) for one in kept))
+            _rewrite(path, b"".join(frame_of(MSGPACK.encode(one)) for one in kept))
 
     def _without(self, row: RowV1, groups: Collection[str]) -> RowV1:
         if row.notes and self._has(row):
@@ -146,6 +148,20 @@ class RunErasing:
                 run = _read(path)
                 if run is not None:
                     yield run
+
+
+def _rewrite(path: Path, content: bytes) -> None:
+    """Its time stays: the oldest files of an eval are those that go when there are too many."""
+    was = path.stat()
+    write_whole(path, content)
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))
+
+
+def _entries(path: Path) -> Iterator[Entry]:
+    """Of a journal; none where it was just deleted as one of the oldest."""
+    with contextlib.suppress(FileNotFoundError):
+        for entry, _ in frames(path):
+            yield entry
 
 
 def _read(path: Path) -> Run | None:

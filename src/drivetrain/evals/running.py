@@ -170,7 +170,7 @@ class Runner:
         if judges is not None:
             order = sorted(found)
             missing += self._judge(judges, [found[place] for place in order], order, scored, progress)
-        rows = tuple(self._with_notes(scored[place], places[place][0]) for place in sorted(scored))
+        rows = tuple(self._with_sealed_notes(scored[place], places[place][0]) for place in sorted(scored))
         return Ran(rows=rows, missing=missing, reused=reused, passing=passing)
 
     def _judge(
@@ -220,7 +220,7 @@ class Runner:
         )  # fmt: skip
         return Answered(case, row, answer)
 
-    def _with_notes(self, row: RowV1, case: Case) -> RowV1:
+    def _with_sealed_notes(self, row: RowV1, case: Case) -> RowV1:
         """A note may quote the answer, so it is kept as texts of the Call are: sealed, or not at all."""
         if self._vault is None or not row.call_id or not any(one.note for one in row.scores.values()):
             return row

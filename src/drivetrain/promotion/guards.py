@@ -7,8 +7,8 @@ What counts, of each arm alike:
 
 - `errors`: Calls that failed, were interrupted, or were answered only by the workflow's ladder (degraded); also those
   that a provider refused once asked, and what the candidate does not admit though live does. Not counted at all: Calls
-  that were refused before anybody was asked (the client's mistakes, budgets, limits) or that the client left, and those
-  that were cut with a gateway: by when the watcher began to read, or by a shadow's end, but for one a look.
+  that were refused before anybody was asked (the client's mistakes, budgets, limits) or that the client left. Nor those
+  that a gateway's end cut before the watcher began to read; of those that a shadow's end cut, one a look counts.
 - `latency`: answered Calls, from opening to end, without those from the cache. Slow is what exceeds a threshold: the
   guard's own, or five that are taken from the stage's first Calls, so that both a shift and a tail are seen. They are
   taken without asking which arm answered: then these Calls count as well, and are no better known of one arm than of
@@ -24,9 +24,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from drivetrain.core.calls import Call
+from drivetrain.core.calls import INTERRUPTED, Call
 from drivetrain.core.releases import GuardV1
-from drivetrain.statistics.two_arms import Comparison, TwoArms, log_mean
+from drivetrain.statistics.log_capital import log_mean
+from drivetrain.statistics.two_arms import Comparison, TwoArms
 
 THRESHOLD_CALLS = 200
 """Of both arms; what is slow is taken from them: two of them exceed the p99."""
@@ -246,7 +247,7 @@ def failed(call: Call) -> bool | None:
     status = call.status
     if status == "answered":
         return bool(call.degraded)
-    if status == "interrupted":
+    if status == INTERRUPTED:
         return True
     if status == "failed":
         return None if call.error in NOT_OURS else True

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from drivetrain.core.calls import DOORS_ASIDE, SHADOW, Call
+from drivetrain.core.calls import DOORS_ASIDE, INTERRUPTED, SHADOW, Call
 from drivetrain.core.releases import WHOLE, ActiveRollout
 from drivetrain.core.times import lasted_text
 from drivetrain.promotion.guards import Finding, Seen, Watcher, answered_ms, failed, is_refused_by_candidate
@@ -29,7 +29,7 @@ OUTCOME_CALLS_MAX = 100_000
 ELSEWHERE = DOORS_ASIDE | {"python"}
 """Doors whose Calls no coin gave to an arm."""
 ITS_PROCESS = frozenset({"limits_unavailable", "ledger_unavailable"})
-"""Errors that a shadow has by itself: what it shares with nobody failed, before anybody was asked."""
+"""Errors of the shadow's own process, before anybody was asked: they tell nothing of the candidate."""
 SHADOWED = ("errors", "cost")
 """Guards that hold while the candidate is a shadow: there it runs in another process, where times differ."""
 OUTCOME_MOST = 1e12
@@ -103,8 +103,10 @@ class Watch:
         candidate = self._arm(call)
         if candidate is None:
             return
-        if candidate and self._is_shadow and not self._is_of_shadow(call):
-            return
+        if candidate and self._is_shadow:
+            self._shadow_answered |= call.status == "answered" and not call.degraded
+            if not self._counts(call):
+                return
         refused = is_refused_by_candidate(call) and not self._is_shadow
         if refused:
             candidate = True
@@ -251,10 +253,10 @@ class Watch:
             return None if self._is_shadow else True
         return False if call.snapshot == self.live else None
 
-    def _is_of_shadow(self, call: Call) -> bool:
-        """Whether a Call of the shadow tells of the candidate, and not of the process that it ran in."""
-        self._shadow_answered |= call.status == "answered"
-        if call.status == "interrupted":
+    def _counts(self, call: Call) -> bool:
+        """Whether a Call of the shadow tells of the candidate, and not of the process that it ran in; of those that
+        were cut, the first one of a look does."""
+        if call.status == INTERRUPTED:
             # At most one of those that its process took with it was the cause, and whoever kills it is none.
             first, self._cut = not self._cut, True
             return first

@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 
 from drivetrain.statistics.arms import Arm
+from drivetrain.statistics.log_capital import log_mean
 
 RATE_RATIOS = (2.0, 4.0, 10.0, 40.0)
 """How many times as often it may happen to the candidate's units; each has the same weight."""
@@ -57,8 +58,7 @@ class Coins:
     @property
     def log_capital(self) -> float:
         """As of the last `settle`."""
-        most = max(self._logs)
-        return most + math.log(math.fsum(math.exp(one - most) for one in self._logs) / len(self._logs))
+        return log_mean(self._logs)
 
     def leave(self, *, candidate: bool, place: int, calls: int, hits: float) -> None:
         """A unit is about to change: what it had until now counts no more, until `settle`."""

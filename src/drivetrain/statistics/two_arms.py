@@ -21,7 +21,6 @@ has most of the capital.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from statistics import NormalDist
 from zlib import crc32
 
@@ -181,12 +180,6 @@ def boundary(calls: float, tail: float) -> float:
     """
     above = (calls + EXPECTED_CALLS) / EXPECTED_CALLS
     return math.sqrt((1 + EXPECTED_CALLS / calls) * (math.log(above) - 2 * math.log(min(2 * tail, 1.0))))
-
-
-def log_mean(logs: Sequence[float]) -> float:
-    """Logarithm of the mean of capitals that are given by their logarithms."""
-    most = max(logs)
-    return most + math.log(math.fsum(math.exp(one - most) for one in logs) / len(logs))
 
 
 def _log_sum(one: float, other: float) -> float:
