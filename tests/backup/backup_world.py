@@ -51,6 +51,8 @@ refund = dt.Workflow(
     route=[dt.Variant("small", model="up/m")],
 )
 """
+BUSY = "limits_unavailable"
+"""The error of a Call for which the store of counters had no time."""
 SCOPES = {"all": "project", "team": "team"}
 
 
@@ -104,12 +106,17 @@ def serving(**more: Any) -> Iterator[Served]:
 
 
 def asked(port: int, request: bytes) -> wire.Answered:
-    """The answer; as any client does, it tries again where a busy machine's counters did not answer in time."""
+    """The answer; as any client does, it tries again where a store of a busy machine did not answer in time."""
     deadline = time.monotonic() + PATIENCE_S
-    while (answer := wire.one(port, request)).status == 503 and time.monotonic() < deadline:
+    while is_busy(answer := wire.one(port, request)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert answer.status == 200, answer
     return answer
+
+
+def is_busy(answer: wire.Answered) -> bool:
+    """Whether a store had no time to tell: nothing was sent, and nothing was spent."""
+    return answer.status == 503 and answer.error["code"] in (BUSY, "idempotency_unavailable")
 
 
 def chat(gateway: Served) -> str:
@@ -148,6 +155,12 @@ def calls_of(root: Path) -> dict[str, tuple[str, int]]:
     found = {call_id: (status, cost) for call_id, status, cost in rows}
     assert len(found) == len(rows), "a Call is there twice"
     return found
+
+
+def errors_of(root: Path) -> dict[str, str]:
+    """Call -> its error, of those that were neither answered nor cut by the end of their process."""
+    text = "SELECT call_id, error FROM calls WHERE status NOT IN ('answered', 'interrupted')"
+    return dict(open_lake(root).query(text).rows)
 
 
 def cost_of(root: Path) -> int:

@@ -155,8 +155,9 @@ def test_a_look_costs_microseconds(project: Project) -> None:
         began = time.perf_counter_ns()
         assert not feed.changed()
         took.append(time.perf_counter_ns() - began)
-    print(f"median {median(took) / 1_000:.1f} us, fastest {min(took) / 1_000:.1f} us")
-    assert min(took) < 100_000, "a machine that is kept busy makes some slow, and never all"
+    medians = [median(took[begin : begin + 50]) for begin in range(0, len(took), 50)]
+    print(f"medians of 50: {', '.join(f'{one / 1_000:.1f}' for one in medians)} us")
+    assert min(medians) < 100_000, "a machine that is kept busy makes some slow, and never half of all fifties"
     feed.close()
 
 

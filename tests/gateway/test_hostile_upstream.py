@@ -17,7 +17,7 @@ import pytest
 from support import wire
 from support.projects import model, provider, settings, workflow
 from support.served import Served, served
-from support.tries import PATIENCE_S, eventually, in_one_try, within
+from support.tries import PATIENCE_S, Spoiled, eventually, in_one_try, within
 from support.upstream import (
     STREAM_END,
     STREAM_HEAD,
@@ -42,6 +42,8 @@ SLACK_MS = 700
 """What a busy machine may add to a deadline."""
 HURRIED_S = (300 + 100 + SLACK_MS) / 1_000
 """Until the second of `hurried` has answered."""
+SOON_S = 2.0
+"""For what waits for nothing: far below the time that an Attempt may take."""
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +103,11 @@ def chat(name: str, *, stream: bool = False, **more: Any) -> bytes:
 
 def asked(gateway: Served, name: str, **more: Any) -> wire.Answered:
     return wire.one(gateway.port, chat(name, **more))
+
+
+def soon(gateway: Served, name: str, **more: Any) -> wire.Answered:
+    """The answer, which does not wait for a time to be over."""
+    return within(SOON_S, partial(asked, gateway, name, **more))
 
 
 def whole_text(answer: wire.Answered) -> str:
@@ -200,7 +207,7 @@ def test_impossible_usage_never_loses_an_answer_nor_makes_it_free(
     gateway: Served, upstream: Upstream, usage: Any
 ) -> None:
     upstream.on("/raw", http(completion("a good answer", usage=usage)))
-    answer = wire.one(gateway.port, chat("once"))
+    answer = soon(gateway, "once")
     assert answer.status == 200
     assert whole_text(answer) == "a good answer"
     call = records(gateway, answer)
@@ -211,7 +218,7 @@ def test_impossible_usage_never_loses_an_answer_nor_makes_it_free(
 @pytest.mark.parametrize("usage", ODD_USAGES.values(), ids=ODD_USAGES)
 def test_impossible_usage_never_breaks_a_stream(gateway: Served, upstream: Upstream, usage: Any) -> None:
     upstream.on("/raw", stream(stream_events(usage=usage)))
-    answer = wire.one(gateway.port, chat("once", stream=True))
+    answer = soon(gateway, "once", stream=True)
     assert ended_cleanly(answer), answer.body
     assert answer.text == "Hello."
     assert answer.events[-1] == "[DONE]"
@@ -244,7 +251,7 @@ def test_odd_fields_of_an_answer_never_hang_a_call(
     gateway: Served, upstream: Upstream, fields: dict[str, Any], name: str, streamed: bool, usage: Any
 ) -> None:
     upstream.on("/raw", http(completion(usage=usage, **fields)))
-    answer = wire.one(gateway.port, chat(name, stream=streamed))
+    answer = soon(gateway, name, stream=streamed)
     assert answer.status in (200, 502)
     assert answer.whole
     records(gateway, answer)
@@ -308,7 +315,7 @@ def test_an_endless_head_is_cut_off(gateway: Served, upstream: Upstream) -> None
         to.left(PATIENCE_S)
 
     upstream.on("/raw", script)
-    assert wire.one(gateway.port, chat("once")).status == 502
+    assert soon(gateway, "once").status == 502
 
 
 def test_a_stream_whose_line_never_ends_is_cut_off(gateway: Served, upstream: Upstream) -> None:
@@ -372,12 +379,12 @@ def test_endless_interim_answers_end(gateway: Served, upstream: Upstream) -> Non
             to.send(b"HTTP/1.1 102 Processing\r\n\r\n" * 100)
 
     upstream.on("/raw", script)
-    assert wire.one(gateway.port, chat("once")).status == 502
+    assert soon(gateway, "once").status == 502
 
 
 def test_switching_protocols_is_a_502(gateway: Served, upstream: Upstream) -> None:
     upstream.on("/raw", b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nxxxx")
-    assert wire.one(gateway.port, chat("once")).status == 502
+    assert soon(gateway, "once").status == 502
 
 
 @pytest.mark.parametrize("status", ["301 Moved Permanently", "302 Found", "307 Temporary Redirect", "308 Moved"])
@@ -455,7 +462,7 @@ def test_bytes_that_are_no_http_are_a_502(gateway: Served, upstream: Upstream) -
         b"HTTP/1.1 two hundred\r\n\r\n",
     ):
         upstream.on("/raw", nonsense)
-        assert wire.one(gateway.port, chat("once")).status == 502
+        assert soon(gateway, "once").status == 502
 
 
 # Cuts.
@@ -610,8 +617,12 @@ def test_a_stall_in_mid_stream_ends_with_an_error(gateway: Served, upstream: Ups
     def streamed() -> wire.Answered:
         begun = time.monotonic()
         answer = asked(gateway, "short", stream=True)
-        assert time.monotonic() - begun < (400 + 100 + SLACK_MS) / 1_000
-        assert answer.status == 200, "what was sent at once came after the whole of the Call's time"
+        took_s = time.monotonic() - begun
+        assert answer.status in (200, 504)
+        if answer.status == 504:
+            raise Spoiled("what was sent at once came after the whole of the Call's time")
+        if took_s >= (400 + 100 + SLACK_MS) / 1_000:
+            raise Spoiled(f"it took {took_s:.3f} s")
         return answer
 
     answer = in_one_try(streamed)
@@ -642,11 +653,10 @@ def test_a_broken_event_shape_with_a_stall_stops_no_deadlines(gateway: Served, u
         to.wait(1.2)
 
     upstream.on("/raw", script)
-    first = wire.ask(gateway.port, chat("short", stream=True))
+    first = soon(gateway, "short", stream=True)
     upstream.on("/raw", lambda _asked, to: to.wait(1.5))
     assert whole_text(within(HURRIED_S, partial(asked, gateway, "hurried"))) == "from the second"
-    assert first.answers, first
-    assert broken(first.answers[0])
+    assert broken(first)
 
 
 ODD_EVENTS: list[dict[str, Any]] = [
@@ -680,11 +690,10 @@ def test_a_broken_event_shape_with_a_cut_never_hangs_a_call(
         to.close()
 
     upstream.on("/raw", script)
-    heard = wire.ask(gateway.port, chat("once", stream=True))
-    assert heard.answers, heard
-    assert broken(heard.answers[0])
+    answer = soon(gateway, "once", stream=True)
+    assert broken(answer)
     if not first:
-        assert records(gateway, heard.answers[0]).cost_nano_usd > 0
+        assert records(gateway, answer).cost_nano_usd > 0
 
 
 @pytest.mark.parametrize("odd", ODD_EVENTS, ids=json.dumps)
@@ -693,9 +702,7 @@ def test_a_broken_event_shape_in_a_whole_stream_is_passed_on_or_an_error(
 ) -> None:
     events = stream_events(usage=...)
     upstream.on("/raw", stream([*events[:2], event(odd), *events[2:]]))
-    heard = wire.ask(gateway.port, chat("once", stream=True))
-    assert heard.answers, heard
-    answer = heard.answers[0]
+    answer = soon(gateway, "once", stream=True)
     assert broken(answer) or answer.events[-1] == "[DONE]"
     assert records(gateway, answer).cost_nano_usd > 0
 
@@ -802,7 +809,7 @@ def test_a_short_pause_is_kept_before_the_retry(gateway: Served, upstream: Upstr
 @pytest.mark.parametrize("pause", ["-5", "nan", "inf", "soon", "1e999", "", "Wed, 21 Oct 2099 07:28:00 GMT"])
 def test_an_odd_pause_breaks_nothing(gateway: Served, upstream: Upstream, pause: str) -> None:
     upstream.on("/raw", error("503 Service Unavailable", headers=f"retry-after: {pause}\r\n"))
-    assert wire.one(gateway.port, chat("once")).status == 502
+    assert soon(gateway, "once").status == 502
 
 
 @pytest.mark.parametrize(
@@ -852,7 +859,7 @@ def test_an_error_in_any_shape_is_an_error_in_ours(gateway: Served, upstream: Up
 def test_a_status_that_is_no_error_is_no_answer_either(gateway: Served, upstream: Upstream) -> None:
     for status in ("201 Created", "202 Accepted", "204 No Content"):
         upstream.on("/raw", http(b"" if status[:3] == "204" else completion(), status=status))
-        assert wire.one(gateway.port, chat("once")).status == 502
+        assert soon(gateway, "once").status == 502
 
 
 # Streams that say strange things.
@@ -1024,7 +1031,7 @@ def test_odd_fields_of_an_anthropic_answer_never_hang_a_call(
     gateway: Served, upstream: Upstream, fields: dict[str, Any], streamed: bool
 ) -> None:
     upstream.on("/claude", http(anthropic_message(**fields)))
-    answer = wire.one(gateway.port, chat("claude-once", stream=streamed))
+    answer = soon(gateway, "claude-once", stream=streamed)
     assert answer.status in (200, 502)
     records(gateway, answer)
 
@@ -1049,6 +1056,4 @@ def test_odd_events_of_an_anthropic_stream_never_hang_a_call(
 ) -> None:
     events = anthropic_events()
     upstream.on("/claude", stream([*events[:place], event(odd), *events[place:]]))
-    heard = wire.ask(gateway.port, chat("claude-once", stream=True))
-    assert heard.answers, heard
-    records(gateway, heard.answers[0])
+    records(gateway, soon(gateway, "claude-once", stream=True))

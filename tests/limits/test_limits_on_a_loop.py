@@ -16,7 +16,7 @@ from drivetrain.core.calls import Attribution, ClosedV1
 from drivetrain.core.limits import Alert, Limit, Refusal
 from drivetrain.limits.leasing import Limits
 from drivetrain.limits.slices import Hold, Waiter
-from support.tries import in_one_try, measured
+from support.tries import Spoiled, in_one_try, measured
 
 pytestmark = pytest.mark.slow
 
@@ -90,9 +90,10 @@ def test_most_calls_ask_nobody(stores: Stores) -> None:
             limits.close_hold(hold)
             await asyncio.sleep(0)
         await limits.close()
-        assert asked < 50
+        if asked >= 50:
+            raise Spoiled(f"{asked} Calls asked")  # more do where the store's thread stands still
 
-    in_one_try(lambda: run(story))  # it is asked more often where its thread stands still
+    in_one_try(lambda: run(story))
 
 
 def test_a_store_that_is_down_fails_closed_and_what_is_leased_may_be_spent() -> None:

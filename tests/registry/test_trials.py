@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from drivetrain.core.errors import DrivetrainError
 from drivetrain.core.models import Column, Pinned, Signature
 from drivetrain.ports.inference import Scorer
 from drivetrain.registry.trials import TrialLimits, Trials
-from support.tries import PATIENCE_S, eventually, in_one_try, within
+from support.tries import PATIENCE_S, Spoiled, eventually, in_one_try, within
 
 pytestmark = pytest.mark.slow
 
@@ -117,15 +118,18 @@ def orphan(tmp_path: Path) -> int:
     """A process in which a model spins, and whose parent was killed before its second was over."""
     here = Path(__file__).parent
     script = PARENT.format(here=str(here), tests=str(here.parent), folder=str(tmp_path))
-    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     line = parent.stdout.readline()
-    assert line, "its parent gave it up first"
-    process = int(line)
     time.sleep(0.3)
     parent.kill()
-    parent.communicate()
-    assert is_running(process), "its parent gave it up first"
+    said = parent.communicate()[1]
+    if not line or parent.returncode != -signal.SIGKILL:
+        assert "takes more than 1 s to score 1 rows" in said, said
+        raise Spoiled("its parent gave it up first")
+    process = int(line)
+    if not is_running(process):
+        raise Spoiled("its parent was giving it up")
     return process
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 from itertools import accumulate, product
 
@@ -16,7 +17,8 @@ from drivetrain.statistics.two_arms import TwoArms
 
 pytestmark = pytest.mark.slow
 
-SEED = random.SystemRandom().getrandbits(32)
+SEED = int(os.environ.get("DRIVETRAIN_SEED") or 20_261_122)
+"""Rates are compared with bounds here, which one seed in many misses by chance; DRIVETRAIN_SEED=n draws others."""
 SHARE = 0.2
 TAIL = 0.05
 NEEDED = -math.log(TAIL)
