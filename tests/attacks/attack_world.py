@@ -6,11 +6,12 @@ import contextlib
 import json
 import socket
 import threading
-import time
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from support import wire
+from support.busy import LIMITS, Patience
 from support.served import Served
 from support.upstream import (
     STREAM_END,
@@ -35,6 +36,9 @@ PRIVATE = ("http://169.254.169.254/latest/meta-data/", "http://127.0.0.1:1/", "h
 INPUT_NANO, OUTPUT_NANO = 1_000, 2_000
 """Per token, at the price of `support.projects.PRICES`."""
 
+PATIENCE: WeakKeyDictionary[Served, Patience] = WeakKeyDictionary()
+"""Of who asks each gateway."""
+
 
 def body(text: Any = "hello", name: Any = "chat", **more: Any) -> dict[str, Any]:
     """A chat request."""
@@ -44,15 +48,11 @@ def body(text: Any = "hello", name: Any = "chat", **more: Any) -> dict[str, Any]
 def ask(
     gateway: Served, said: Any = None, *, key: str | None = KEY, wait_s: float = wire.WAIT_S, **more: Any
 ) -> wire.Answered:
-    """The answer to one request on a connection of its own; sent again where the store of limits was too busy to say
-    anything within its 50 ms, which a client is told to do."""
+    """The answer to one request on a connection of its own; sent again where the store of limits had no time, though
+    not often."""
     raw = wire.request(body() if said is None else said, key=key, **more)
-    until_s = time.monotonic() + wait_s
-    while (answer := wire.one(gateway.port, raw, wait_s=wait_s)).status == 503 and time.monotonic() < until_s:
-        if b'"limits_unavailable"' not in answer.body:
-            break
-        time.sleep(0.1)
-    return answer
+    patience = PATIENCE.setdefault(gateway, Patience(LIMITS))
+    return patience.answer(lambda: wire.one(gateway.port, raw, wait_s=wait_s))
 
 
 def text_of(answer: wire.Answered) -> str:

@@ -12,13 +12,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from drivetrain.core.calls import Call
 from drivetrain.ledger.reader import LedgerReader
 from support import wire
+from support.busy import LIMITS, Patience
 from support.projects import model, provider, settings, workflow
 from support.served import read_port
 
@@ -27,8 +28,6 @@ STOP_TIMEOUT_S = 40.0
 """A gateway gives what runs 30 s to end, and a machine that stands still takes more."""
 WAIT_S = 30.0
 """What is waited for comes within a moment; the limit is for a machine that stands still, and costs nothing."""
-BUSY = "limits_unavailable"
-"""The error of a call for which the store of limits had no time."""
 TRIES = 5
 """Whole measurements of a promise with a time in it, the best of which must keep it."""
 ESTABLISHED, CLOSE_WAIT = "01", "08"
@@ -41,6 +40,8 @@ class Gateway:
     def __init__(self, root: Path, *, workers: int = 1, environ: Mapping[str, str] | None = None) -> None:
         self.root = root
         self.port = 0
+        self.patience = Patience(LIMITS)
+        """Of those who ask by `settled_answer`."""
         self._workers = workers
         self._environ = {**os.environ, **(environ or {})}
         self._child: subprocess.Popen[str] | None = None
@@ -209,18 +210,18 @@ def eventually(what: Any, wait_s: float = WAIT_S, every_s: float = 0.02) -> Any:
         time.sleep(every_s)
 
 
-def is_busy(answer: wire.Answered) -> bool:
-    """Whether the store of limits did not answer within the 50 ms that a call waits for it: nothing was sent, and a
-    client is to come back. It may happen wherever a machine stands still, and says nothing of the rest."""
-    return answer.status == 503 and answer.json["error"]["code"] == BUSY
+def settled_answer(served: Gateway, request: bytes) -> wire.Answered:
+    """The answer to a request, sent again where the store of limits had no time for it; not often."""
+    return served.patience.answer(lambda: wire.one(served.port, request))
 
 
-def settled_answer(port: int, request: bytes) -> wire.Answered:
-    """The answer to a request, sent again for as long as the store of limits is too busy to say anything."""
-    until_s = time.monotonic() + WAIT_S
-    while is_busy(answer := wire.one(port, request)) and time.monotonic() < until_s:
-        time.sleep(0.1)
-    return answer
+def begun(calls: Iterable[Call], refused: int) -> list[Call]:
+    """The calls but those for which the store of limits had no time: so many at most, sent nowhere and free."""
+    calls = list(calls)
+    busy = [call for call in calls if call.error == LIMITS]
+    assert len(busy) <= refused, f"{len(busy)} calls were refused, and clients were told so {refused} times"
+    assert not any(call.cost_nano_usd or call.attempts for call in busy), busy
+    return [call for call in calls if call.error != LIMITS]
 
 
 def best_s(measured: Callable[[], float], within_s: float, tries: int = TRIES) -> float:

@@ -7,9 +7,9 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-from promise_gateway import is_busy
-
 from support import wire
+from support.busy import MOMENT_S, MOMENTS_MAX, Patience
+from support.tries import Spoiled
 
 INPUT_NANO, OUTPUT_NANO = 1_000, 2_000
 """Per token, as `support.projects.PRICES` says."""
@@ -36,6 +36,8 @@ class Load:
     port: int
     name: str
     clients: int = 4
+    patience: Patience | None = None
+    """Only where budgets are enforced may a client be told to come back; too often, and the try is spoiled."""
     told: list[Told] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
@@ -47,11 +49,13 @@ class Load:
             self._threads.append(thread)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self._stop.set()
         for thread in self._threads:
             thread.join(60)
             assert not thread.is_alive(), "a client hangs"
+        if kind is None and self.patience is not None and not self.patience.hardly_tried:
+            raise Spoiled(f"{self.patience.refused} of {self.patience.asked} requests were refused")
 
     def _client(self, number: int) -> None:
         sent = 0
@@ -62,23 +66,25 @@ class Load:
                         sent += 1
                         one = Told(f"{self.name}.{number}.{sent}", stream=(number + sent) % 2 == 0)
                         self.told.append(one)
-                        if not ask(connection, one):
+                        if not ask(connection, one, self.patience):
                             break
             except OSError:
                 time.sleep(0.01)  # it is down
 
 
-def ask(connection: object, one: Told) -> bool:
+def ask(connection: object, one: Told, patience: Patience | None = None) -> bool:
     """Sends one request and notes what comes; whether the connection is still good.
 
-    A client that is told to come back, since the store of limits was too busy to say anything, does.
+    A client with patience that is told to come back, since the store of limits had no time, does so a few times.
     """
     body = {
         "model": "help",
         "messages": [{"role": "user", "content": one.text}],
         **({"stream": True, "stream_options": {"include_usage": True}} if one.stream else {}),
     }
-    while True:
+    if patience is not None:
+        patience.ask()
+    for turn in range(MOMENTS_MAX + 1):
         try:
             connection.sendall(wire.request(body))  # type: ignore[attr-defined]
             heard = wire.hear(connection)  # type: ignore[arg-type]
@@ -87,9 +93,10 @@ def ask(connection: object, one: Told) -> bool:
         if not heard.answers:
             return False
         answer = heard.answers[0]
-        if not is_busy(answer):
+        if patience is None or not patience.is_refusal(answer):
             break
-        time.sleep(0.1)
+        patience.refuse()
+        time.sleep(MOMENT_S * 2**turn)
     one.status = answer.status
     one.call_id = answer.headers.get("x-request-id", "")
     if one.stream and answer.status == 200:

@@ -1,6 +1,7 @@
 """An open load in a process of its own: requests leave when their time has come, whatever became of those before.
 
-`python promise_rate.py PORT RATE SECONDS`; prints one JSON list: of each connection what it was told, in order.
+`python promise_rate.py PORT RATE SECONDS`; prints JSON: `told`, of each connection what it was told, in order, and
+`sent_s`, after which the last request had left.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ class Connection(asyncio.Protocol):
             self._idle.remove(self)
 
 
-async def offer(port: int, rate: int, seconds: float) -> list[list[list[object]]]:
-    """What each connection was told."""
+async def offer(port: int, rate: int, seconds: float) -> dict[str, object]:
+    """What each connection was told, and how long it took to send all of it."""
     loop = asyncio.get_running_loop()
     idle: deque[Connection] = deque()
     made: list[Connection] = []
@@ -85,10 +86,11 @@ async def offer(port: int, rate: int, seconds: float) -> list[list[list[object]]
             idle.popleft().send()
             sent += 1
         await asyncio.sleep(TICK_S)
+    sent_s = time.perf_counter() - began
     until = time.perf_counter() + DRAIN_S
     while len(idle) < len(made) and time.perf_counter() < until:
         await asyncio.sleep(TICK_S)
-    return [one.told for one in made]
+    return {"told": [one.told for one in made], "sent_s": sent_s}
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from promise_gateway import BUSY, Gateway, eventually, gateway, settled_answer
+from promise_gateway import Gateway, begun, eventually, gateway, settled_answer
 
 from support import books, wire
 from support.projects import model, provider, settings, workflow
@@ -52,38 +52,39 @@ def served() -> Iterator[Gateway]:
 def cut_at(served: Gateway, place: int, how: str, pause_s: float) -> wire.Answered:
     body: dict[str, Any] = {"model": "once", "stream": True, "seed": place, "max_tokens": 20, "top_p": pause_s}
     body["messages"] = [{"role": "user", "content": how}]
-    return settled_answer(served.port, wire.request(body))
+    return settled_answer(served, wire.request(body))
 
 
 @pytest.mark.parametrize("how", ["close", pytest.param("reset", marks=pytest.mark.slow)])
 def test_a_stream_that_is_cut_at_any_byte_ends_with_an_error_event(served: Gateway, how: str) -> None:
     for pause_s in PAUSES_S:
-        begun = check_every_byte(served, how, pause_s)
-        if begun > END // 3:
+        streams = check_every_byte(served, how, pause_s)
+        if streams > END // 3:
             break
-    assert begun > END // 3, "too few streams began to prove anything"
+    assert streams > END // 3, "too few streams began to prove anything"
     ledger = books.spent(served.calls(), all="project")
     assert eventually(lambda: books.settled(served.data_folder, "all") == ledger)
 
 
 def check_every_byte(served: Gateway, how: str, pause_s: float) -> int:
     """A stream cut at each byte, all at once; how many began."""
-    before = {call.call_id for call in served.calls()}
+    before, refused = {call.call_id for call in served.calls()}, served.patience.refused
     with ThreadPoolExecutor(16) as pool:
         found = list(pool.map(lambda place: cut_at(served, place, how, pause_s), range(END)))
-    begun = 0
+    streams = 0
     for place, said in enumerate(found):
         assert said.whole, (place, said)
         if said.status != 200:
             assert said.status == 502, (place, said)
             assert said.error["code"] in ("upstream_unreachable", "stream_interrupted")
             continue
-        begun += 1
+        streams += 1
         events = said.events
         assert events[-1]["error"]["code"] == "stream_interrupted", (place, said.body)
         assert sum("error" in event for event in events) == 1
         assert b"[DONE]" not in said.body
-    calls = {call.call_id: call for call in served.calls() if call.call_id not in before and call.error != BUSY}
+    new = [call for call in served.calls() if call.call_id not in before]
+    calls = {call.call_id: call for call in begun(new, served.patience.refused - refused)}
     assert len(calls) == END
     assert {call.status for call in calls.values()} == {"failed"}
     for place, said in enumerate(found):
@@ -92,4 +93,4 @@ def check_every_byte(served: Gateway, how: str, pause_s: float) -> int:
             assert call.cost_nano_usd > 0, (place, "words came, and nothing was charged")
         if place <= HEAD:
             assert call.cost_nano_usd == 0, (place, "no event came, and something was charged")
-    return begun
+    return streams

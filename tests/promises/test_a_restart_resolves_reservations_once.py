@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from promise_gateway import BUSY, Gateway, eventually, gateway, gone, is_busy, settled_answer
+from promise_gateway import Gateway, begun, eventually, gateway, gone, settled_answer
 
 from drivetrain.core.calls import Call, OpenedV1, ReservedV1
 from drivetrain.embedded.limiting import limits_folder
@@ -78,12 +78,13 @@ def stall(served: Gateway, upstream: Upstream, number: int) -> list[socket.socke
     before = len(upstream.asked)
     connections = [wire.connect(served.port) for _ in range(number)]
     for connection in connections:
+        served.patience.ask()
         connection.sendall(request("stall"))
 
     def all_asked() -> bool:
         # Only an answer that there was no time for the budget comes; that call is made again.
         for connection in select.select(connections, [], [], 0)[0]:
-            assert is_busy(wire.hear(connection).answers[0])
+            assert served.patience.must_come_again(wire.hear(connection).answers[0])
             connection.sendall(request("stall"))
         return len(upstream.asked) == before + number
 
@@ -131,7 +132,7 @@ def check_resolved(served: Gateway, number: int) -> int:
 
 def test_others_that_live_settle_what_a_killed_worker_had_sent(upstream: Staller) -> None:
     with gateway(project(upstream.url), workers=3) as served:
-        assert settled_answer(served.port, request("answer")).status == 200
+        assert settled_answer(served, request("answer")).status == 200
         connections = stall(served, upstream, 12)
         pids = served.worker_pids
         for pid in pids[:2]:
@@ -151,7 +152,7 @@ def test_one_worker_alone_is_resolved_by_the_one_that_replaces_it(upstream: Stal
         os.kill(served.worker_pids[0], signal.SIGKILL)
         check_resolved(served, 3)
         assert "3 calls were cut" in served.stderr
-        assert settled_answer(served.port, request("answer")).status == 200
+        assert settled_answer(served, request("answer")).status == 200
         close(connections)
 
 
@@ -169,7 +170,7 @@ def test_nobody_lives_and_every_later_start_resolves_no_more(upstream: Staller) 
             assert agree(served)
             served.kill()
         served.start()
-        assert settled_answer(served.port, request("answer")).status == 200
+        assert settled_answer(served, request("answer")).status == 200
         assert eventually(lambda: agree(served) and totals(served)["all/"] > charged)
         assert served.stop() == 0
         assert not any(state.held for state in books.accounts(served.data_folder, *SCOPES).values())
@@ -250,9 +251,9 @@ def test_a_call_killed_while_it_waits_for_its_budget_costs_nothing(upstream: Sta
             os.close(queue)
         assert eventually(lambda: "starting another" in served.stderr)
         assert eventually(lambda: worker_names(served) == 1)
-        told = [call for call in served.calls() if call.error != BUSY]  # one that was refused before the kill
+        told = begun(served.calls(), 1)  # it may have been refused before the kill
         assert (upstream.asked, told, totals(served)) == ([], [], {})
-        assert settled_answer(served.port, request("answer")).status == 200
+        assert settled_answer(served, request("answer")).status == 200
 
 
 def test_a_storm_of_kills_never_charges_a_call_twice(upstream: Staller) -> None:

@@ -1,18 +1,19 @@
 """Promise 6: a provider that stalls before its first byte is left within the limit + 100 ms.
 
-Measured at the providers: from the first one's request to the second one's. All calls but a few keep it at once, and
-what a machine that stands still spoiled is called once more, a whole call: a product that is too slow spoils them all.
+Measured at the providers: from the first one's request to the second one's. Every call of a run keeps it, in the best
+of a few whole runs: a machine that stands still for a moment spoils one, and a deadline that is missed at times all.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from promise_gateway import Gateway, gateway
+from promise_gateway import Gateway, best_s, gateway
 
 from support import wire
 from support.projects import model, provider, settings, workflow
@@ -22,10 +23,8 @@ pytestmark = pytest.mark.slow
 
 LIMITS_MS = (150, 201, 330)
 """Not all of them whole multiples of how often deadlines are looked at."""
-WITHIN_MS = 100
+WITHIN_S = 0.1
 TIMES = 20
-SPOILED_MAX = 3
-"""Of the calls of one kind."""
 
 
 class Clocked(Upstream):
@@ -80,28 +79,32 @@ def served(upstream: Clocked) -> Iterator[Gateway]:
 def test_a_stall_before_the_first_byte_falls_back_within_the_limit_and_100_ms(
     served: Gateway, upstream: Clocked, how: str
 ) -> None:
-    def call(which: tuple[int, int], again: int = 0) -> float:
-        limit_ms, number = which
-        text = f"{how} {limit_ms} {number} {again}"
+    runs = itertools.count()
+
+    def call(which: tuple[int, int, int]) -> float:
+        run, limit_ms, number = which
+        text = f"{how} {run} {limit_ms} {number}"
         body = {"model": f"w{limit_ms}", "stream": how != "whole", "messages": [{"role": "user", "content": text}]}
         time.sleep(number * 0.037)  # so that they begin anywhere between two looks at the deadlines
         answer = wire.one(served.port, wire.request(body))
         assert answer.status == 200
         return upstream.took_ms(text) - limit_ms
 
-    asked = [(limit_ms, number) for limit_ms in LIMITS_MS for number in range(TIMES)]
-    with ThreadPoolExecutor(len(asked)) as pool:
-        first = list(pool.map(call, asked))
-    beyond = sorted(first)
-    late = [one for one, beyond_ms in zip(asked, first, strict=True) if beyond_ms > WITHIN_MS]
-    print(f"{how}: from {beyond[0]:.0f} to {beyond[-1]:.0f} ms beyond the limit, median {beyond[len(beyond) // 2]:.0f}")
+    def beyond_s() -> float:
+        """The most of a whole run."""
+        run = next(runs)
+        asked = [(run, limit_ms, number) for limit_ms in LIMITS_MS for number in range(TIMES)]
+        with ThreadPoolExecutor(len(asked)) as pool:
+            beyond = sorted(pool.map(call, asked))
+        print(f"{how}: {beyond[0]:.0f} to {beyond[-1]:.0f} ms beyond the limit, median {beyond[len(beyond) // 2]:.0f}")
+        return beyond[-1] / 1000
+
+    assert best_s(beyond_s, WITHIN_S) <= WITHIN_S
     # The stalling provider's thread may note its request late, so the gateway's own clock says whether it waited.
     waited = [
         ((first.ended_us - first.sent_us) / 1000, int(call.workflow[1:]))
         for call in served.calls()
         if (first := call.attempts[0]).failure == "first_byte_timeout"
     ]
-    assert len(waited) >= len(asked)
+    assert len(waited) >= len(LIMITS_MS) * TIMES
     assert all(waited_ms >= limit_ms - 1 for waited_ms, limit_ms in waited), "a provider was left before its time"
-    assert len(late) <= SPOILED_MAX, f"{beyond[-5:]} ms beyond the limit"
-    assert all(call(one, 1) <= WITHIN_MS for one in late), f"{late} were left too late each time"

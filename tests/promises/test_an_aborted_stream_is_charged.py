@@ -9,10 +9,11 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from promise_gateway import BUSY, Gateway, eventually, gateway, is_left
+from promise_gateway import Gateway, eventually, gateway, is_left
 
 from drivetrain.core.calls import Call
 from support import books, wire
+from support.busy import LIMITS
 from support.projects import model, provider, settings, workflow
 from support.upstream import (
     ANTHROPIC_USAGE,
@@ -66,19 +67,23 @@ def served(upstream: Upstream) -> Iterator[Gateway]:
 def left_after(served: Gateway, name: str, words: int) -> Call:
     """The call of a client that leaves once it has read so many words."""
     body = {"model": name, "stream": True, "max_tokens": 100 + words, "messages": [{"role": "user", "content": "talk"}]}
+    patience = served.patience
+    patience.ask()
     while True:
         before = {call.call_id for call in served.calls()}
         with wire.connect(served.port) as connection:
             connection.sendall(wire.request(body))
             got = b""
-            while WORDS[words - 1].encode() not in got and BUSY.encode() not in got:
+            while WORDS[words - 1].encode() not in got and LIMITS.encode() not in got:
                 part = connection.recv(65_536)
                 assert part, got
                 got += part
             assert eventually(lambda before=before: {call.call_id for call in served.calls()} - before)
         (call_id,) = {call.call_id for call in served.calls()} - before
-        if BUSY.encode() not in got:
+        if LIMITS.encode() not in got:
             return served.call(call_id)
+        patience.refuse()
+        assert patience.kept, f"{patience.refused} of {patience.asked} requests were refused"
 
 
 @pytest.mark.parametrize("dialect", ["openai", "claude"])

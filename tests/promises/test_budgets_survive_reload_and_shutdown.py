@@ -10,11 +10,13 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from promise_gateway import BUSY, Gateway, chat_project, eventually, gateway, settled_answer, simulated
+from promise_gateway import Gateway, begun, chat_project, eventually, gateway, settled_answer, simulated
 from promise_load import Load
 
 from drivetrain.simulator import SimulatorProcess
 from support import books, wire
+from support.busy import LIMITS, Patience
+from support.tries import in_one_try
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +37,7 @@ def project(url: str, usd: str | None = "5", more: str = "") -> dict[str, str]:
 
 def answer(served: Gateway, tokens: int = 50) -> wire.Answered:
     body = {"model": "help", "max_tokens": tokens, "messages": [{"role": "user", "content": "hello"}]}
-    return settled_answer(served.port, wire.request(body))
+    return settled_answer(served, wire.request(body))
 
 
 def reload(served: Gateway, files: dict[str, str], *, lives: int = 1) -> None:
@@ -55,17 +57,20 @@ def held(served: Gateway) -> dict[str, int]:
 
 
 def test_amounts_that_change_under_load_drop_no_call_and_lose_no_cost(simulator: SimulatorProcess) -> None:
-    with gateway(project(simulator.url), workers=2) as served:
-        with Load(served.port, "reload", clients=6) as load:
-            for usd in ("6", "4", "7.5"):
-                time.sleep(0.2)
-                reload(served, project(simulator.url, usd), lives=2)
-            assert eventually(lambda: len(load.told) > 20)
-        lost = [one for one in load.told if not one.whole]
-        assert not lost, lost[:3]
-        assert eventually(lambda: agree(served)), books.settled(served.data_folder, *SCOPES)
-        assert served.stop() == 0
-        assert not held(served)
+    def story() -> None:
+        with gateway(project(simulator.url), workers=2) as served:
+            with Load(served.port, "reload", clients=6, patience=Patience(LIMITS)) as load:
+                for usd in ("6", "4", "7.5"):
+                    time.sleep(0.2)
+                    reload(served, project(simulator.url, usd), lives=2)
+                assert eventually(lambda: len(load.told) > 20)
+            lost = [one for one in load.told if not one.whole]
+            assert not lost, lost[:3]
+            assert eventually(lambda: agree(served)), books.settled(served.data_folder, *SCOPES)
+            assert served.stop() == 0
+            assert not held(served)
+
+    in_one_try(story)
 
 
 def test_a_lower_amount_holds_at_once_and_a_higher_one_opens_again(simulator: SimulatorProcess) -> None:
@@ -113,17 +118,21 @@ def test_limits_come_and_go_with_a_reload_while_calls_run(simulator: SimulatorPr
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_sigterm_lets_streams_finish_and_settles_every_cost(simulator: SimulatorProcess, workers: int) -> None:
-    with gateway(project(simulator.url), workers=workers) as served:
-        with Load(served.port, "term", clients=6) as load:
-            assert eventually(lambda: sum(one.whole for one in load.told) > 20)
-            served.signal(signal.SIGTERM)
-            assert served.wait() == 0
-        calls = {call.call_id: call for call in served.calls() if call.error != BUSY}
-        assert {call.status for call in calls.values()} <= {"answered", "aborted"}
-        whole = [one for one in load.told if one.whole]
-        assert len(whole) > 5
-        assert all(calls[one.call_id].cost_nano_usd == one.cost_nano_usd for one in whole)
-        assert all(one.whole or not one.call_id for one in load.told), "an answer was cut"
-        assert agree(served), (books.settled(served.data_folder, *SCOPES), books.spent(calls.values(), **SCOPES))
-        assert not held(served)
-        assert "Traceback" not in served.stderr
+    def story() -> None:
+        patience = Patience(LIMITS)
+        with gateway(project(simulator.url), workers=workers) as served:
+            with Load(served.port, "term", clients=6, patience=patience) as load:
+                assert eventually(lambda: sum(one.whole for one in load.told) > 20)
+                served.signal(signal.SIGTERM)
+                assert served.wait() == 0
+            calls = {call.call_id: call for call in begun(served.calls(), patience.refused)}
+            assert {call.status for call in calls.values()} <= {"answered", "aborted"}
+            whole = [one for one in load.told if one.whole]
+            assert len(whole) > 5
+            assert all(calls[one.call_id].cost_nano_usd == one.cost_nano_usd for one in whole)
+            assert all(one.whole or not one.call_id for one in load.told), "an answer was cut"
+            assert agree(served), (books.settled(served.data_folder, *SCOPES), books.spent(calls.values(), **SCOPES))
+            assert not held(served)
+            assert "Traceback" not in served.stderr
+
+    in_one_try(story)

@@ -32,6 +32,11 @@ from support.projects import workflow
 
 pytestmark = pytest.mark.slow
 
+REFUSES_S = 0.4
+"""From SIGTERM until no new traffic is welcome."""
+ENDS_S = 5.0
+"""From SIGTERM until a gateway has ended for which nothing runs."""
+
 
 def project(url: str, answer: str = "old") -> dict[str, str]:
     """`help` is slow; `said` answers by a rule, so that it tells which project is served."""
@@ -93,25 +98,49 @@ def ready(port: int) -> bool:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_sigterm_refuses_new_calls_at_once_and_finishes_the_old(simulator: SimulatorProcess, workers: int) -> None:
-    with gateway(project(simulator.url), workers=workers) as served:
-        assert ready(served.port)
-        running = [Slow(served.port, stream=stream).begin(simulator) for stream in (True, False, True)]
-        pids = served.worker_pids
-        with standing_still(simulator.pid):
+    def refused_s() -> float:
+        with gateway(project(simulator.url), workers=workers) as served:
+            assert ready(served.port)
+            running = [Slow(served.port, stream=stream).begin(simulator) for stream in (True, False, True)]
+            pids = served.worker_pids
+            with standing_still(simulator.pid):
+                told = time.monotonic()
+                served.signal(signal.SIGTERM)
+                assert eventually(lambda: not ready(served.port)), "it is ready though it was told to end"
+                took_s = time.monotonic() - told
+                assert served.alive, "it did not wait for its calls"
+            for one in running:
+                one.join(WAIT_S)
+                assert one.told.whole, f"a call was cut by SIGTERM: {one.told}"
+            assert served.wait() == 0
+            assert all(gone(pid) for pid in pids)
+            for one in running:
+                call = served.call(one.told.call_id)
+                assert (call.status, call.cost_nano_usd) == ("answered", one.told.cost_nano_usd)
+            assert all(call.status == "answered" for call in served.calls())
+            assert not list((served.data_folder / "run").glob("*.metrics"))
+            assert "Traceback" not in served.stderr
+            return took_s
+
+    assert best_s(refused_s, REFUSES_S) < REFUSES_S
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigterm_ends_a_gateway_that_has_nothing_to_do_soon(simulator: SimulatorProcess, workers: int) -> None:
+    """What runs is given half a minute, and nothing runs."""
+    with gateway(project(simulator.url), workers=workers, start=False) as served:
+
+        def ended_s() -> float:
+            served.start()
+            done = Slow(served.port, stream=True).begin(simulator)
+            done.join(WAIT_S)
+            assert done.told.whole
+            told = time.monotonic()
             served.signal(signal.SIGTERM)
-            assert eventually(lambda: not ready(served.port)), "it is ready though it was told to end"
-            assert served.alive, "it did not wait for its calls"
-        for one in running:
-            one.join(WAIT_S)
-            assert one.told.whole, f"a call was cut by SIGTERM: {one.told}"
-        assert served.wait() == 0
-        assert all(gone(pid) for pid in pids)
-        for one in running:
-            call = served.call(one.told.call_id)
-            assert (call.status, call.cost_nano_usd) == ("answered", one.told.cost_nano_usd)
-        assert all(call.status == "answered" for call in served.calls())
-        assert not list((served.data_folder / "run").glob("*.metrics"))
-        assert "Traceback" not in served.stderr
+            assert served.wait() == 0
+            return time.monotonic() - told
+
+        assert best_s(ended_s, ENDS_S) < ENDS_S
 
 
 def test_sigterm_under_load_loses_no_answer(simulator: SimulatorProcess) -> None:

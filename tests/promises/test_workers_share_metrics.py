@@ -117,14 +117,15 @@ def test_a_call_is_counted_within_a_second_whoever_answers(served: Gateway) -> N
     """Every call is counted in the end; the time is that of the best of a few whole tries."""
     numbers = itertools.count(1)
 
-    def took_s() -> float:
+    def counted_s() -> float:
         number = next(numbers)
         call(served, f"question {number}")
         answered = time.monotonic()
         assert eventually(lambda: all(total(metrics(served), "drivetrain_calls_total") == number for _ in range(6)))
         return time.monotonic() - answered
 
-    assert best_s(took_s, FRESH_S) < FRESH_S
+    # The second one comes right after workers have published, so that it waits for as long as any.
+    assert best_s(lambda: max(counted_s(), counted_s()), FRESH_S) < FRESH_S
 
 
 def test_no_label_holds_a_key_a_user_or_a_prompt(served: Gateway) -> None:
@@ -141,21 +142,34 @@ def test_no_label_holds_a_key_a_user_or_a_prompt(served: Gateway) -> None:
     assert labels <= {"workflow", "variant", "status", "verdict", "reason", "function", "le"}
 
 
-def test_running_calls_are_counted_while_they_run(served: Gateway, simulator: SimulatorProcess) -> None:
-    body = {"model": "help", "messages": [{"role": "user", "content": "a question"}]}
-    connections = [wire.connect(served.port) for _ in range(4)]
-    try:
-        with standing_still(simulator.pid):
+def test_running_calls_are_counted_within_a_second_while_they_run(served: Gateway, simulator: SimulatorProcess) -> None:
+    """Whoever answers; each is counted in the end, and the time is that of the best of a few whole tries."""
+
+    def took_s() -> float:
+        """Until all that run are counted, or none once none runs, whichever is longer."""
+        body = {"model": "help", "messages": [{"role": "user", "content": "a question"}]}
+        before = len(served.calls())
+        connections = [wire.connect(served.port) for _ in range(4)]
+        try:
+            with standing_still(simulator.pid):
+                for connection in connections:
+                    connection.sendall(wire.request(body, key=SECRET))
+                assert eventually(lambda: len(served.calls()) == before + 4)
+                began = time.monotonic()
+                shown = eventually(lambda: running(metrics(served), 4))
+                assert total(shown, "drivetrain_connections") >= 4
+                assert eventually(lambda: all(running(metrics(served), 4) for _ in range(6)))
+                up_s = time.monotonic() - began
             for connection in connections:
-                connection.sendall(wire.request(body, key=SECRET))
-            shown = eventually(lambda: running(metrics(served), 4))
-            assert total(shown, "drivetrain_connections") >= 4
-        for connection in connections:
-            assert wire.hear(connection).answers[0].status == 200
-    finally:
-        for connection in connections:
-            connection.close()
-    assert eventually(lambda: running(metrics(served), 0))
+                assert wire.hear(connection).answers[0].status == 200
+            began = time.monotonic()
+        finally:
+            for connection in connections:
+                connection.close()
+        assert eventually(lambda: all(running(metrics(served), 0) for _ in range(6)))
+        return max(up_s, time.monotonic() - began)
+
+    assert best_s(took_s, FRESH_S) < FRESH_S
 
 
 def test_a_killed_worker_leaves_its_counts_but_runs_no_calls(served: Gateway) -> None:
