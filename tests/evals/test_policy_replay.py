@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,9 +19,8 @@ from drivetrain.evals.policy_replay import PolicyReplay, replay_policy, report, 
 from drivetrain.evals.replayed import Replayed
 from drivetrain.policies.compile import compile_policy
 from drivetrain.project.snapshot import Snapshot
+from support.seeds import SEED
 
-SEED = int(os.environ.get("DRIVETRAIN_SEED") or 20_261_122)
-"""Rates are compared with bounds here, which one seed in many misses by chance; DRIVETRAIN_SEED=n draws others."""
 OLD = table(("< 0.4", "", "refund"), ("", "", "review"))
 NEW = table(("< 0.4", "", "refund"), ("< 0.7", "", "refund"), ("", "", "deny"))
 READS_MORE = table(("", "< 30", "refund"), ("", "", "review"))

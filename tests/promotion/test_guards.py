@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 
 import pytest
@@ -11,9 +10,8 @@ from drivetrain.core.calls import AttemptV1, Attribution, Call
 from drivetrain.core.releases import GuardV1
 from drivetrain.promotion.guards import THRESHOLD_CALLS, Seen, Watcher, answered_ms, failed, is_refused_by_candidate
 from drivetrain.statistics.intervals import clopper_pearson
+from support.seeds import SEED
 
-SEED = int(os.environ.get("DRIVETRAIN_SEED") or 20_261_122)
-"""Rates are compared with bounds here, which one seed in many misses by chance; DRIVETRAIN_SEED=n draws others."""
 EQUAL_RUNS = 60
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import random
 import subprocess
 import sys
@@ -25,11 +24,9 @@ from drivetrain.statistics.comparing import (
     first_settled,
 )
 from drivetrain.statistics.evidence import log_evidence_of_counts
+from support.seeds import SEED
 
 pytestmark = pytest.mark.slow
-
-SEED = int(os.environ.get("DRIVETRAIN_SEED") or 20_261_122)
-"""Rates are compared with bounds here, which one seed in many misses by chance; DRIVETRAIN_SEED=n draws others."""
 
 
 def outcomes(wins: int, losses: int, ties: int) -> tuple[list[bool], list[bool]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import random
 
 import numpy as np
@@ -22,11 +21,10 @@ from drivetrain.statistics.evidence import (
     tallied,
     told,
 )
+from support.seeds import SEED
 
 pytestmark = pytest.mark.slow
 
-SEED = int(os.environ.get("DRIVETRAIN_SEED") or 20_261_122)
-"""Rates are compared with bounds here, which one seed in many misses by chance; DRIVETRAIN_SEED=n draws others."""
 LOOK = 25
 REPLAYS = 2_000
 WRONG_MAX = 0.05

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 
 import numpy as np
@@ -13,11 +12,10 @@ from drivetrain.statistics.clustered import clustered_share
 from drivetrain.statistics.intervals import wilson
 from drivetrain.statistics.multiple import benjamini_hochberg, benjamini_hochberg_e, holm
 from drivetrain.statistics.prediction_powered import LABELS_MIN, prediction_powered
+from support.seeds import SEED
 
 pytestmark = pytest.mark.slow
 
-SEED = int(os.environ.get("DRIVETRAIN_SEED") or 20_261_122)
-"""Rates are compared with bounds here, which one seed in many misses by chance; DRIVETRAIN_SEED=n draws others."""
 PUBLISHED = [
     0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344, 0.0459, 0.3240, 0.4262, 0.5719, 0.6528, 0.7590, 1.0,
 ]  # fmt: skip

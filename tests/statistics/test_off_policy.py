@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import random
 from statistics import fmean
 
 import pytest
 
 from drivetrain.statistics.off_policy import Logged, OffPolicy, off_policy, tries_needed
+from support.seeds import SEED
 
-SEED = int(os.environ.get("DRIVETRAIN_SEED") or 20_261_122)
-"""Rates are compared with bounds here, which one seed in many misses by chance; DRIVETRAIN_SEED=n draws others."""
 EXPLORED = 0.2
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 
 import numpy as np
 import pytest
@@ -19,11 +18,9 @@ from drivetrain.statistics.power import (
     mean_needed,
     more_until,
 )
+from support.seeds import SEED
 
 pytestmark = pytest.mark.slow
-
-SEED = int(os.environ.get("DRIVETRAIN_SEED") or 20_261_122)
-"""Rates are compared with bounds here, which one seed in many misses by chance; DRIVETRAIN_SEED=n draws others."""
 
 
 def test_power_is_the_sum_over_all_tables() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 
 import numpy as np
 import pytest
@@ -11,9 +10,7 @@ from scipy import stats
 
 from drivetrain.statistics.bootstrap import bootstrap, mean, ratio
 from drivetrain.statistics.means import mean_interval, student_quantile
-
-SEED = int(os.environ.get("DRIVETRAIN_SEED") or 20_261_122)
-"""Rates are compared with bounds here, which one seed in many misses by chance; DRIVETRAIN_SEED=n draws others."""
+from support.seeds import SEED
 
 
 def test_student_as_scipy_has_it() -> None:

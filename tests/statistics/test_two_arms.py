@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import random
 from itertools import accumulate
 
@@ -14,9 +13,8 @@ from drivetrain.statistics import two_arms
 from drivetrain.statistics.arms import CALLS_MOST
 from drivetrain.statistics.intervals import clopper_pearson
 from drivetrain.statistics.two_arms import TwoArms, Units, boundary, log_capital
+from support.seeds import SEED
 
-SEED = int(os.environ.get("DRIVETRAIN_SEED") or 20_261_122)
-"""Rates are compared with bounds here, which one seed in many misses by chance; DRIVETRAIN_SEED=n draws others."""
 SHARE = 0.2
 TAIL = 0.05
 NEEDED = -math.log(TAIL)

@@ -33,7 +33,7 @@ class CopiesTold(msgspec.Struct, frozen=True, kw_only=True):
     answered: int
     failed: int
     refused: int
-    """By the candidate's admission."""
+    """Not admitted, or refused by a limit or a provider."""
     late: int
     """Lost in the shadow: others came before they had begun."""
     unaffordable: int
@@ -62,7 +62,7 @@ class CopiesTold(msgspec.Struct, frozen=True, kw_only=True):
         lost = ", ".join(f"{number:,} {text}" for number, text in why if number)
         return (
             f"Copies since the gateway started: {self.answered:,} answered, {self.failed:,} failed, "
-            f"{self.refused:,} refused by the candidate, {self.open:,} under way or gone with a shadow; "
+            f"{self.refused:,} refused, {self.open:,} under way or gone with a shadow; "
             f"{self.lost:,} lost{f': {lost}' if lost else ''}."
         )
 
